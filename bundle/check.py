@@ -1,0 +1,254 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The check of a dataset before training: everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bundle.data import pair_folder
+from bundle.errors import BundleError
+from bundle.masks import mask_scale, mask_threshold, open_mask
+from bundle.readers import open_rgb
+
+EXAMPLES = 5
+THREADS = 4
+# A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
+MAX_BETWEEN = 0.05
+
+Datalists = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of problem or warning: a summary with the count, and what it concerns."""
+
+    summary: str
+    examples: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Return the summary and the first examples, a line each."""
+        lines = [self.summary, *(f"    {example}" for example in self.examples[:EXAMPLES])]
+        if len(self.examples) > EXAMPLES:
+            lines.append(f"    and {len(self.examples) - EXAMPLES} more")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a dataset holds: pairs per part, masks per scale (1, 255, 65535), and what is wrong with it."""
+
+    counts: dict[str, int]
+    scales: dict[int, int]
+    problems: list[Finding]
+    warnings: list[Finding]
+
+    def text(self) -> str:
+        """Return the report for the console."""
+        lines = ["Dataset: " + ", ".join(f"{count} {part}" for part, count in self.counts.items())]
+        lines += [f"Masks: {count} {_scale_text(scale)}" for scale, count in sorted(self.scales.items())]
+        lines += [f"Warning: {finding.text()}" for finding in self.warnings]
+        lines += [f"Problem: {finding.text()}" for finding in self.problems]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Pair:
+    """What one pair of files is like; sizes are (height, width) as displayed."""
+
+    part: str
+    image: str
+    label: str
+    errors: list[str] = field(default_factory=list)
+    digest: str | None = None
+    image_size: tuple[int, int] | None = None
+    mask_size: tuple[int, int] | None = None
+    scale: int | None = None
+    not_binary: str | None = None
+
+    @property
+    def has_empty_mask(self) -> bool:
+        """Whether the mask was read and holds nothing but zeros."""
+        return self.mask_size is not None and self.scale is None and self.not_binary is None
+
+
+def check_dataset(
+    datalists: Datalists, dataset_dir: str | os.PathLike[str] | None = None, mask_suffix: str = ""
+) -> DatasetReport:
+    """Read every image and mask of `datalists` (records of ``image`` and ``label`` by part) and report on all of them.
+
+    Where `dataset_dir` is a folder, its files without a partner are reported too, and names are relative to it.
+    Problems forbid training: files that cannot be read, sizes that differ, masks that are not binary, an image in two
+    parts, nothing to train on. Warnings do not: files without a partner, empty masks, an image twice in one part, masks
+    of different scales.
+
+    Raises:
+        BundleError: `dataset_dir` is a folder but no dataset.
+    """
+    folder = Path(os.path.abspath(Path(dataset_dir).expanduser())) if dataset_dir is not None else None
+    pairs = _inspect_all(datalists)
+
+    def name(path: str | os.PathLike[str]) -> str:
+        return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else str(path)
+
+    scales = Counter(pair.scale for pair in pairs if pair.scale is not None)
+    return DatasetReport(
+        counts={part: len(records) for part, records in datalists.items()},
+        scales=dict(scales),
+        problems=[*_find_problems(pairs, name), *_find_leaks(pairs, name)],
+        warnings=[*_find_unmatched(folder, mask_suffix, name), *_find_warnings(pairs, scales, name)],
+    )
+
+
+def require_trainable(
+    datalists: Datalists, dataset_dir: str | os.PathLike[str] | None = None, mask_suffix: str = ""
+) -> None:
+    """Print the report of `check_dataset`.
+
+    Raises:
+        BundleError: the report has problems; the sentence sums them up.
+    """
+    report = check_dataset(datalists, dataset_dir, mask_suffix)
+    print(report.text(), flush=True)
+    if report.problems:
+        summary = "; ".join(finding.summary for finding in report.problems)
+        what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
+        raise BundleError(f"{what} cannot be trained on: {summary} (the report above names the files).")
+
+
+def require_labeled(datalist: Sequence[Mapping[str, str]]) -> None:
+    """Raise a `BundleError` where there is no record to evaluate, or one whose image or label is not a file."""
+    if not datalist:
+        raise BundleError(
+            "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or leave "
+            "--split out for 80/10/10."
+        )
+    for record in datalist:
+        for key in ("image", "label"):
+            if not Path(record[key]).is_file():
+                raise BundleError(f"{key} {record[key]} is not a file.")
+
+
+# --- one pair ----------------------------------------------------------------------------------------------------
+
+
+def _inspect_all(datalists: Datalists) -> list[_Pair]:
+    pairs = [_Pair(part, record["image"], record["label"]) for part, records in datalists.items() for record in records]
+    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(_inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+
+
+def _inspect(pair: _Pair) -> _Pair:
+    """Fill in what the files of `pair` are like."""
+    try:
+        image = open_rgb(pair.image)
+        pair.image_size = (image.height, image.width)
+        pair.digest = hashlib.sha256(Path(pair.image).read_bytes()).hexdigest()
+    except BundleError as error:
+        pair.errors.append(str(error))
+    try:
+        mask = open_mask(pair.label)
+    except BundleError as error:
+        pair.errors.append(str(error))
+        return pair
+    pair.mask_size = (mask.shape[0], mask.shape[1])
+    pair.not_binary = why_not_binary(mask)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = mask_scale(mask)
+    return pair
+
+
+def why_not_binary(mask: np.ndarray) -> str | None:
+    """Return why the values (H, W) cannot be told into background and foreground, or None if they can."""
+    scale, threshold = mask_scale(mask), mask_threshold(mask)
+    lowest, highest = mask.min(), mask.max()
+    if lowest < 0 or highest > scale:
+        return f"values {lowest} to {highest}"
+    if 0 < highest <= threshold:
+        return f"values up to {highest} only, neither 0/1 nor 0/{scale}"
+    between = float(np.mean((mask > 0.25 * scale) & (mask < 0.75 * scale)))
+    return f"{between:.0%} of the pixels are in between" if between > MAX_BETWEEN else None
+
+
+# --- the whole set -----------------------------------------------------------------------------------------------
+
+
+def _findings(summary: str, examples: Sequence[str]) -> list[Finding]:
+    """Return one finding that counts its examples, or none."""
+    return [Finding(f"{summary}: {len(examples)}", examples)] if examples else []
+
+
+def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterator[Finding]:
+    yield from _findings(
+        "files that cannot be read as image or mask", [error for pair in pairs for error in pair.errors]
+    )
+    differing = [pair for pair in pairs if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size]
+    yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
+    not_binary = [f"{name(pair.label)}: {pair.not_binary}" for pair in pairs if pair.not_binary]
+    yield from _findings("masks that are not binary", not_binary)
+    train = [pair for pair in pairs if pair.part == "train"]
+    if not train:
+        yield Finding("no pair of image and mask for training")
+    elif all(pair.has_empty_mask for pair in train):
+        yield Finding(f"all {len(train)} masks for training are empty")
+
+
+def _find_leaks(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterator[Finding]:
+    leaks = [same for same in _same_images(pairs) if len({pair.part for pair in same}) > 1]
+    examples = [" = ".join(f"{name(pair.image)} ({pair.part})" for pair in same) for same in leaks]
+    yield from _findings("images that are in more than one part", examples)
+
+
+def _find_warnings(pairs: Sequence[_Pair], scales: Mapping[int, int], name: Callable[[str], str]) -> Iterator[Finding]:
+    twice = [same for same in _same_images(pairs) if len({pair.part for pair in same}) == 1]
+    examples = [" = ".join(name(pair.image) for pair in same) for same in twice]
+    yield from _findings("images that are there more than once", examples)
+    yield from _findings("empty masks", [name(pair.label) for pair in pairs if pair.has_empty_mask])
+    if len(scales) > 1:
+        rarest = min(scales, key=lambda scale: scales[scale])
+        examples = [name(pair.label) for pair in pairs if pair.scale == rarest]
+        yield Finding(f"masks of {len(scales)} scales in one dataset; the fewest are {_scale_text(rarest)}", examples)
+
+
+def _find_unmatched(folder: Path | None, mask_suffix: str, name: Callable[[Path], str]) -> Iterator[Finding]:
+    if folder is None or not folder.is_dir():
+        return
+    found = pair_folder(folder, mask_suffix)
+    yield from _findings("images without a mask, left out", [name(path) for path in found.images_without_mask])
+    yield from _findings("masks without an image, left out", [name(path) for path in found.masks_without_image])
+
+
+def _same_images(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+    """Return the pairs whose image files have the same bytes, where there are several."""
+    by_digest: dict[str, list[_Pair]] = {}
+    for pair in pairs:
+        if pair.digest is not None:
+            by_digest.setdefault(pair.digest, []).append(pair)
+    return [same for same in by_digest.values() if len(same) > 1]
+
+
+def _sizes(pair: _Pair, name: Callable[[str], str]) -> str:
+    (image_height, image_width), (mask_height, mask_width) = pair.image_size or (0, 0), pair.mask_size or (0, 0)
+    return f"{name(pair.image)} is {image_width} x {image_height}, its mask {mask_width} x {mask_height}"
+
+
+def _scale_text(scale: int) -> str:
+    return f"with values 0/{scale}, foreground above {scale / 2:g}"

@@ -1,0 +1,108 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training objective of SAM-SP: L = Dice(y1, y) + alpha * KL(y0, y1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import nn
+
+from bundle.network import SamSPOutput
+
+DIRECTIONS = ("teacher_student", "student_teacher")
+
+
+class SelfDistillationLoss(nn.Module):
+    """L_SD = KL(y0, y1): the refined logits y1 teach the initial logits y0, pixel by pixel.
+
+    With p = sigmoid(y / T) and p1 detached, the mean over all pixels of
+
+        teacher_student:  KL(p1 || p0) = p1 log(p1 / p0) + (1 - p1) log((1 - p1) / (1 - p0))
+        student_teacher:  KL(p0 || p1)
+
+    The first has the gradient p0 - p1 (at T = 1), that of the second vanishes where y0 is confidently wrong. The result
+    is scaled by T^2, so that the size of the gradient does not depend on T. Computed in float32 from logits through
+    log-sigmoid: finite for every finite logit. The paper does not say which reading of KL(y0, y1) it means.
+
+    Args:
+        direction: "teacher_student" (default) or "student_teacher".
+        temperature: T > 0.
+    """
+
+    def __init__(self, direction: str = "teacher_student", temperature: float = 1.0) -> None:
+        super().__init__()
+        if direction not in DIRECTIONS:
+            raise ValueError(f"distill_direction is '{direction}', expected one of {', '.join(DIRECTIONS)}.")
+        if temperature <= 0:
+            raise ValueError(f"distill_temperature is {temperature}, expected a number above 0.")
+        self.direction = direction
+        self.temperature = temperature
+
+    def forward(self, initial: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        """(B, K, h, w) logits of the student y0 and of the teacher y1 -> scalar."""
+        student = initial.float() / self.temperature
+        teacher = refined.detach().float() / self.temperature
+        if self.direction == "teacher_student":
+            divergence = _bernoulli_kl(teacher, student)
+        else:
+            divergence = _bernoulli_kl(student, teacher)
+        return divergence.mean() * self.temperature**2
+
+
+def _bernoulli_kl(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of two Bernoulli variables given by their logits, element by element."""
+    foreground = torch.sigmoid(logits_p) * (F.logsigmoid(logits_p) - F.logsigmoid(logits_q))
+    background = torch.sigmoid(-logits_p) * (F.logsigmoid(-logits_p) - F.logsigmoid(-logits_q))
+    return foreground + background
+
+
+class SamSPLoss(nn.Module):
+    """L = Dice(y1, y) + distill_weight * KL(y0, y1) + initial_weight * Dice(y0, y), on the low-resolution logits.
+
+    Dice is MONAI's sigmoid Dice, per image, then averaged. The label comes at input resolution and is averaged over the
+    area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
+
+    Args:
+        distill_weight: alpha of the paper, which does not give its value.
+        distill_direction: see `SelfDistillationLoss`.
+        distill_temperature: see `SelfDistillationLoss`.
+        initial_weight: weight of a Dice term on y0, 0 in the paper.
+    """
+
+    def __init__(
+        self,
+        distill_weight: float = 1.0,
+        distill_direction: str = "teacher_student",
+        distill_temperature: float = 1.0,
+        initial_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+        self.distillation = SelfDistillationLoss(distill_direction, distill_temperature)
+        self.distill_weight = distill_weight
+        self.initial_weight = initial_weight
+
+    def forward(self, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
+        """`SamSPOutput` with logits (B, K, h, w), and label (B, K, S, S) in 0..1 with S a multiple of h -> scalar."""
+        # autocast would run the sigmoid and the sums of Dice in half precision
+        with torch.autocast(output.refined.device.type, enabled=False):
+            refined = output.refined.float()
+            target = F.adaptive_avg_pool2d(label.to(refined), refined.shape[-2:])
+            loss = self.dice(refined, target)
+            if output.initial is output.refined:
+                return loss
+            initial = output.initial.float()
+            loss = loss + self.distill_weight * self.distillation(initial, refined)
+            if self.initial_weight:
+                loss = loss + self.initial_weight * self.dice(initial, target)
+            return loss

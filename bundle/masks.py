@@ -1,0 +1,84 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Masks as files: which files count, how one is read, and what in it is foreground. Checks and loading share this."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bundle.errors import BundleError
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")
+# What Pillow raises on missing, truncated, malformed or absurdly large files.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Gray masks saved as color JPEG differ between channels by this fraction of the brightest value at most.
+COLOR_TOLERANCE = 1 / 16
+
+
+def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a mask (H, W) with the values of the file, turned the way its EXIF orientation says.
+
+    A palette mask is read by its index, a 1-bit mask as 0/1, 16 and 32 bits are kept. Of a mask in color the gray value
+    is taken; fully transparent pixels are 0.
+
+    Raises:
+        BundleError: the file is missing, is no image, is damaged, has several pages, color, or values that are not
+            finite.
+    """
+    name = os.fspath(path)
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pages != 1:
+                raise BundleError(f"{name} has {pages} pages; expected a mask file with a single image.")
+            upright = ImageOps.exif_transpose(image)
+            values = np.asarray(upright)
+    except PILLOW_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(
+            f"{name} cannot be read as a mask ({reason}); expected a PNG, JPEG, TIFF or BMP file."
+        ) from error
+    if upright.mode == "1":
+        return values.astype(np.uint8)
+    if upright.mode in ("RGB", "RGBA", "LA", "PA"):
+        values = _drop_channels(values, upright.mode, name)
+    if values.ndim != 2:
+        raise BundleError(f"{name} is a {upright.mode} image; expected a mask with one value per pixel.")
+    if not np.isfinite(values).all():
+        raise BundleError(f"{name} holds values that are not finite; expected a binary mask.")
+    return values
+
+
+def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:
+    """Return (H, W) from (H, W, C), where the last channel is alpha if `mode` ends in A."""
+    colors = values[..., :-1] if mode.endswith("A") else values
+    gray = colors[..., 0]
+    spread = colors.max(axis=-1) - colors.min(axis=-1)
+    if spread.max() > COLOR_TOLERANCE * colors.max():
+        raise BundleError(f"{name} is a color image; expected a mask in black and white, one value per pixel.")
+    return np.where(values[..., -1] > 0, gray, 0).astype(values.dtype) if mode.endswith("A") else gray
+
+
+def mask_scale(mask: np.ndarray) -> int:
+    """Return the value that stands for foreground by the largest value in `mask`: 1, 255 or, for 16 bits, 65535."""
+    highest = mask.max()
+    if highest <= 1:
+        return 1
+    return 255 if highest <= 255 else 65535
+
+
+def mask_threshold(mask: np.ndarray) -> float:
+    """Return the threshold above which a value is foreground: half the scale, so that JPEG noise does no harm."""
+    return mask_scale(mask) / 2

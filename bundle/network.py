@@ -1,0 +1,220 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SamSP: the image encoder E, the prompt encoder P and the mask decoder M wired as in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bundle import lora
+from bundle.checkpoints import load_base_checkpoint
+from bundle.errors import BundleError
+from bundle.prompts import boxes_from_logits
+from bundle.sam import (
+    build_image_encoder,
+    build_mask_decoder,
+    build_prompt_encoder,
+    fit_state_dict,
+    get_spec,
+    require_same_keys,
+)
+
+TRAINABLE = ("lora", "decoder", "full")
+PROMPTS = ("self", "none")
+
+# What the loss reaches outside the encoder. The iou token is among it because all output tokens attend to each other.
+TRAINED_PARTS = (
+    "prompt_encoder.no_mask_embed.",
+    "mask_decoder.transformer.",
+    "mask_decoder.iou_token.",
+    "mask_decoder.mask_tokens.",
+    "mask_decoder.output_upscaling.",
+    "mask_decoder.output_hypernetworks_mlps.0.",
+    "class_tokens.",
+)
+# The two corners of a box; without a self-prompt nothing reaches them.
+TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
+
+
+class SamSPOutput(NamedTuple):
+    """Both passes. Logits are low-resolution, (B, K, S / s, S / s) with s = patch / 4."""
+
+    initial: torch.Tensor  # y0 = M(E(x), P(null))
+    refined: torch.Tensor  # y1 = M(E(x), P(SP(y0)))
+    boxes_xyxy: torch.Tensor  # SP(y0), (B, K, 4) in input pixels
+    iou: torch.Tensor  # SAM's own estimate of the IoU of y1, (B, K)
+
+
+class SamSP(nn.Module):
+    """Self-prompting SAM (SAM-SP, arXiv 2408.12364): an image goes in, without any prompt.
+
+        y0 = M(E(x), P(null));    y1 = M(E(x), P(SP(y0)))
+
+    with one E(x), and the same M and P in both lines. In training mode `forward` returns a `SamSPOutput`, in evaluation
+    mode the refined logits at input resolution. Self-prompting adds no parameter: for one class the parameters are
+    SAM's and the adapters'. For K > 1 classes each has a learned token that joins the null prompt and the box.
+
+    Args:
+        sam: "vit_tiny", "vit_b", "vit_l" or "vit_h".
+        checkpoint: weights of SAM in Meta's layout to start from; None for random weights.
+        image_size: S, a multiple of the patch; by default the one the SAM was made for.
+        num_classes: K.
+        trainable: "lora" adapts q and v of the encoder, "decoder" freezes it, "full" trains all of it. Prompt encoder
+            and mask decoder are trained where the loss reaches them in all three.
+        lora_rank: rank of the adapters.
+        lora_alpha: scale of the adapters times the rank; the rank by default.
+        prompt: "self", or "none" for a single pass, where y1 is y0.
+        prompt_threshold: probability above which a pixel of y0 counts for the box.
+        prompt_margin: widens the box by this fraction of its size on each side.
+    """
+
+    def __init__(
+        self,
+        sam: str = "vit_tiny",
+        checkpoint: str | None = None,
+        image_size: int | None = None,
+        num_classes: int = 1,
+        trainable: str = "lora",
+        lora_rank: int = 4,
+        lora_alpha: float | None = None,
+        prompt: str = "self",
+        prompt_threshold: float = 0.5,
+        prompt_margin: float = 0.0,
+    ) -> None:
+        super().__init__()
+        spec = get_spec(sam)
+        image_size = spec.image_size if image_size is None else image_size
+        _require_choice("trainable", trainable, TRAINABLE)
+        _require_choice("prompt", prompt, PROMPTS)
+        if image_size < spec.patch_size or image_size % spec.patch_size:
+            raise BundleError(f"image_size is {image_size}, expected a multiple of {spec.patch_size} for sam '{sam}'.")
+        self.sam = sam
+        self.spec = spec
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.stride = spec.patch_size // 4
+        self.prompt = prompt
+        self.prompt_threshold = prompt_threshold
+        self.prompt_margin = prompt_margin
+
+        self.image_encoder = build_image_encoder(spec, image_size)
+        self.prompt_encoder = build_prompt_encoder(spec, image_size)
+        self.mask_decoder = build_mask_decoder(spec)
+        self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None
+        if checkpoint is not None:
+            self.load_base(load_base_checkpoint(checkpoint), str(checkpoint))
+        if trainable == "lora":
+            lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
+        self._freeze_unreached(trainable)
+
+    def forward(self, image: torch.Tensor) -> SamSPOutput | torch.Tensor:
+        """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S)."""
+        output = self.segment(image)
+        return output if self.training else self.upsample(output.refined)
+
+    def segment(self, image: torch.Tensor) -> SamSPOutput:
+        """Both passes on one embedding, in either mode; image (B, 3, S, S)."""
+        embedding = self.image_encoder(image)
+        initial, iou = self.decode(embedding, None)
+        boxes_xyxy = boxes_from_logits(initial, self.stride, self.prompt_threshold, self.prompt_margin)
+        if self.prompt == "none":
+            return SamSPOutput(initial, initial, boxes_xyxy, iou)
+        refined, iou = self.decode(embedding, boxes_xyxy)
+        return SamSPOutput(initial, refined, boxes_xyxy, iou)
+
+    def decode(self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """M(E(x), P(prompt)) for each image and class.
+
+        Args:
+            embedding: E(x), (B, C, H, W).
+            boxes_xyxy: (B, K, 4) in input pixels, or None for the null prompt.
+
+        Returns:
+            logits (B, K, 4H, 4W) and predicted IoU (B, K).
+        """
+        b, k = embedding.shape[0], self.num_classes
+        boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(b * k, 4)
+        sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=None)
+        sparse, dense = sparse.expand(b * k, -1, -1), dense.expand(b * k, -1, -1, -1)  # the null prompt has one row
+        if self.class_tokens is not None:
+            sparse = torch.cat([self.class_tokens.weight.repeat(b, 1)[:, None], sparse], dim=1)
+            embedding = embedding.repeat_interleave(k, dim=0)
+        logits, iou = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
+        return logits.reshape(b, k, *logits.shape[-2:]), iou.reshape(b, k)
+
+    def upsample(self, logits: torch.Tensor) -> torch.Tensor:
+        """Low-resolution logits (B, K, h, w) -> (B, K, S, S), bilinear as in SAM."""
+        size = (self.image_size, self.image_size)
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+    def merge_lora(self) -> SamSP:
+        """Fold W + BA into the encoder, in place; the module then has SAM's own layers. No-op without adapters."""
+        if lora.has_lora(self.image_encoder):
+            lora.merge_lora(self.image_encoder)
+        return self
+
+    def merged_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights in Meta's key layout with the adapters folded in, on the CPU; the module stays as it is."""
+        state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
+        return lora.merge_state_dict(self.image_encoder, state) if lora.has_lora(self.image_encoder) else state
+
+    def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights") -> None:
+        """Load weights in Meta's key layout, for any image size, into the base; adapters go back to their start.
+
+        Raises:
+            BundleError: names the keys that are missing, unexpected or of another shape.
+        """
+        adapted = lora.has_lora(self.image_encoder)
+        reference = self.merged_state_dict()
+        fitted = fit_state_dict(state, reference, self.spec.global_blocks, source)
+        if adapted:
+            fitted = lora.split_state_dict(self.image_encoder, fitted)
+            lora.reset_lora(self.image_encoder)
+            fitted = {**self.state_dict(), **fitted}
+        super().load_state_dict(fitted, strict=True)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the merged layout (`load_base`) or, into a network with adapters, its own `state_dict`.
+
+        Always strict: callers that say ``strict=False`` would otherwise load nothing without a word.
+
+        Raises:
+            BundleError: names the keys that are missing or unexpected.
+        """
+        if any(".lora_A." in key for key in state_dict):
+            if not lora.has_lora(self.image_encoder):
+                raise BundleError(
+                    "These weights hold adapters apart from their base, but the network has none: build it with "
+                    "trainable 'lora', or take the merged model.pt."
+                )
+            require_same_keys(state_dict, self.state_dict(), "weights with adapters")
+            return super().load_state_dict(state_dict, strict=True, assign=assign)
+        self.load_base(state_dict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def _freeze_unreached(self, trainable: str) -> None:
+        """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else."""
+        parts = TRAINED_PARTS + (TRAINED_WITH_BOX if self.prompt == "self" else ())
+        for name, parameter in self.named_parameters():
+            if name.startswith("image_encoder."):
+                parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))
+            else:
+                parameter.requires_grad_(name.startswith(parts))
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BundleError(f"{key} is '{value}', expected one of {', '.join(choices)}.")

@@ -1,0 +1,119 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Names and files of predicted masks, for MONAI's stock `SaveImaged`.
+
+The arguments that write a 0/1 prediction (1, W, H) in reader order as an upright 0/255 PNG::
+
+    {"_target_": "SaveImaged", "keys": "pred", "output_ext": ".png", "output_dtype": "$np.uint8", "scale": 255,
+     "resample": false, "squeeze_end_dims": true, "print_log": false, "writer": "bundle.outputs.MaskWriter",
+     "folder_layout": {"_target_": "bundle.outputs.MaskLayout", "output_dir": "@output_dir", "images": "@images"}}
+
+A prediction in reader order is what `Invertd` gives; the writer swaps the axes back to rows and columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+from monai.data import FolderLayoutBase, ImageWriter, PILWriter
+
+from bundle.errors import BundleError
+
+
+def _absolute(path: PathLike) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def mask_names(images: Sequence[Path]) -> dict[Path, str]:
+    """Return a file name for the mask of each image, unique also where upper and lower case are the same.
+
+    `a.jpg` gives `a.png`. Images that share a stem get their extension into the name, `a_jpg.png` and `a_png.png`,
+    and a counter where that is not enough. The names depend on the set of images, not on their order.
+    """
+    unique = sorted(set(images))
+    shared = Counter(image.stem.casefold() for image in unique)
+    names = {image: f"{image.stem}.png" for image in unique if shared[image.stem.casefold()] == 1}
+    taken = {name.casefold() for name in names.values()}
+    for image in unique:
+        if image in names:
+            continue
+        base = f"{image.stem}_{image.suffix.lstrip('.')}"
+        name, count = f"{base}.png", 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{base}_{count}.png"
+        names[image] = name
+        taken.add(name.casefold())
+    return names
+
+
+class MaskLayout(FolderLayoutBase):
+    """Map the path of each input image to the path of its mask, `<output_dir>/<stem>.png` (see `mask_names`).
+
+    Raises:
+        BundleError: `output_dir` is a file or a folder that holds an input, or a mask would overwrite an input.
+    """
+
+    def __init__(self, output_dir: PathLike, images: Sequence[PathLike]) -> None:
+        self.output_dir = _absolute(output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise BundleError(f"output_dir {self.output_dir} is a file; expected a folder.")
+        inputs = [_absolute(image) for image in images]
+        self._refuse_input_folders({image.parent for image in inputs})
+        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs).items()}
+        self._refuse_inputs()
+
+    def _refuse_input_folders(self, folders: set[Path]) -> None:
+        for folder in folders:
+            if self.output_dir.exists() and folder.exists() and self.output_dir.samefile(folder):
+                raise BundleError(
+                    f"output_dir {self.output_dir} holds input images; expected another folder, so that no input is "
+                    "overwritten."
+                )
+
+    def _refuse_inputs(self) -> None:
+        inputs = {os.path.realpath(image) for image in self._masks}
+        for mask in self._masks.values():
+            if os.path.realpath(mask) in inputs:
+                raise BundleError(f"{mask} is a link to an input image; expected a mask path that is no input.")
+
+    def filename(self, **kwargs: Any) -> Path:
+        """Return the mask path of the input image `subject`, the argument `SaveImage` gives; the folder is made.
+
+        Raises:
+            BundleError: `subject` is not one of the images this layout was built from.
+        """
+        subject = kwargs["subject"]
+        mask = self._masks.get(_absolute(subject))
+        if mask is None:
+            raise BundleError(f"{subject} has no mask path; expected one of the {len(self._masks)} listed images.")
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        return mask
+
+
+class MaskWriter(PILWriter):
+    """MONAI's `PILWriter` for PNG files, but a file is there either whole or not at all."""
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
+        target = Path(filename)
+        ImageWriter.write(self, target, verbose=verbose)
+        temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
+        try:
+            super().write(temporary, verbose=False, **kwargs)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)

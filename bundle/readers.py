@@ -1,0 +1,110 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Readers for `monai.transforms.LoadImage`: 2D images as 8-bit RGB and masks as 0/1, both as displayed."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import PILReader
+from monai.data.utils import is_supported_format
+from monai.utils import ensure_tuple
+from PIL import Image, ImageOps
+
+from bundle.errors import BundleError
+from bundle.masks import IMAGE_EXTENSIONS, PILLOW_ERRORS, mask_threshold, open_mask
+
+
+def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
+    """Scale gray values (H, W) linearly from their own minimum..maximum to 0..255; a constant image becomes 0.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    values = gray.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = values.min(), values.max()
+    if high == low:
+        return np.zeros(gray.shape, dtype=np.uint8)
+    return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
+
+
+def open_rgb(path: PathLike) -> Image.Image:
+    """Open an image file as 8-bit RGB, turned the way its EXIF orientation says.
+
+    Gray, 1-bit, palette and CMYK images are converted and alpha is dropped. Gray of 16 or 32 bits (integer or float)
+    is scaled from the image's own minimum..maximum to 0..255. Pillow keeps the upper 8 bits of 16-bit colors.
+
+    Raises:
+        BundleError: the file is missing, is no image, is damaged, or is a TIFF of several pages.
+    """
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pages != 1:
+                raise BundleError(f"{os.fspath(path)} has {pages} pages; expected a file with a single image.")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+                upright = Image.fromarray(scale_to_uint8(np.asarray(upright)))
+            return upright.convert("RGB")
+    except PILLOW_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(
+            f"{os.fspath(path)} cannot be read as an image ({reason}); expected a PNG, JPEG, TIFF or BMP file."
+        ) from error
+
+
+class _DisplayedImageReader(PILReader):
+    """Base of the readers here: files are opened in `get_data`, arrays are in MONAI's order, width first.
+
+    `LoadImage` swallows what `read` raises and tries its other readers, which would load an image by other rules or
+    hide the reason; what `get_data` raises reaches the user.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def open(self, path: str) -> Image.Image:
+        """Open one file as it is displayed."""
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether all file names end like a supported image."""
+        return is_supported_format(filename, IMAGE_EXTENSIONS)
+
+    def read(self, data: Sequence[PathLike] | PathLike | np.ndarray, **kwargs: Any) -> list[str]:
+        """Return the paths alone."""
+        return [os.fspath(path) for path in ensure_tuple(data)]
+
+    def get_data(self, img: list[str]) -> tuple[np.ndarray, dict]:
+        """Open the files `read` was given; return the array, width first, and the metadata of MONAI's `PILReader`."""
+        return super().get_data([self.open(path) for path in img])
+
+
+class RGBReader(_DisplayedImageReader):
+    """Read an image as uint8 RGB (W, H, 3) by the rules of `open_rgb`."""
+
+    def open(self, path: str) -> Image.Image:
+        return open_rgb(path)
+
+
+class MaskReader(_DisplayedImageReader):
+    """Read a mask as uint8 0/1 (W, H): 1 where it is above `bundle.masks.mask_threshold`."""
+
+    def open(self, path: str) -> Image.Image:
+        mask = open_mask(path)
+        return Image.fromarray((mask > mask_threshold(mask)).astype(np.uint8))

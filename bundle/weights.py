@@ -1,0 +1,167 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The weights file: ``model.pt``, the merged network in Meta's key layout, and ``model.json``, what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.checkpoints import load_base_checkpoint
+from bundle.errors import BundleError
+from bundle.network import SamSP
+
+# What model.json fixes about the network; a setting that says otherwise is an error.
+STRUCTURE = ("sam", "image_size", "num_classes")
+# What model.json records and an evaluation may try differently.
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin")
+
+
+def network_for(weights: str, **settings: Any) -> SamSP:
+    """Build, without its weights, the network that ``weights`` holds: without adapters, as ``model.json`` describes it.
+
+    Where the file is missing, the settings alone decide: tools that only want the structure need no weights.
+
+    Args:
+        weights: path of a ``model.pt`` with its ``model.json`` beside it.
+        settings: arguments of `SamSP`; None means "as trained".
+
+    Raises:
+        BundleError: a setting contradicts ``model.json``, or the file is unreadable.
+    """
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if not Path(weights).is_file():
+        return SamSP(trainable="decoder", **asked)
+    described = read_description(weights)
+    for key in STRUCTURE:
+        if key in asked and asked[key] != described[key]:
+            raise BundleError(
+                f"{key} is {asked[key]!r}, but {weights} was trained with {described[key]!r}: leave it out, or name "
+                "other --weights."
+            )
+    return SamSP(trainable="decoder", **{key: described[key] for key in STRUCTURE + PROMPTING} | asked)
+
+
+def load_weights(network: SamSP, weights: str) -> SamSP:
+    """Load a published pair into a network from `network_for`, after a check of its sha256.
+
+    Raises:
+        BundleError: there is no such file, or it is not the one that its ``model.json`` describes.
+    """
+    if not Path(weights).is_file():
+        raise BundleError(
+            f"There are no weights at {weights}: train first (python -m monai.bundle run training --config_file "
+            "configs/train.json --dataset_dir FOLDER), or name trained ones with --weights PATH."
+        )
+    if sha256_of(weights) != read_description(weights)["sha256"]:
+        raise BundleError(f"{weights} is not the file that {description_path(weights)} describes: their sha256 differ.")
+    network.load_base(load_base_checkpoint(weights), str(weights))
+    return network
+
+
+def start_from(network: SamSP, weights: str | None) -> SamSP:
+    """Load the weights a training starts from, at any image size; None leaves the network as it is."""
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise BundleError(f"weights '{weights}' is not a file.")
+        network.load_base(load_base_checkpoint(weights), str(weights))
+    return network
+
+
+def description_path(weights: str | os.PathLike) -> Path:
+    """``model.json`` of a ``model.pt``."""
+    return Path(weights).with_suffix(".json")
+
+
+def read_description(weights: str | os.PathLike) -> dict[str, Any]:
+    """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
+    path = description_path(weights)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(missing)}.")
+    return description
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    """What ``hashlib.file_digest`` does, for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def describe(network: SamSP, **extra: Any) -> dict[str, Any]:
+    """The part of ``model.json`` that the network itself knows, and what the caller adds."""
+    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | extra
+
+
+def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any], weights: str | os.PathLike) -> Path:
+    """Write ``model.pt`` and ``model.json`` beside it, each in one step; the second carries the sha256 of the first.
+
+    Raises:
+        BundleError: a weight is not finite.
+    """
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BundleError(f"{weights} is not written: '{broken[0]}' and {len(broken) - 1} more weights are not finite.")
+    weights = Path(weights)
+    write_atomically(weights, lambda path: torch.save(dict(state), path))
+    text = json.dumps({**description, "sha256": sha256_of(weights)}, indent=4) + "\n"
+    write_atomically(description_path(weights), lambda path: path.write_text(text, encoding="utf-8"))
+    return weights
+
+
+def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
+    """Copy a pair to ``folder/model.pt`` and ``model.json``; the pair that was there goes to ``folder/previous``."""
+    target = Path(folder) / "model.pt"
+    if target.is_file() and description_path(target).is_file():
+        kept = Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt"
+        _copy_pair(target, kept)
+    _copy_pair(Path(weights), target)
+    return target
+
+
+def _copy_pair(source: Path, target: Path) -> None:
+    for old, new in ((source, target), (description_path(source), description_path(target))):
+        write_atomically(new, lambda path, old=old: shutil.copyfile(old, path))
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file in the same folder, flush it to the disk and give it its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The loss: the formulas, where its gradients go, and that it stays finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceLoss
+from torch.distributions import Bernoulli, kl_divergence
+
+from bundle.losses import SamSPLoss, SelfDistillationLoss
+from bundle.network import SamSPOutput
+
+
+def output_of(initial: torch.Tensor, refined: torch.Tensor) -> SamSPOutput:
+    b, k = refined.shape[:2]
+    return SamSPOutput(initial, refined, torch.zeros(b, k, 4), torch.zeros(b, k))
+
+
+def test_kl_is_zero_for_equal_logits_and_positive_otherwise() -> None:
+    logits = torch.randn(2, 1, 8, 8) * 5
+    for direction in ("teacher_student", "student_teacher"):
+        loss = SelfDistillationLoss(direction)
+        assert loss(logits, logits).item() == pytest.approx(0, abs=1e-6)
+        assert loss(logits, -logits).item() > 0.1
+
+
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+def test_kl_equals_torch_distributions(direction: str) -> None:
+    student, teacher = torch.randn(2, 2, 1, 4, 4)
+    p, q = Bernoulli(logits=teacher), Bernoulli(logits=student)
+    expected = kl_divergence(p, q) if direction == "teacher_student" else kl_divergence(q, p)
+    assert SelfDistillationLoss(direction)(student, teacher).item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_kl_gradient_reaches_the_student_only_and_does_not_die() -> None:
+    initial = torch.full((1, 1, 1, 1), -8.0, requires_grad=True)
+    refined = torch.full((1, 1, 1, 1), 8.0, requires_grad=True)
+    SelfDistillationLoss()(initial, refined).backward()
+    assert initial.grad is not None and initial.grad.item() == pytest.approx(-1, abs=1e-3)
+    assert refined.grad is None
+
+    initial.grad = None
+    SelfDistillationLoss("student_teacher")(initial, refined).backward()
+    assert abs(initial.grad.item()) < 0.01  # the other reading: confidently wrong, and hardly a gradient
+
+
+def test_temperature_keeps_the_size_of_the_gradient() -> None:
+    student = torch.tensor([[[[0.2, -0.1]]]], requires_grad=True)
+    teacher = torch.tensor([[[[0.3, 0.2]]]])
+    gradients = []
+    for temperature in (1.0, 4.0):
+        (gradient,) = torch.autograd.grad(SelfDistillationLoss(temperature=temperature)(student, teacher), student)
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+def test_finite_at_extreme_logits(direction: str) -> None:
+    values = torch.tensor([-1e4, 1e4, -1e4, 1e4]).reshape(1, 1, 2, 2)
+    initial, refined = values.clone().requires_grad_(), values.flip(-1).clone().requires_grad_()
+    label = torch.ones(1, 1, 8, 8)
+    loss = SamSPLoss(distill_direction=direction, initial_weight=1.0)(output_of(initial, refined), label)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(initial.grad).all() and torch.isfinite(refined.grad).all()
+
+
+def test_whole_loss_is_the_formula() -> None:
+    initial, refined = torch.randn(2, 3, 1, 8, 8)
+    label = (torch.rand(3, 1, 32, 32) > 0.5).float()
+    target = torch.nn.functional.avg_pool2d(label, 4)  # the label at low resolution is its area average
+    dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    expected = dice(refined, target) + 0.7 * SelfDistillationLoss()(initial, refined) + 0.3 * dice(initial, target)
+    loss = SamSPLoss(distill_weight=0.7, initial_weight=0.3)(output_of(initial, refined), label)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_single_pass_is_dice_alone() -> None:
+    logits, label = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 32, 32)
+    loss = SamSPLoss(distill_weight=5.0, initial_weight=5.0)(output_of(logits, logits), label)
+    dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, torch.ones_like(logits))
+    assert loss.item() == pytest.approx(dice.item(), rel=1e-6)
+
+
+def test_half_precision_logits_are_computed_in_float32() -> None:
+    initial, refined = torch.randn(2, 1, 1, 64, 64) * 20
+    label = (torch.rand(1, 1, 256, 256) > 0.5).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = SamSPLoss()(output_of(initial.bfloat16(), refined.bfloat16()), label)
+    exact = SamSPLoss()(output_of(initial.bfloat16().float(), refined.bfloat16().float()), label)
+    assert half.dtype == torch.float32 and half.item() == exact.item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [({"distill_direction": "up"}, "distill_direction"), ({"distill_temperature": 0}, "distill_temperature")],
+)
+def test_bad_arguments(arguments: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        SamSPLoss(**arguments)

@@ -1,0 +1,258 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SamSP against `segment_anything`'s own modules, what it trains, and how it loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling.image_encoder import Attention as SamAttention
+
+from bundle import sam
+from bundle.errors import BundleError
+from bundle.losses import SamSPLoss
+from bundle.network import SamSP, SamSPOutput
+from bundle.prompts import boxes_from_logits
+from tests.conftest import TOY, randomize
+
+
+def official_sam(network: SamSP) -> Sam:
+    """Meta's `Sam`, with Meta's attention and Meta's decoder, and the weights of a merged network."""
+    spec, size = network.spec, network.image_size
+    encoder = sam.build_image_encoder(spec, size)
+    for index, block in enumerate(encoder.blocks):
+        window = size // spec.patch_size if index in spec.global_blocks else spec.window_size
+        block.attn = SamAttention(spec.embed_dim, spec.num_heads, use_rel_pos=True, input_size=(window, window))
+    transformer = TwoWayTransformer(
+        depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
+    )
+    decoder = MaskDecoder(
+        transformer_dim=spec.prompt_dim, transformer=transformer, iou_head_hidden_dim=spec.iou_hidden_dim
+    )
+    official = Sam(encoder, sam.build_prompt_encoder(spec, size), decoder)
+    official.load_state_dict(network.merged_state_dict(), strict=True)
+    return official.eval()
+
+
+def official_mask(official: Sam, image: torch.Tensor, box_xyxy: torch.Tensor | None) -> torch.Tensor:
+    """Low-resolution logits of Meta's own path for one image (1, 3, S, S) and a box (4,) or no prompt."""
+    sparse, dense = official.prompt_encoder(points=None, boxes=None if box_xyxy is None else box_xyxy[None], masks=None)
+    logits, _ = official.mask_decoder(
+        image_embeddings=official.image_encoder(image),
+        image_pe=official.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
+    return logits
+
+
+@torch.no_grad()
+def test_both_passes_equal_segment_anything_for_a_batch_with_three_boxes(
+    toy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = randomize(SamSP(sam=toy, trainable="full")).eval()
+    official = official_sam(network)
+    image = torch.randn(3, 3, 64, 64)
+
+    boxes = torch.tensor([[[4.0, 8.0, 31.0, 47.0]], [[0.0, 0.0, 63.0, 63.0]], [[32.0, 0.0, 63.0, 15.0]]])
+
+    def masks_with_these_boxes(logits: torch.Tensor, stride: int, *args: float) -> torch.Tensor:
+        """y0 of random weights has no useful box: put hand-made masks through the real SP(), the second one empty."""
+        made = torch.full((3, 1, 16, 16), -9.0)
+        for index in (0, 2):
+            x0, y0, x1, y1 = boxes[index, 0].int().tolist()
+            made[index, 0, y0 // 4 : y1 // 4 + 1, x0 // 4 : x1 // 4 + 1] = 9.0
+        return boxes_from_logits(made, stride, *args)
+
+    monkeypatch.setattr("bundle.network.boxes_from_logits", masks_with_these_boxes)
+    output = network.segment(image)
+
+    assert torch.equal(output.boxes_xyxy, boxes)
+    for index in range(3):
+        one = image[index : index + 1]
+        torch.testing.assert_close(
+            output.initial[index : index + 1], official_mask(official, one, None), rtol=1e-4, atol=1e-4
+        )
+        expected = official_mask(official, one, boxes[index, 0])
+        torch.testing.assert_close(output.refined[index : index + 1], expected, rtol=1e-4, atol=1e-4)
+    assert (output.refined - output.initial).abs().amin(dim=0).max() > 0.02  # the prompt does matter here
+
+
+@torch.no_grad()
+def test_box_comes_from_the_first_mask(toy: str) -> None:
+    network = randomize(SamSP(sam=toy, trainable="full")).eval()
+    output = network.segment(torch.randn(4, 3, 64, 64))
+    assert torch.equal(output.boxes_xyxy, boxes_from_logits(output.initial, stride=4))
+
+
+@torch.no_grad()
+def test_output_in_training_and_evaluation(toy: str) -> None:
+    network = SamSP(sam=toy, num_classes=2, trainable="full")
+    image = torch.randn(3, 3, 64, 64)
+    output = network.train()(image)
+    assert isinstance(output, SamSPOutput)
+    assert output.initial.shape == output.refined.shape == (3, 2, 16, 16)
+    assert output.boxes_xyxy.shape == (3, 2, 4) and output.iou.shape == (3, 2)
+    logits = network.eval()(image)
+    assert logits.shape == (3, 2, 64, 64)
+    expected = F.interpolate(network.segment(image).refined, (64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(logits, expected)
+
+
+@torch.no_grad()
+def test_images_of_a_batch_do_not_touch_each_other(toy: str) -> None:
+    network = randomize(SamSP(sam=toy, num_classes=2, trainable="full")).eval()
+    image = torch.randn(3, 3, 64, 64)
+    together = network(image)
+    alone = torch.cat([network(image[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_single_pass(toy: str) -> None:
+    network = SamSP(sam=toy, trainable="full", prompt="none")
+    output = network.segment(torch.randn(2, 3, 64, 64))
+    assert output.refined is output.initial
+
+
+def test_one_class_has_the_parameters_of_sam_and_lora_alone(toy: str) -> None:
+    official = set(official_sam(SamSP(sam=toy, trainable="full")).state_dict())
+    assert set(SamSP(sam=toy, trainable="full").state_dict()) == official
+    adapted = {name for name in SamSP(sam=toy).state_dict() if ".attn.q." not in name and ".attn.v." not in name}
+    assert {name.replace(".attn.k.", ".attn.qkv.") for name in adapted} == official
+    assert "class_tokens.weight" in SamSP(sam=toy, num_classes=2).state_dict()
+
+
+STATED = {
+    "lora": (".lora_A.", ".lora_B."),
+    "decoder": (),
+    "full": ("image_encoder.",),
+}
+
+
+@pytest.mark.parametrize("trainable", list(STATED))
+@pytest.mark.parametrize("prompt", ["self", "none"])
+def test_a_training_step_moves_the_stated_parameters_and_no_other(toy: str, trainable: str, prompt: str) -> None:
+    network = randomize(SamSP(sam=toy, trainable=trainable, prompt=prompt)).train()
+    network.load_state_dict(network.state_dict())
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e3)
+    SamSPLoss()(network(torch.randn(2, 3, 64, 64)), torch.ones(2, 1, 64, 64)).backward()
+    optimizer.step()
+    moved = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
+
+    decoder = {
+        name
+        for name in before
+        if name.startswith(("prompt_encoder.no_mask_embed", "mask_decoder."))
+        and not name.startswith(("mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps"))
+    } | {name for name in before if name.startswith("mask_decoder.output_hypernetworks_mlps.0.")}
+    corners = {"prompt_encoder.point_embeddings.2.weight", "prompt_encoder.point_embeddings.3.weight"}
+    encoder = {name for name in before if STATED[trainable] and any(part in name for part in STATED[trainable])}
+    stated = decoder | encoder | (corners if prompt == "self" else set())
+    # The softmax does not see a bias of the keys: its gradient is zero but for rounding, moved or not.
+    no_effect = {name for name in before if name.endswith("k_proj.bias")}
+    assert moved - no_effect == stated - no_effect
+    assert "prompt_encoder.no_mask_embed.weight" in moved
+
+
+def test_official_names_and_shapes_load_strictly_at_another_size(toy: str) -> None:
+    large = randomize(SamSP(sam=toy, image_size=128, trainable="full"))
+    small = SamSP(sam=toy, image_size=64, trainable="full")
+    small.load_base(large.state_dict())
+    assert torch.equal(small.mask_decoder.iou_token.weight, large.mask_decoder.iou_token.weight)
+    assert small.image_encoder.pos_embed.shape == (1, 4, 4, 32)
+    assert small.image_encoder.blocks[0].attn.rel_pos_h.shape == (5, 16)  # windowed: as it was
+    assert torch.equal(small.image_encoder.blocks[0].attn.rel_pos_h, large.image_encoder.blocks[0].attn.rel_pos_h)
+    assert small.image_encoder.blocks[1].attn.rel_pos_h.shape == (7, 16)  # global: resized
+    centers = (small.image_encoder.blocks[1].attn.rel_pos_h[3], large.image_encoder.blocks[1].attn.rel_pos_h[7])
+    torch.testing.assert_close(*centers)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_official_layout_loads_strictly(name: str) -> None:
+    """Names and shapes of Meta's own builders at 1024 px, on the meta device: nothing but shapes is held."""
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        official = sam_model_registry[name]().state_dict()
+        network = SamSP(sam=name, image_size=1024, trainable="full")
+    reference = network.state_dict()
+    assert {key: value.shape for key, value in reference.items()} == {k: v.shape for k, v in official.items()}
+    spec = sam.get_spec(name)
+    assert sam.fit_state_dict(official, reference, spec.global_blocks, "file").keys() == official.keys()
+
+    with torch.device("meta"):
+        smaller = SamSP(sam=name, image_size=256, trainable="full").state_dict()
+    fitted = sam.fit_state_dict(
+        {k: torch.zeros(v.shape) for k, v in official.items() if v.numel() < 2**20}
+        | {k: v for k, v in official.items() if v.numel() >= 2**20 and "pos_embed" not in k}
+        | {"image_encoder.pos_embed": torch.zeros(official["image_encoder.pos_embed"].shape)},
+        smaller,
+        spec.global_blocks,
+        "file",
+    )
+    assert {key: value.shape for key, value in fitted.items()} == {key: value.shape for key, value in smaller.items()}
+
+
+WRONG = [
+    ("mask_decoder.iou_token.weight", None, "1 missing"),
+    (None, "mask_decoder.iou_tokem.weight", "1 unexpected"),
+    ("image_encoder.blocks.0.attn.rel_pos_h", "image_encoder.blocks.0.attn.rel_pos_x", "1 missing"),
+]
+
+
+@pytest.mark.parametrize(("removed", "added", "words"), WRONG)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_wrong_key_fails_with_its_name(toy: str, removed: str, added: str, words: str, strict: bool) -> None:
+    network = SamSP(sam=toy)
+    state = network.merged_state_dict()
+    if removed:
+        value = state.pop(removed)
+    if added:
+        state[added] = value if removed else torch.zeros(1)
+    with pytest.raises(BundleError, match=words) as caught:
+        network.load_state_dict(state, strict=strict)
+    assert (added or removed) in str(caught.value)
+
+
+def test_a_windowed_table_of_another_length_is_other_weights(toy: str) -> None:
+    network = SamSP(sam=toy, trainable="full")
+    state = network.merged_state_dict()
+    state["image_encoder.blocks.0.attn.rel_pos_h"] = torch.zeros(9, 16)
+    with pytest.raises(BundleError, match=r"blocks.0.attn.rel_pos_h.*\(9, 16\).*\(5, 16\)"):
+        network.load_base(state, "some.pth")
+
+
+BAD_SETTINGS = [
+    ({"sam": "vit_x"}, "vit_x"),
+    ({"image_size": 100}, "image_size is 100"),
+    ({"trainable": "all"}, "trainable is 'all'"),
+    ({"prompt": "me"}, "prompt is 'me'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD_SETTINGS)
+def test_bad_settings(settings: dict, words: str) -> None:
+    with pytest.raises(BundleError, match=words):
+        SamSP(**settings)
+
+
+def test_vit_tiny_fits_its_size() -> None:
+    bytes_needed = sum(value.numel() * 4 for value in SamSP(trainable="full").state_dict().values())
+    assert bytes_needed < 26_214_400 - 100_000  # the zip adds names and alignment
+
+
+def test_toy_has_both_kinds_of_blocks() -> None:
+    assert set(range(TOY.depth)) - set(TOY.global_blocks)
