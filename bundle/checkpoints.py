@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +91,9 @@ def load_base_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read a plain state dict of tensors, with ``weights_only=True``; `BundleError` for anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise BundleError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what a file that is no checkpoint raises depends on its bytes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path} cannot be read as weights: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise BundleError(f"{path} does not hold a plain state dict of tensors.")
     return dict(state)

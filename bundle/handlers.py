@@ -15,15 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader
 
 from bundle import lora
@@ -31,6 +29,7 @@ from bundle.demo import is_procedural
 from bundle.errors import BundleError
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
+from bundle.summaries import bundle_command
 from bundle.weights import describe, publish_pair, write_atomically, write_pair
 
 LAST, BEST = "last.pt", "best.pt"
@@ -59,13 +58,15 @@ class CheckpointKeeper:
         BundleError: there is nothing to resume, nothing left to train, or the loss is not finite; what was saved stays.
     """
 
-    def __init__(self, output_dir: str, save_dict: Mapping[str, Any], evaluator: Engine, resume: bool = False) -> None:
+    def __init__(
+        self, output_dir: str, save_dict: Mapping[str, Any], evaluator: SupervisedEvaluator, resume: bool = False
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.save_dict = dict(save_dict)
         self.evaluator = evaluator
         self.resume = resume
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: SupervisedTrainer) -> None:
         """Attach to the trainer."""
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._restore)
@@ -83,11 +84,11 @@ class CheckpointKeeper:
         for key, value in state.items():
             setattr(self.evaluator.state, key, value)
 
-    def _start_anew(self, engine: Engine) -> None:
+    def _start_anew(self, engine: SupervisedTrainer) -> None:
         for name in (LAST, BEST):  # so that nobody takes the files of an earlier run for those of this one
             (self.output_dir / name).unlink(missing_ok=True)
 
-    def _restore(self, engine: Engine) -> None:
+    def _restore(self, engine: SupervisedTrainer) -> None:
         path = self.output_dir / LAST
         if not path.is_file():
             raise BundleError(f"There is nothing to resume: {path} does not exist.")
@@ -98,7 +99,7 @@ class CheckpointKeeper:
         if engine.state.epoch >= engine.state.max_epochs:
             raise BundleError(f"{path} has all of its {engine.state.epoch} epochs: ask for more with --epochs.")
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: SupervisedTrainer) -> None:
         loss = engine.state.metrics[LOSS]
         if not math.isfinite(loss):
             raise BundleError(
@@ -110,7 +111,7 @@ class CheckpointKeeper:
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
             write_atomically(self.output_dir / BEST, lambda path: torch.save(state["network"], path))
 
-    def _objects(self, engine: Engine) -> dict[str, Any]:
+    def _objects(self, engine: SupervisedTrainer) -> dict[str, Any]:
         return {**self.save_dict, "trainer": engine, "best": self}
 
 
@@ -136,7 +137,7 @@ class Publisher:
         bundle_root: str,
         output_dir: str,
         network: SamSP,
-        evaluator: Engine,
+        evaluator: SupervisedEvaluator,
         datalists: Mapping[str, Sequence[Mapping[str, Any]]],
         publish: bool = True,
         command: Mapping[str, Any] | None = None,
@@ -149,11 +150,11 @@ class Publisher:
         self.publish = publish
         self.command = dict(command or {})
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: SupervisedTrainer) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: SupervisedTrainer) -> None:
         """Write, publish, report."""
         network: SamSP = getattr(self.network, "module", self.network)
         validated = self.evaluator.state.best_metric_epoch > 0
@@ -171,7 +172,7 @@ class Publisher:
             written += [target, target.with_suffix(".json")]
         self._report(written, validated, procedural, None if published else pair)
 
-    def _description(self, network: SamSP, engine: Engine) -> dict[str, Any]:
+    def _description(self, network: SamSP, engine: SupervisedTrainer) -> dict[str, Any]:
         state = self.evaluator.state
         stems = sorted(Path(str(record["image"])).stem for record in self.datalists["train"])
         validated = state.best_metric_epoch > 0
@@ -208,66 +209,3 @@ class Publisher:
     def _next_command(self, weights: Path | None) -> str:
         configs = "['configs/train.json','configs/evaluate.json']"
         return bundle_command("evaluating", configs, {**self.command, "weights": weights})
-
-
-def bundle_command(run_id: str, config_file: str, options: Mapping[str, Any]) -> str:
-    """A command line for a person to copy; options that are None are left out."""
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
-    words = [python, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name}", str(value)]
-    return " ".join(_quote(word) for word in words)
-
-
-def _quote(word: str) -> str:
-    """Quote a word for a POSIX shell; with double quotes where it holds single ones, which people find easier to read."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\\\!') else shlex.quote(word)
-
-
-class EvaluationSummary:
-    """Print Dice and IoU of both passes after an evaluation, where the files are, and what to do next.
-
-    Args:
-        output_dir: folder that ``MetricsSaver`` and ``PanelSaver`` write to.
-        command: knobs to repeat in the next command.
-    """
-
-    def __init__(self, output_dir: str, command: Mapping[str, Any] | None = None) -> None:
-        self.output_dir = Path(output_dir)
-        self.command = dict(command or {})
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Print it."""
-        metrics = engine.state.metrics
-        kind = "procedural test images" if is_procedural(engine.data_loader.dataset.data) else "test images"
-        print(
-            f"\n{len(engine.data_loader.dataset)} {kind}; mean over images, foreground only, threshold 0.5, original "
-            "resolution, 1 where label and prediction are both empty\n"
-            "             Dice     IoU\n"
-            f"y1 refined  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}\n"
-            f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}\n"
-            f"Per image: {self.output_dir}/val_dice_raw.csv and its siblings; pictures: {self.output_dir}/panels\n"
-            "Next, masks of images without labels:\n  "
-            + bundle_command("inferring", "configs/inference.json", {**self.command, "dataset_dir": "FOLDER"}),
-            flush=True,
-        )
-
-
-class InferenceSummary:
-    """Print how many masks an inference wrote and where."""
-
-    def __init__(self, output_dir: str) -> None:
-        self.output_dir = Path(output_dir)
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator of an inference."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Print it."""
-        print(f"\nWrote {len(engine.data_loader.dataset)} masks (0/255 PNG) to {self.output_dir}", flush=True)

@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
-from torch import nn
 
 
 class SamSPInferer(Inferer):
@@ -35,7 +35,7 @@ class SamSPInferer(Inferer):
         super().__init__()
         self.both = both
 
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if self.both:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -101,7 +102,7 @@ def _is_projection(key: str) -> bool:
     return key.startswith("image_encoder.blocks.") and key.split(".")[4] in ("q", "k", "v")
 
 
-def _merged_weight(layer: torch.nn.Module) -> torch.Tensor:
+def _merged_weight(layer: Any) -> torch.Tensor:
     if not hasattr(layer, "lora_A"):
         return layer.weight
     return layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)

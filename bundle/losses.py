@@ -97,7 +97,7 @@ class SamSPLoss(nn.Module):
         # autocast would run the sigmoid and the sums of Dice in half precision
         with torch.autocast(output.refined.device.type, enabled=False):
             refined = output.refined.float()
-            target = F.adaptive_avg_pool2d(label.to(refined), refined.shape[-2:])
+            target = F.adaptive_avg_pool2d(label.to(refined), (refined.shape[-2], refined.shape[-1]))
             loss = self.dice(refined, target)
             if output.initial is output.refined:
                 return loss

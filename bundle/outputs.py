@@ -30,6 +30,7 @@ from typing import Any
 from monai.config import PathLike
 from monai.data import FolderLayoutBase, ImageWriter, PILWriter
 
+from bundle.data import MASK_FOLDERS
 from bundle.errors import BundleError
 
 
@@ -77,11 +78,13 @@ class MaskLayout(FolderLayoutBase):
         self._refuse_inputs()
 
     def _refuse_input_folders(self, folders: set[Path]) -> None:
-        for folder in folders:
+        # masks that a person drew lie beside a folder called images
+        drawn = {folder.parent / name for folder in folders if folder.name == "images" for name in MASK_FOLDERS}
+        for folder in folders | drawn:
             if self.output_dir.exists() and folder.exists() and self.output_dir.samefile(folder):
                 raise BundleError(
-                    f"output_dir {self.output_dir} holds input images; expected another folder, so that no input is "
-                    "overwritten."
+                    f"output_dir {self.output_dir} holds input images or their labels; expected another folder, so "
+                    "that none of them is overwritten."
                 )
 
     def _refuse_inputs(self) -> None:

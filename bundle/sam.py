@@ -49,10 +49,10 @@ class SamSpec:
 
 SPECS: Mapping[str, SamSpec] = {
     "vit_tiny": SamSpec(
-        embed_dim=256,
-        depth=6,
-        num_heads=4,
-        global_blocks=tuple(range(6)),
+        embed_dim=192,
+        depth=4,
+        num_heads=3,
+        global_blocks=(0, 1, 2, 3),
         image_size=256,
         stem_widths=(32, 64, 128),
         prompt_dim=128,

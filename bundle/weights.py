@@ -149,8 +149,8 @@ def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
 
 
 def _copy_pair(source: Path, target: Path) -> None:
-    for old, new in ((source, target), (description_path(source), description_path(target))):
-        write_atomically(new, lambda path, old=old: shutil.copyfile(old, path))
+    write_atomically(target, lambda path: shutil.copyfile(source, path))
+    write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
