@@ -16,7 +16,8 @@ import math
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.errors import BundleError
@@ -29,6 +30,22 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+class ClippedAdamW(AdamW):
+    """AdamW that first scales all gradients down to a common norm of at most ``max_norm``.
+
+    Without it Dice on a network without pre-training diverges into "everything is foreground". It happens inside the
+    step, so accumulated gradients are clipped once, and those of automatic mixed precision after they are unscaled.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], lr: float, max_norm: float = 1.0) -> None:
+        super().__init__(params, lr=lr)
+        self.max_norm = max_norm
+        self.register_step_pre_hook(self._clip)
+
+    def _clip(self, *_: Any) -> None:
+        clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
 
 
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:

@@ -172,6 +172,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
                 self._changes.append((adjust, float(self.R.uniform(neutral - span, neutral + span))))
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Raise ValueError where a float image goes above 1."""
         d = dict(data)
         self.randomize()
         if not self._changes:
@@ -182,6 +183,8 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
 
     def _jitter(self, image: torch.Tensor) -> torch.Tensor:
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+        if plain.is_floating_point() and plain.max() > 1:
+            raise ValueError(f"a float image must lie in 0..1, got {plain.max():.1f}: jitter the uint8 image instead.")
         changed = tvf.to_dtype(plain, torch.float32, scale=True)
         for adjust, amount in self._changes:
             changed = adjust(changed, amount)

@@ -200,3 +200,9 @@ def test_jitter_refuses_wrong_ranges() -> None:
         RandColorJitterd("image", hue=0.7)
     with pytest.raises(ValueError, match="brightness"):
         RandColorJitterd("image", brightness=-0.1)
+
+
+def test_color_jitter_refuses_a_float_image_on_the_scale_of_uint8() -> None:
+    """After `RandAffined` an image is float 0..255: jittered as 0..1 it would come out black."""
+    with pytest.raises(ValueError, match=r"0\.\.1, got 200"):
+        RandColorJitterd("image", prob=1.0)({"image": torch.full((3, 4, 4), 200.0)})

@@ -1,0 +1,320 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The real commands on small data: train, evaluate, infer, resume, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, run
+from PIL import Image
+
+from bundle import demo
+from bundle.errors import BundleError, find_bundle_error
+from bundle.network import SamSP
+from bundle.weights import sha256_of
+from tests.conftest import ROOT
+
+TRAIN = str(ROOT / "configs" / "train.json")
+EVALUATE = [TRAIN, str(ROOT / "configs" / "evaluate.json")]
+INFER = str(ROOT / "configs" / "inference.json")
+META = str(ROOT / "configs" / "metadata.json")
+FILES = {"meta_file": META, "logging_file": str(ROOT / "configs" / "logging.conf")}
+SMALL = {"image_size": 64, "epochs": 2, "batch_size": 4, "num_workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def procedural(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A procedural set of 14 images."""
+    return demo.make_demo(tmp_path_factory.mktemp("sets") / "demo", count=14, seed=3)
+
+
+@pytest.fixture(scope="session")
+def dataset(procedural: Path) -> Path:
+    """The same pictures as a user's data: a copy without the marker."""
+    copy = procedural.parent / "mine"
+    shutil.copytree(procedural, copy)
+    (copy / demo.MARKER).unlink()
+    return copy
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle root of its own, so that nothing here publishes into the checkout."""
+    (tmp_path / "root" / "configs").mkdir(parents=True)
+    shutil.copy(META, tmp_path / "root" / "configs")
+    return tmp_path / "root"
+
+
+def command(run_id: str, config: str | list[str], root: Path, **override: Any) -> None:
+    """What ``python -m monai.bundle run`` does, in this process."""
+    hook = sys.excepthook
+    try:
+        run(run_id=run_id, config_file=config, bundle_root=str(root), **FILES, **override)
+    finally:
+        sys.excepthook = hook
+
+
+def refused(run_id: str, config: str | list[str], root: Path, **override: Any) -> str:
+    """The sentence that a command ends with."""
+    with pytest.raises(Exception) as caught:
+        command(run_id, config, root, **override)
+    error = find_bundle_error(caught.value)
+    assert error is not None, caught.value
+    return str(error)
+
+
+def load(path: Path) -> Mapping[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
+    command("training", TRAIN, root, dataset_dir=str(dataset), **SMALL)
+    said = capsys.readouterr().out
+    assert "Best validation Dice" in said and "evaluating" in said and f"--dataset_dir {dataset}" in said
+    model = root / "models" / "model.pt"
+    description = json.loads((root / "models" / "model.json").read_text())
+    assert description["sha256"] == sha256_of(model) and not description["trained_on"]["procedural"]
+    assert description["trained_on"]["train_images"] == 12 and description["version"]
+    for name in ("last.pt", "best.pt", "model.pt", "model.json", "tensorboard", "validation/val_dice_raw.csv"):
+        assert (root / "output" / name).exists(), name
+
+    command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
+    said = capsys.readouterr().out
+    assert re.search(r"y1 refined +\d\.\d{4} +\d\.\d{4}\n", said) and re.search(r"y0 initial +\d\.\d{4}", said)
+    folder = root / "output" / "evaluation"
+    for name in ("val_dice", "val_iou", "val_dice_initial", "val_iou_initial"):
+        rows = (folder / f"{name}_raw.csv").read_text().strip().splitlines()
+        assert len(rows) == 1 + 1 and "procedural_" in rows[1]  # a header and one test image
+    assert (folder / "panels" / "panels.png").is_file()
+
+    command("inferring", INFER, root, dataset_dir=str(dataset), device="cpu", batch_size=3, num_workers=0)
+    masks = sorted((root / "output" / "masks").iterdir())
+    images = sorted((dataset / "images").iterdir())
+    assert [path.stem for path in masks] == [path.stem for path in images]
+    for mask, image in zip(masks, images, strict=True):
+        with Image.open(mask) as written, Image.open(image) as original:
+            assert written.size == original.size and written.mode == "L"
+            assert set(np.unique(np.asarray(written))) <= {0, 255}
+
+    first = sha256_of(model)
+    command("training", TRAIN, root, dataset_dir=str(dataset), weights=str(model), **{**SMALL, "image_size": 96})
+    assert sha256_of(model) != first
+    assert sha256_of(root / "models" / "previous" / f"model_{first[:12]}.pt") == first
+
+
+def test_mask_in_the_masks_own_place_is_refused(root: Path, dataset: Path) -> None:
+    command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
+    weights = str(root / "output" / "model.pt")
+    for folder in ("images", "masks"):
+        sentence = refused(
+            "inferring", INFER, root, weights=weights, dataset_dir=str(dataset), output_dir=str(dataset / folder)
+        )
+        assert "another folder" in sentence
+    assert not (root / "models").exists()  # and publish=False published nothing
+
+
+def test_demo_is_never_published(root: Path, procedural: Path, capsys: pytest.CaptureFixture) -> None:
+    command("training", TRAIN, root, dataset_dir=str(procedural), **SMALL)
+    said = capsys.readouterr().out
+    assert "procedural" in said and not (root / "models").exists()
+    assert f"--weights {root / 'output' / 'model.pt'}" in said
+    assert json.loads((root / "output" / "model.json").read_text())["trained_on"]["procedural"]
+    command("evaluating", EVALUATE, root, dataset_dir=str(procedural), weights=str(root / "output" / "model.pt"))
+    assert "procedural test images" in capsys.readouterr().out
+
+
+def test_same_seed_gives_the_same_weights_bit_for_bit(root: Path, dataset: Path, tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        settings = {**SMALL, "epochs": 1, "seed": seed, "trainable": "lora"}
+        command(
+            "training",
+            TRAIN,
+            root,
+            dataset_dir=str(dataset),
+            publish=False,
+            output_dir=str(tmp_path / name),
+            **settings,
+        )
+        states.append(load(tmp_path / name / "model.pt"))
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any(not torch.equal(value, states[2][key]) for key, value in states[0].items())
+    assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: Path) -> None:
+    settings = {**SMALL, "dataset_dir": str(dataset), "publish": False}
+    assert "nothing to resume" in refused("training", TRAIN, root, resume=True, **settings)
+    command("training", TRAIN, root, **settings)
+    before = load(root / "output" / "last.pt")
+    steps_an_epoch = 3
+    assert before["trainer"]["iteration"] == 2 * steps_an_epoch
+
+    assert "--epochs" in refused("training", TRAIN, root, resume="true", **settings)
+    command("training", TRAIN, root, resume="true", **{**settings, "epochs": 3})
+    after = load(root / "output" / "last.pt")
+    assert after["trainer"]["iteration"] == after["lr_scheduler"]["last_epoch"] == 3 * steps_an_epoch
+    assert {entry["step"].item() for entry in after["optimizer"]["state"].values()} == {3 * steps_an_epoch}
+    assert after["best"]["best_metric"] >= before["best"]["best_metric"]
+
+
+def test_a_failed_training_publishes_nothing_and_keeps_what_was_there(root: Path, dataset: Path) -> None:
+    settings = {**SMALL, "dataset_dir": str(dataset)}
+    command("training", TRAIN, root, **{**settings, "epochs": 1})
+    published = sha256_of(root / "models" / "model.pt")
+    sentence = refused("training", TRAIN, root, **{**settings, "learning_rate": 1e30})
+    assert "learning_rate" in sentence
+    assert sha256_of(root / "models" / "model.pt") == published
+    assert not list(root.rglob("*.partial"))
+
+
+def test_without_validation_the_last_network_is_published(root: Path, dataset: Path) -> None:
+    """As MONAI Label calls it: the two datalists and a device as a string, no dataset_dir and no initialize."""
+    names = sorted(path.stem for path in (dataset / "images").iterdir())[:3]
+    suffix = {path.stem: path.name for path in (dataset / "images").iterdir()}
+    records = [
+        {"image": str(dataset / "images" / suffix[name]), "label": str(dataset / "masks" / f"{name}.png")}
+        for name in names
+    ]
+    override = {"train#dataset#data": records, "validate#dataset#data": [], "train#trainer#max_epochs": 1}
+    run(
+        run_id="run", init_id=None, final_id=None, config_file=TRAIN, bundle_root=str(root), **FILES,
+        image_size=64, num_workers=0, device="cpu", **override,
+    )  # fmt: skip
+    description = json.loads((root / "models" / "model.json").read_text())
+    assert description["validation"] is None and description["trained_on"]["train_images"] == 3
+    assert not (root / "data").exists()  # the demo set was not made
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [(TRAIN, "train"), (EVALUATE, "train"), (INFER, "infer")],
+    ids=["train", "evaluate", "inference"],
+)
+def test_properties_of_a_bundle(config: str | list[str], kind: str, root: Path, dataset: Path) -> None:
+    command("training", TRAIN, root, dataset_dir=str(dataset), **{**SMALL, "epochs": 1})
+    workflow = ConfigWorkflow(
+        config_file=config, workflow_type=kind, bundle_root=str(root), dataset_dir=str(dataset), **FILES
+    )
+    hook = sys.excepthook
+    workflow.initialize()
+    sys.excepthook = hook
+    assert workflow.check_properties() == []
+    assert workflow.version == json.loads(Path(META).read_text())["version"]
+
+
+def test_a_switched_knob_does_something(root: Path, dataset: Path) -> None:
+    def engine(**override: Any) -> Any:
+        workflow = ConfigWorkflow(
+            config_file=TRAIN, workflow_type="train", bundle_root=str(root), dataset_dir=str(dataset), **FILES,
+            **{**SMALL, **override},
+        )  # fmt: skip
+        workflow.initialize()
+        return workflow.trainer
+
+    hook = sys.excepthook
+    assert engine(amp="false").amp is False
+    assert engine(accumulation_steps=3).accumulation_steps == 3
+    assert engine(distill_weight=0.25).loss_function.distill_weight == 0.25
+    assert engine(prompt="none").network.prompt == "none"
+    assert engine(trainable="decoder").network.image_encoder.pos_embed.requires_grad is False
+    with pytest.raises(Exception) as caught:
+        engine(amp="maybe")
+    assert "amp is 'maybe'" in str(find_bundle_error(caught.value))
+    sys.excepthook = hook
+
+
+def test_without_weights_one_sentence_says_what_to_run(root: Path, dataset: Path) -> None:
+    for run_id, config in (("evaluating", EVALUATE), ("inferring", INFER)):
+        sentence = refused(run_id, config, root, dataset_dir=str(dataset))
+        assert "There are no weights" in sentence and "run training" in sentence
+
+
+def test_a_command_ends_with_its_sentence_and_a_status(root: Path, dataset: Path) -> None:
+    """A real process, started elsewhere, as a user would."""
+    words = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "inferring",
+        "--config_file",
+        INFER,
+        "--bundle_root",
+        str(ROOT),
+    ]
+    words += ["--meta_file", META, "--logging_file", FILES["logging_file"]]
+    words += ["--dataset_dir", str(dataset), "--weights", "nowhere.pt"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: There are no weights at nowhere.pt")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    victim = sorted((broken / "images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    sentence = refused("training", TRAIN, root, dataset_dir=str(broken), **SMALL)
+    assert "cannot be trained on" in sentence and not (root / "models").exists()
+
+
+def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, dataset: Path, tmp_path: Path) -> None:
+    from segment_anything import sam_model_registry
+
+    torch.manual_seed(0)
+    torch.save(sam_model_registry["vit_b"]().state_dict(), tmp_path / "sam_vit_b.pth")
+    records = sorted((dataset / "images").iterdir())[:2]
+    two = tmp_path / "two"
+    for folder in ("images", "masks"):
+        (two / folder).mkdir(parents=True)
+    for image in records:
+        shutil.copy(image, two / "images")
+        shutil.copy(dataset / "masks" / f"{image.stem}.png", two / "masks")
+    command(
+        "training", [TRAIN, str(ROOT / "configs" / "vit_b.json")], root, dataset_dir=str(two), publish=False,
+        sam_checkpoint=str(tmp_path / "sam_vit_b.pth"), image_size=256, epochs=1, batch_size=2, num_workers=0,
+    )  # fmt: skip
+    trained, base = load(root / "output" / "model.pt"), load(tmp_path / "sam_vit_b.pth")
+    assert trained.keys() == base.keys()
+    name = "image_encoder.blocks.3.attn.qkv.weight"
+    changed = [not torch.equal(a, b) for a, b in zip(trained[name].chunk(3), base[name].chunk(3), strict=True)]
+    # After one step B has moved, and with it q and v; A gets its first gradient in the second step. k never moves.
+    assert changed == [True, False, True]
+    assert torch.equal(trained["image_encoder.neck.0.weight"], base["image_encoder.neck.0.weight"])
+    assert (root / "output" / "adapter" / "adapter_config.json").is_file()
+    assert SamSP(sam="vit_b", image_size=256, trainable="decoder").load_state_dict(trained)
+
+
+def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bundle import checkpoints
+
+    monkeypatch.setattr(checkpoints, "BASE_URL", "http://127.0.0.1:9/")
+    sentence = refused("training", [TRAIN, str(ROOT / "configs" / "vit_b.json")], root, dataset_dir=str(dataset))
+    assert "sam_vit_b_01ec64.pth" in sentence and str(root / "models" / "base") in sentence
+
+
+def test_bundle_error_is_no_ordinary_value_error() -> None:
+    assert not issubclass(BundleError, ValueError)  # nobody's `except ValueError` may swallow it
