@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
 from bundle.weights import describe, publish_pair, write_atomically, write_pair
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
 LOSS = "train_loss"
 
 
@@ -47,6 +48,8 @@ class CheckpointKeeper:
     Unlike MONAI's ``CheckpointSaver`` it replaces a file in one step, so a run that is killed while it saves loses
     nothing, and it remembers the best validation over a resume. In the list of handlers it comes after
     ``ValidationHandler``.
+
+    The files of an earlier run in the same folder move to ``previous``, unless it is resumed.
 
     Args:
         output_dir: where the two files go.
@@ -71,7 +74,7 @@ class CheckpointKeeper:
         if self.resume:
             engine.add_event_handler(Events.STARTED, self._restore)
         else:
-            engine.add_event_handler(Events.STARTED, self._start_anew)
+            engine.add_event_handler(Events.STARTED, self._set_aside)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,9 +87,12 @@ class CheckpointKeeper:
         for key, value in state.items():
             setattr(self.evaluator.state, key, value)
 
-    def _start_anew(self, engine: SupervisedTrainer) -> None:
-        for name in (LAST, BEST):  # so that nobody takes the files of an earlier run for those of this one
-            (self.output_dir / name).unlink(missing_ok=True)
+    def _set_aside(self, engine: SupervisedTrainer) -> None:
+        """Move what an earlier run left: nobody takes it for this run's, and a forgotten resume loses nothing."""
+        for name in (LAST, BEST):
+            if (self.output_dir / name).is_file():
+                (self.output_dir / PREVIOUS).mkdir(exist_ok=True)
+                os.replace(self.output_dir / name, self.output_dir / PREVIOUS / name)
 
     def _restore(self, engine: SupervisedTrainer) -> None:
         path = self.output_dir / LAST
@@ -158,6 +164,8 @@ class Publisher:
         """Write, publish, report."""
         network: SamSP = getattr(self.network, "module", self.network)
         validated = self.evaluator.state.best_metric_epoch > 0
+        if validated and not math.isfinite(self.evaluator.state.best_metric):
+            raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
         if validated:
             network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
         pair = write_pair(network.merged_state_dict(), self._description(network, engine), self.output_dir / "model.pt")

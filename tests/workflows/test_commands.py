@@ -22,15 +22,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, run
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
 from PIL import Image
 
 from bundle import demo
 from bundle.errors import BundleError, find_bundle_error
+from bundle.masks import open_mask
 from bundle.network import SamSP
+from bundle.transforms import ResizeLongestSided
 from bundle.weights import sha256_of
 from tests.conftest import ROOT
 
@@ -120,6 +126,79 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
     command("training", TRAIN, root, dataset_dir=str(dataset), weights=str(model), **{**SMALL, "image_size": 96})
     assert sha256_of(model) != first
     assert sha256_of(root / "models" / "previous" / f"model_{first[:12]}.pt") == first
+
+
+class OracleInferer(Inferer):
+    """Answers with the label itself, drawn on the grid of the network: what is lost after that, the geometry lost."""
+
+    def __init__(self, masks: str, swapped: bool = False) -> None:
+        super().__init__()
+        self.masks = Path(masks)
+        self.swapped = swapped
+
+    def __call__(self, inputs: Any, network: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = []
+        for name in inputs.meta["filename_or_obj"]:
+            label = torch.as_tensor(open_mask(self.masks / f"{Path(name).stem}.png") > 127)[None].to(torch.uint8)
+            size = inputs.shape[-1]
+            label = ResizeLongestSided("label", size, mode="binary")({"label": MetaTensor(label)})["label"]
+            logits = torch.full((1, size, size), -9.0)
+            logits[:, : label.shape[1], : label.shape[2]] += 18.0 * label.as_tensor()
+            answers.append(logits.transpose(1, 2) if self.swapped else logits)
+        both = torch.stack(answers).repeat(1, 2, 1, 1)
+        return convert_to_dst_type(both, inputs)[0]
+
+
+def dice_of_the_oracle(root: Path, folder: Path, split: dict | None, **oracle: Any) -> dict[str, float]:
+    """Evaluate as the configs say, but with the oracle in place of the inferer."""
+    config = [
+        *EVALUATE,
+        {"validate#inferer": {"_target_": f"{__name__}.OracleInferer", "masks": str(folder / "masks"), **oracle}},
+    ]
+    parser = ConfigParser(ConfigParser.load_config_files(config[:2]))
+    parser.read_meta(META)
+    parser.update(
+        {
+            "bundle_root": str(root), "dataset_dir": str(folder), "split": split, "device": "cpu", "num_workers": 0,
+            "weights": str(root / "output" / "model.pt"), **config[2],
+        }
+    )  # fmt: skip
+    evaluator = parser.get_parsed_content("validate#evaluator")
+    evaluator.run()
+    return evaluator.state.metrics
+
+
+@pytest.mark.parametrize("source", ["procedural", "real"])
+def test_what_the_network_marks_is_what_is_scored(
+    root: Path, dataset: Path, source: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Portrait and landscape, from the reader to the metric: right, and wrong as soon as an axis is swapped."""
+    command(
+        "training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "image_size": 256, "epochs": 1}
+    )
+    folder = dataset if source == "procedural" else request.getfixturevalue("kvasir")
+    stems = sorted(path.stem for path in (folder / "images").iterdir())[:6]
+    (tmp_path / "test.txt").write_text("\n".join(stems))
+    split = {"test": str(tmp_path / "test.txt"), "validation": 0}
+    right = dice_of_the_oracle(root, folder, split)
+    assert right["val_dice"] > 0.97 and right["val_dice_initial"] > 0.97
+    assert dice_of_the_oracle(root, folder, split, swapped=True)["val_dice"] < 0.9
+
+
+def test_training_images_look_like_images(root: Path, dataset: Path) -> None:
+    """The augmented, normalized image keeps its contrast, and the label stays on the brighter polyp's side of it."""
+    workflow = ConfigWorkflow(
+        config_file=TRAIN, workflow_type="train", bundle_root=str(root), dataset_dir=str(dataset), **FILES, **SMALL
+    )
+    workflow.initialize()
+    monai.utils.set_determinism(0)
+    items = [workflow.train_dataset[i] for _ in range(4) for i in range(8)]
+    image = torch.stack([item["image"] for item in items])
+    label = torch.stack([item["label"] for item in items])
+    assert image.shape == (32, 3, 64, 64) and image.dtype == torch.float32 and not isinstance(image, MetaTensor)
+    assert set(label.unique().tolist()) == {0.0, 1.0} and 0.02 < label.mean() < 0.5
+    spread = image.flatten(1).std(dim=1)
+    assert (spread > 0.3).all() and image.min() >= -2.2 and image.max() <= 2.7
 
 
 def test_mask_in_the_masks_own_place_is_refused(root: Path, dataset: Path) -> None:
