@@ -8,4 +8,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM-SP as a MONAI bundle: what the configs name; the commands live in ``scripts``."""
+"""SAM-SP as a MONAI bundle: what the configs name."""
