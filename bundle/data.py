@@ -104,8 +104,8 @@ def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
         some_images = first_names(path.name for path in images.values())
         some_masks = first_names(path.name for path in masks.values())
         raise BundleError(
-            f"No image in {image_folder} ({some_images}) has a mask in {mask_folder} ({some_masks}): expected the stem of "
-            f"the image followed by mask_suffix, which is {mask_suffix!r}."
+            f"No image in {image_folder} ({some_images}) has a mask in {mask_folder} ({some_masks}): expected the stem "
+            f"of the image followed by mask_suffix, which is {mask_suffix!r}."
         )
     partners = set(wanted.values())
     return FolderPairs(
