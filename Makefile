@@ -1,14 +1,13 @@
 # make train   trains on the procedural demo set and says what to do next
 # make test    style, types and tests
 # make setup   creates .venv with everything that both need (their first half)
-# make test-slow   proofs that take minutes
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup train test test-slow clean
+.PHONY: setup train test clean
 
 setup: $(INSTALLED)
 
@@ -25,9 +24,6 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
-
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

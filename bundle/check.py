@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bundle.data import pair_folder
+from bundle.data import load_datalists, pair_folder
+from bundle.demo import is_procedural
 from bundle.errors import BundleError
 from bundle.masks import mask_scale, mask_threshold, open_mask
 from bundle.readers import open_rgb
@@ -109,41 +111,52 @@ def check_dataset(
         return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else str(path)
 
     scales = Counter(pair.scale for pair in pairs if pair.scale is not None)
+    untrainable = _find_untrainable(pairs) if "train" in datalists else ()
     return DatasetReport(
         counts={part: len(records) for part, records in datalists.items()},
         scales=dict(scales),
-        problems=[*_find_problems(pairs, name), *_find_leaks(pairs, name)],
+        problems=[*_find_problems(pairs, name), *_find_leaks(pairs, name), *untrainable],
         warnings=[*_find_unmatched(folder, mask_suffix, name), *_find_warnings(pairs, scales, name)],
     )
 
 
 def require_trainable(
-    datalists: Datalists, dataset_dir: str | os.PathLike[str] | None = None, mask_suffix: str = ""
+    datalists: Datalists,
+    dataset_dir: str | os.PathLike[str] | None = None,
+    mask_suffix: str = "",
+    split: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the report of `check_dataset`.
+    """Print the report of `check_dataset` on the parts for training and, where ``dataset_dir`` has one, for the test.
 
     Raises:
         BundleError: the report has problems; the sentence sums them up.
     """
+    if dataset_dir is not None:
+        datalists = {**datalists, "test": load_datalists(dataset_dir, split, mask_suffix)["test"]}
     report = check_dataset(datalists, dataset_dir, mask_suffix)
-    print(report.text(), flush=True)
+    what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
+    _show(report, f"{what} cannot be trained on", is_procedural(datalists["train"]))
+
+
+def _show(report: DatasetReport, verdict: str, procedural: bool) -> None:
+    print(("Procedural data. " if procedural else "") + report.text(), flush=True)
     if report.problems:
         summary = "; ".join(finding.summary for finding in report.problems)
-        what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
-        raise BundleError(f"{what} cannot be trained on: {summary} (the report above names the files).")
+        raise BundleError(f"{verdict}: {summary} (the report above names the files).")
 
 
 def require_labeled(datalist: Sequence[Mapping[str, str]]) -> None:
-    """Raise a `BundleError` where there is no record to evaluate, or one whose image or label is not a file."""
+    """Print the report of `check_dataset` on the records to evaluate.
+
+    Raises:
+        BundleError: there are none, or the report has problems.
+    """
     if not datalist:
         raise BundleError(
             "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or leave "
             "--split out for 80/10/10."
         )
-    for record in datalist:
-        for key in ("image", "label"):
-            if not Path(record[key]).is_file():
-                raise BundleError(f"{key} {record[key]} is not a file.")
+    _show(check_dataset({"test": datalist}), "The test images cannot be evaluated", is_procedural(datalist))
 
 
 # --- one pair ----------------------------------------------------------------------------------------------------
@@ -204,6 +217,9 @@ def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterat
     yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
     not_binary = [f"{name(pair.label)}: {pair.not_binary}" for pair in pairs if pair.not_binary]
     yield from _findings("masks that are not binary", not_binary)
+
+
+def _find_untrainable(pairs: Sequence[_Pair]) -> Iterator[Finding]:
     train = [pair for pair in pairs if pair.part == "train"]
     if not train:
         yield Finding("no pair of image and mask for training")

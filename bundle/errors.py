@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import TracebackType
 
@@ -20,12 +21,18 @@ class BundleError(Exception):
     """Wrong input or setting. The message is one sentence: the file or key, what was found, what was expected."""
 
 
+# A worker of a DataLoader hands on an error as the text of its traceback.
+WORKER_LINE = re.compile(r"^bundle\.errors\.BundleError: (.+)$", flags=re.MULTILINE)
+
+
 def find_bundle_error(error: BaseException | None) -> BundleError | None:
-    """Return the first `BundleError` in a chain of causes, or None; MONAI wraps what a config expression raises."""
+    """Return the first `BundleError` in a chain of causes, or None; MONAI and torch wrap what an expression raises."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, BundleError):
             return error
+        if told := WORKER_LINE.search(str(error)):
+            return BundleError(told[1])
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
@@ -34,7 +41,7 @@ def find_bundle_error(error: BaseException | None) -> BundleError | None:
 def show_errors_plainly() -> None:
     """End a command on a `BundleError` with its sentence alone, without a traceback; the exit status stays 1.
 
-    Every other error keeps its full traceback. Configs call this in ``initialize``, so it holds for commands only.
+    Every other error keeps its full traceback. Configs call this first in ``run``, so it holds for commands only.
     """
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -8,14 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a training writes while it runs and when it ends."""
+"""What a training keeps while it runs, and how an engine ends on a user's error."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,12 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import CheckpointLoader
 
-from bundle import lora
-from bundle.demo import is_procedural
-from bundle.errors import BundleError
-from bundle.network import SamSP
-from bundle.sam import PIXEL_MEAN, PIXEL_STD
-from bundle.summaries import bundle_command
-from bundle.weights import describe, publish_pair, write_atomically, write_pair
+from bundle.errors import BundleError, find_bundle_error
+from bundle.weights import write_atomically
 
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
+WRITTEN = (LAST, BEST, "model.pt", "model.json", "adapter", "validation")
 LOSS = "train_loss"
 
 
@@ -42,14 +36,27 @@ def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [item["image"].meta for item in batch]
 
 
+class PlainErrors:
+    """Pass a `BundleError` on without a traceback in the log; first in the list, before ``StatsHandler`` logs one."""
+
+    def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
+        """Attach to any engine."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self)
+
+    def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:
+        """Ignite stops at the first handler that raises."""
+        if find_bundle_error(error) is not None:
+            raise error
+
+
 class CheckpointKeeper:
     """Keep ``last.pt`` after every epoch and ``best.pt`` after every better validation; resume from the first.
 
     Unlike MONAI's ``CheckpointSaver`` it replaces a file in one step, so a run that is killed while it saves loses
-    nothing, and it remembers the best validation over a resume. In the list of handlers it comes after
-    ``ValidationHandler``.
+    nothing, and it remembers the best validation over a resume. It also sees to it that the last epoch is validated,
+    whatever ``val_interval`` is. In the list of handlers it comes after ``ValidationHandler``.
 
-    The files of an earlier run in the same folder move to ``previous``, unless it is resumed.
+    What an earlier run left in the same folder moves to ``previous``, unless it is resumed.
 
     Args:
         output_dir: where the two files go.
@@ -58,7 +65,8 @@ class CheckpointKeeper:
         resume: go on from ``last.pt``.
 
     Raises:
-        BundleError: there is nothing to resume, nothing left to train, or the loss is not finite; what was saved stays.
+        BundleError: there is nothing to resume or nothing left to train, the run to resume was another one, or the
+            loss is not finite; what was saved stays.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class CheckpointKeeper:
             engine.add_event_handler(Events.STARTED, self._restore)
         else:
             engine.add_event_handler(Events.STARTED, self._set_aside)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_the_last_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,131 +98,63 @@ class CheckpointKeeper:
 
     def _set_aside(self, engine: SupervisedTrainer) -> None:
         """Move what an earlier run left: nobody takes it for this run's, and a forgotten resume loses nothing."""
-        for name in (LAST, BEST):
-            if (self.output_dir / name).is_file():
-                (self.output_dir / PREVIOUS).mkdir(exist_ok=True)
-                os.replace(self.output_dir / name, self.output_dir / PREVIOUS / name)
+        previous = self.output_dir / PREVIOUS
+        found = [name for name in WRITTEN if (self.output_dir / name).exists()]
+        if found:
+            shutil.rmtree(previous, ignore_errors=True)
+            previous.mkdir()
+        for name in found:
+            os.replace(self.output_dir / name, previous / name)
 
     def _restore(self, engine: SupervisedTrainer) -> None:
         path = self.output_dir / LAST
         if not path.is_file():
             raise BundleError(f"There is nothing to resume: {path} does not exist.")
-        try:
-            CheckpointLoader(str(path), self._objects(engine), map_location={"cuda:0": "cpu"})(engine)
-        except ValueError as error:
-            raise BundleError(f"{path} cannot be resumed: {error}") from error
-        if engine.state.epoch >= engine.state.max_epochs:
-            raise BundleError(f"{path} has all of its {engine.state.epoch} epochs: ask for more with --epochs.")
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        self._require_same_run(states, engine, path)
+        optimizer, scheduler = self.save_dict["optimizer"], self.save_dict["lr_scheduler"]
+        asked = [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
+        epochs = engine.state.max_epochs
+        for name, item in self._objects(engine).items():
+            item.load_state_dict(states[name])
+        engine.state.max_epochs = epochs
+        # the rate and the decay are those of this command
+        for group, settings in zip(optimizer.param_groups, asked, strict=True):
+            group.update(settings)
+        scheduler.base_lrs = [settings["initial_lr"] for settings in asked]
+
+    def _require_same_run(self, states: Mapping[str, Any], engine: SupervisedTrainer, path: Path) -> None:
+        found = {key: value.shape for key, value in states["network"].items()}
+        if found != {key: value.shape for key, value in self.save_dict["network"].state_dict().items()}:
+            raise BundleError(f"{path} is of another network: resume with the same sam, image_size and trainable.")
+        trained, steps = states["trainer"], engine.state.epoch_length
+        if trained["epoch_length"] != steps:
+            raise BundleError(
+                f"{path} has {trained['epoch_length']} steps an epoch, this run {steps}: resume with the same images "
+                "and batch_size."
+            )
+        done = trained["iteration"] // trained["epoch_length"]
+        if done >= engine.state.max_epochs:
+            raise BundleError(f"{path} has trained {done} epochs already: ask for more with --epochs.")
+        if states["best"]["best_metric_epoch"] > 0 and not (self.output_dir / BEST).is_file():
+            raise BundleError(f"{self.output_dir / BEST} is missing beside {path}: it holds the best epoch so far.")
+
+    def _validate_the_last_epoch(self, engine: SupervisedTrainer) -> None:
+        if engine.state.epoch == engine.state.max_epochs != self.evaluator.state.epoch:
+            self.evaluator.run(engine.state.epoch)
 
     def _save(self, engine: SupervisedTrainer) -> None:
         loss = engine.state.metrics[LOSS]
         if not math.isfinite(loss):
             raise BundleError(
                 f"The training loss is {loss} in epoch {engine.state.epoch}: try a smaller --learning_rate; nothing "
-                f"was published, and {self.output_dir} keeps the epoch before."
+                f"was published, and what {self.output_dir} holds of earlier epochs stays."
             )
-        state = {name: item.state_dict() for name, item in self._objects(engine).items()}
-        write_atomically(self.output_dir / LAST, lambda path: torch.save(state, path))
+        states = {name: item.state_dict() for name, item in self._objects(engine).items()}
+        # first the best: a run killed in between resumes from the epoch before and does this one again
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
-            write_atomically(self.output_dir / BEST, lambda path: torch.save(state["network"], path))
+            write_atomically(self.output_dir / BEST, lambda path: torch.save(states["network"], path))
+        write_atomically(self.output_dir / LAST, lambda path: torch.save(states, path))
 
     def _objects(self, engine: SupervisedTrainer) -> dict[str, Any]:
         return {**self.save_dict, "trainer": engine, "best": self}
-
-
-class Publisher:
-    """At the end of a training write the weights file, publish it, and say what to do next.
-
-    The best network, or the last one where there was no validation, goes merged to ``output_dir/model.pt`` with its
-    ``model.json``, and the adapters in peft's format to ``output_dir/adapter``. Unless the data are procedural or
-    ``publish`` is false, the pair then replaces the one in ``models``. After an exception none of this happens.
-
-    Args:
-        bundle_root: its ``models`` is where one publishes.
-        output_dir: see above.
-        network: what is trained.
-        evaluator: engine that validated it.
-        datalists: the records trained on and validated on, "train" and "validation".
-        publish: whether to publish.
-        command: knobs to repeat in the next command, "dataset_dir" and "split".
-    """
-
-    def __init__(
-        self,
-        bundle_root: str,
-        output_dir: str,
-        network: SamSP,
-        evaluator: SupervisedEvaluator,
-        datalists: Mapping[str, Sequence[Mapping[str, Any]]],
-        publish: bool = True,
-        command: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.bundle_root = Path(bundle_root)
-        self.output_dir = Path(output_dir)
-        self.network = network
-        self.evaluator = evaluator
-        self.datalists = datalists
-        self.publish = publish
-        self.command = dict(command or {})
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Attach to the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: SupervisedTrainer) -> None:
-        """Write, publish, report."""
-        network: SamSP = getattr(self.network, "module", self.network)
-        validated = self.evaluator.state.best_metric_epoch > 0
-        if validated and not math.isfinite(self.evaluator.state.best_metric):
-            raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
-        if validated:
-            network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
-        pair = write_pair(network.merged_state_dict(), self._description(network, engine), self.output_dir / "model.pt")
-        written = [pair, pair.with_suffix(".json")]
-        if lora.has_lora(network.image_encoder):
-            lora.save_adapter(network.image_encoder, self.output_dir / "adapter")
-            written.append(self.output_dir / "adapter")
-        procedural = is_procedural(self.datalists["train"])
-        published = self.publish and not procedural
-        if published:
-            target = publish_pair(pair, self.bundle_root / "models")
-            written += [target, target.with_suffix(".json")]
-        self._report(written, validated, procedural, None if published else pair)
-
-    def _description(self, network: SamSP, engine: SupervisedTrainer) -> dict[str, Any]:
-        state = self.evaluator.state
-        stems = sorted(Path(str(record["image"])).stem for record in self.datalists["train"])
-        validated = state.best_metric_epoch > 0
-        return describe(
-            network,
-            exclusive=False,
-            labels={"0": "background", "1": "foreground"},
-            intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
-            trained_on={
-                "procedural": is_procedural(self.datalists["train"]),
-                "train_images": len(stems),
-                "validation_images": len(self.datalists["validation"]),
-                "train_stems_sha256": hashlib.sha256("\n".join(stems).encode()).hexdigest(),
-            },
-            epochs=engine.state.epoch,
-            best_epoch=state.best_metric_epoch if validated else None,
-            validation={state.key_metric_name: round(state.best_metric, 4)} if validated else None,
-            version=json.loads((self.bundle_root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"],
-        )
-
-    def _report(self, written: Sequence[Path], validated: bool, procedural: bool, weights: Path | None) -> None:
-        state = self.evaluator.state
-        lines = (
-            [f"Best validation Dice of y1: {state.best_metric:.4f} (epoch {state.best_metric_epoch})"]
-            if validated
-            else []
-        )
-        lines += ["Wrote", *(f"  {path}" for path in written)]
-        if procedural:
-            lines.append("The data were procedural, so models/ stays as it is.")
-        lines += ["Next, on the test images:", f"  {self._next_command(weights)}"]
-        print("\n" + "\n".join(lines), flush=True)
-
-    def _next_command(self, weights: Path | None) -> str:
-        configs = "['configs/train.json','configs/evaluate.json']"
-        return bundle_command("evaluating", configs, {**self.command, "weights": weights})

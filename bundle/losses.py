@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import nn
 
+from bundle.errors import BundleError
 from bundle.network import SamSPOutput
 
 DIRECTIONS = ("teacher_student", "student_teacher")
@@ -42,9 +43,9 @@ class SelfDistillationLoss(nn.Module):
     def __init__(self, direction: str = "teacher_student", temperature: float = 1.0) -> None:
         super().__init__()
         if direction not in DIRECTIONS:
-            raise ValueError(f"distill_direction is '{direction}', expected one of {', '.join(DIRECTIONS)}.")
+            raise BundleError(f"distill_direction is '{direction}', expected one of {', '.join(DIRECTIONS)}.")
         if temperature <= 0:
-            raise ValueError(f"distill_temperature is {temperature}, expected a number above 0.")
+            raise BundleError(f"distill_temperature is {temperature}, expected a number above 0.")
         self.direction = direction
         self.temperature = temperature
 

@@ -101,6 +101,13 @@ class SamSP(nn.Module):
         _require_choice("prompt", prompt, PROMPTS)
         if image_size < spec.patch_size or image_size % spec.patch_size:
             raise BundleError(f"image_size is {image_size}, expected a multiple of {spec.patch_size} for sam '{sam}'.")
+        if lora_rank < 1:
+            raise BundleError(f"lora_rank is {lora_rank}, expected 1 or more.")
+        if not 0 <= prompt_threshold < 1 or prompt_margin < 0:
+            raise BundleError(
+                f"prompt_threshold is {prompt_threshold} and prompt_margin {prompt_margin}, expected a probability "
+                "below 1 and a fraction of at least 0."
+            )
         self.sam = sam
         self.spec = spec
         self.image_size = image_size

@@ -25,9 +25,15 @@ from monai.engines import SupervisedEvaluator
 from bundle.demo import is_procedural
 
 
-def bundle_command(run_id: str, config_file: str, options: Mapping[str, Any]) -> str:
-    """A command line for a person to copy; options that are None are left out."""
+def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
+    """A command line for a person to copy, from the working directory; options that are None are left out."""
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    root = Path(bundle_root)
+    if root.resolve() != Path.cwd():
+        configs = [str(root / config) for config in configs]
+        places = {"meta_file": root / "configs" / "metadata.json", "logging_file": root / "configs" / "logging.conf"}
+        options = {"bundle_root": root, **places, **options}
+    config_file = configs[0] if len(configs) == 1 else "[" + ",".join(f"'{config}'" for config in configs) + "]"
     words = [python, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
     for name, value in options.items():
         if value is not None:
@@ -44,14 +50,20 @@ class EvaluationSummary:
     """Print Dice and IoU of both passes after an evaluation, where the files are, and what to do next.
 
     Args:
+        bundle_root: where the configs are.
         output_dir: folder that ``MetricsSaver`` and ``PanelSaver`` write to.
         datalist: the records evaluated.
         command: knobs to repeat in the next command.
     """
 
     def __init__(
-        self, output_dir: str, datalist: Sequence[Mapping[str, Any]], command: Mapping[str, Any] | None = None
+        self,
+        bundle_root: str,
+        output_dir: str,
+        datalist: Sequence[Mapping[str, Any]],
+        command: Mapping[str, Any] | None = None,
     ) -> None:
+        self.bundle_root = bundle_root
         self.output_dir = Path(output_dir)
         self.datalist = datalist
         self.command = dict(command or {})
@@ -64,6 +76,7 @@ class EvaluationSummary:
         """Print it."""
         metrics = engine.state.metrics
         kind = "procedural test images" if is_procedural(self.datalist) else "test images"
+        options = {**self.command, "dataset_dir": "FOLDER"}
         print(
             f"\n{len(self.datalist)} {kind}; mean over images, foreground only, threshold 0.5, original resolution, "
             "1 where label and prediction are both empty\n"
@@ -72,7 +85,7 @@ class EvaluationSummary:
             f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}\n"
             f"Per image: {self.output_dir}/val_dice_raw.csv and its siblings; pictures: {self.output_dir}/panels\n"
             "Next, masks of images without labels:\n  "
-            + bundle_command("inferring", "configs/inference.json", {**self.command, "dataset_dir": "FOLDER"}),
+            + bundle_command("inferring", ["configs/inference.json"], options, self.bundle_root),
             flush=True,
         )
 
@@ -90,4 +103,5 @@ class InferenceSummary:
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print it."""
-        print(f"\nWrote {len(self.datalist)} masks (0/255 PNG) to {self.output_dir}", flush=True)
+        kind = "procedural images" if is_procedural(self.datalist) else "images"
+        print(f"\nWrote the masks (0/255 PNG) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)

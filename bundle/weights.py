@@ -141,16 +141,16 @@ def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any]
 def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
     """Copy a pair to ``folder/model.pt`` and ``model.json``; the pair that was there goes to ``folder/previous``."""
     target = Path(folder) / "model.pt"
-    if target.is_file() and description_path(target).is_file():
-        kept = Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt"
-        _copy_pair(target, kept)
+    if target.is_file():
+        _copy_pair(target, Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt")
     _copy_pair(Path(weights), target)
     return target
 
 
 def _copy_pair(source: Path, target: Path) -> None:
     write_atomically(target, lambda path: shutil.copyfile(source, path))
-    write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))
+    if description_path(source).is_file():
+        write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 from monai.losses import DiceLoss
 from torch.distributions import Bernoulli, kl_divergence
 
+from bundle.errors import BundleError
 from bundle.losses import SamSPLoss, SelfDistillationLoss
 from bundle.network import SamSPOutput
 
@@ -105,5 +106,5 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
     [({"distill_direction": "up"}, "distill_direction"), ({"distill_temperature": 0}, "distill_temperature")],
 )
 def test_bad_arguments(arguments: dict, word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(BundleError, match=word):
         SamSPLoss(**arguments)

@@ -240,6 +240,9 @@ BAD_SETTINGS = [
     ({"image_size": 100}, "image_size is 100"),
     ({"trainable": "all"}, "trainable is 'all'"),
     ({"prompt": "me"}, "prompt is 'me'"),
+    ({"lora_rank": 0}, "lora_rank is 0"),
+    ({"prompt_threshold": 1.5}, r"prompt_threshold is 1\.5"),
+    ({"prompt_margin": -0.1}, r"prompt_margin -0\.1"),
 ]
 
 

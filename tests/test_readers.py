@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +192,22 @@ def test_masks_are_zero_and_one(tmp_path: Path, name: str, mask: np.ndarray) -> 
     assert set(np.unique(loaded)) == {0, 1}
     expected = np.asarray(image) > 0
     assert (expected == loaded.numpy().T).mean() > 0.99
+
+
+def write_sixteen_bit_color(path: Path, values: np.ndarray) -> None:
+    """Write (H, W, 3) uint16 as a PNG, which Pillow itself cannot."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_sixteen_bit_color_keeps_its_upper_eight_bits(tmp_path: Path) -> None:
+    values = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 1000
+    write_sixteen_bit_color(tmp_path / "deep.png", values)
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "deep.png")), values >> 8)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,13 +30,19 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.transforms import Compose
 from monai.utils import convert_to_dst_type
 from PIL import Image
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from bundle import demo
+from bundle.data import load_datalists
 from bundle.errors import BundleError, find_bundle_error
 from bundle.masks import open_mask
 from bundle.network import SamSP
+from bundle.sam import PIXEL_MEAN, PIXEL_STD
+from bundle.summaries import bundle_command
 from bundle.transforms import ResizeLongestSided
 from bundle.weights import sha256_of
 from tests.conftest import ROOT
@@ -96,7 +103,11 @@ def load(path: Path) -> Mapping[str, torch.Tensor]:
 def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
     command("training", TRAIN, root, dataset_dir=str(dataset), **SMALL)
     said = capsys.readouterr().out
-    assert "Best validation Dice" in said and "evaluating" in said and f"--dataset_dir {dataset}" in said
+    assert (
+        re.search(r"Best Dice of y1 on 1 validation images: \d\.\d{4}", said)
+        and "evaluating" in said
+        and f"--dataset_dir {dataset}" in said
+    )
     model = root / "models" / "model.pt"
     description = json.loads((root / "models" / "model.json").read_text())
     assert description["sha256"] == sha256_of(model) and not description["trained_on"]["procedural"]
@@ -131,10 +142,11 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
 class OracleInferer(Inferer):
     """Answers with the label itself, drawn on the grid of the network: what is lost after that, the geometry lost."""
 
-    def __init__(self, masks: str, swapped: bool = False) -> None:
+    def __init__(self, masks: str, swapped: bool = False, copies: int = 2) -> None:
         super().__init__()
         self.masks = Path(masks)
         self.swapped = swapped
+        self.copies = copies
 
     def __call__(self, inputs: Any, network: Any, *args: Any, **kwargs: Any) -> Any:
         answers = []
@@ -145,8 +157,26 @@ class OracleInferer(Inferer):
             logits = torch.full((1, size, size), -9.0)
             logits[:, : label.shape[1], : label.shape[2]] += 18.0 * label.as_tensor()
             answers.append(logits.transpose(1, 2) if self.swapped else logits)
-        both = torch.stack(answers).repeat(1, 2, 1, 1)
+        both = torch.stack(answers).repeat(1, self.copies, 1, 1)
         return convert_to_dst_type(both, inputs)[0]
+
+
+def test_masks_are_written_where_the_network_saw_them(root: Path, dataset: Path) -> None:
+    """The oracle through inference.json: each written mask is the label, portrait and landscape, in batches."""
+    command(
+        "training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "image_size": 256, "epochs": 1}
+    )
+    oracle = {"_target_": f"{__name__}.OracleInferer", "masks": str(dataset / "masks"), "copies": 1}
+    command(
+        "inferring", INFER, root, dataset_dir=str(dataset), weights=str(root / "output" / "model.pt"), inferer=oracle,
+        batch_size=4, num_workers=0, device="cpu",
+    )  # fmt: skip
+    sizes = set()
+    for written in (root / "output" / "masks").iterdir():
+        mask, label = open_mask(written) > 127, open_mask(dataset / "masks" / written.name) > 127
+        assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.95
+        sizes.add(mask.shape[0] > mask.shape[1])
+    assert sizes == {True, False}
 
 
 def dice_of_the_oracle(root: Path, folder: Path, split: dict | None, **oracle: Any) -> dict[str, float]:
@@ -185,8 +215,68 @@ def test_what_the_network_marks_is_what_is_scored(
     assert dice_of_the_oracle(root, folder, split, swapped=True)["val_dice"] < 0.9
 
 
+@pytest.fixture
+def bright(tmp_path: Path) -> Path:
+    """Images that are their own label: a white L on black, not square, portrait and landscape."""
+    folder = tmp_path / "bright"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(6):
+        picture = np.zeros((90, 140) if index % 2 else (150, 100), dtype=np.uint8)
+        picture[10:70, 20 + index : 40 + index] = 255
+        picture[50:70, 20 + index : 80] = 255
+        for name in ("images", "masks"):
+            Image.fromarray(picture).save(folder / name / f"{index}.png")
+    return folder
+
+
+def test_image_and_label_move_together_in_training(root: Path, bright: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=TRAIN, workflow_type="train", bundle_root=str(root), dataset_dir=str(bright), **FILES,
+        split={"validation": 1, "test": 0}, **SMALL,
+    )  # fmt: skip
+    workflow.initialize()
+    monai.utils.set_determinism(0)
+    dataset = workflow.train_dataset
+    changed = set()
+    for _ in range(8):
+        for item in (dataset[i] for i in range(len(dataset))):
+            image, label = item["image"].mean(dim=0) > 0.5, item["label"][0] > 0.5
+            image[label.shape[0] :] = False
+            overlap = 2 * (image & label).sum() / (image.sum() + label.sum())
+            assert overlap > 0.85, overlap  # one pixel of blur along the outline of a small L
+            changed.add(int(label.sum()))
+    assert len(changed) > 10  # and it does move
+
+
+def test_training_and_validation_see_the_same_image(root: Path, dataset: Path) -> None:
+    """The deterministic and late transforms of training give what validation gives, and so does inference."""
+    parsers = [ConfigParser(ConfigParser.load_config_files(config)) for config in (TRAIN, INFER)]
+    for parser in parsers:
+        parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), "image_size": 64, "device": "cpu"})
+        parser.read_meta(META)
+    train = parsers[0].get_parsed_content("train#deterministic_transforms")
+    train += parsers[0].get_parsed_content("train#late_transforms")
+    record = parsers[0].get_parsed_content("datalists")["train"][0]
+    trained = Compose(train)(record)["image"]
+    validated = parsers[0].get_parsed_content("validate#preprocessing")(record)["image"]
+    inferred = parsers[1].get_parsed_content("preprocessing")(record)["image"]
+    assert torch.equal(trained, validated.as_tensor()) and torch.equal(trained, inferred.as_tensor())
+
+    with Image.open(record["image"]) as picture:
+        sam = Sam.__new__(Sam)
+        torch.nn.Module.__init__(sam)
+        sam.image_encoder = torch.nn.Module()
+        sam.image_encoder.img_size = 64
+        sam.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None])
+        sam.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None])
+        scaled = ResizeLongestSide(64).apply_image(np.asarray(picture.convert("RGB")))
+    expected = sam.preprocess(torch.as_tensor(scaled).permute(2, 0, 1).float())
+    assert (trained - expected).abs().max() * max(PIXEL_STD) < 1  # within a gray level of SAM's own
+
+
 def test_training_images_look_like_images(root: Path, dataset: Path) -> None:
-    """The augmented, normalized image keeps its contrast, and the label stays on the brighter polyp's side of it."""
+    """Augmentation leaves an image its contrast, within the range that SAM's normalization gives."""
     workflow = ConfigWorkflow(
         config_file=TRAIN, workflow_type="train", bundle_root=str(root), dataset_dir=str(dataset), **FILES, **SMALL
     )
@@ -250,11 +340,24 @@ def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: P
     assert before["trainer"]["iteration"] == 2 * steps_an_epoch
 
     assert "--epochs" in refused("training", TRAIN, root, resume="true", **settings)
-    command("training", TRAIN, root, resume="true", **{**settings, "epochs": 3})
+    other = {**settings, "epochs": 3}
+    assert "image_size" in refused("training", TRAIN, root, resume=True, **{**other, "image_size": 96})
+    assert "batch_size" in refused("training", TRAIN, root, resume=True, **{**other, "batch_size": 2})
+    command("training", TRAIN, root, resume="true", **{**settings, "epochs": 3, "weight_decay": 0.2})
     after = load(root / "output" / "last.pt")
     assert after["trainer"]["iteration"] == after["lr_scheduler"]["last_epoch"] == 3 * steps_an_epoch
     assert {entry["step"].item() for entry in after["optimizer"]["state"].values()} == {3 * steps_an_epoch}
     assert after["best"]["best_metric"] >= before["best"]["best_metric"]
+    assert after["optimizer"]["param_groups"][0]["weight_decay"] == 0.2  # as asked now, not as saved
+
+    command("training", TRAIN, root, **settings)  # a resume forgotten: what was there is set aside
+    assert load(root / "output" / "previous" / "last.pt")["trainer"]["iteration"] == 3 * steps_an_epoch
+
+
+def test_the_last_epoch_is_validated_whatever_the_interval(root: Path, dataset: Path) -> None:
+    settings = {**SMALL, "epochs": 3, "val_interval": 10}
+    command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **settings)
+    assert load(root / "output" / "last.pt")["best"]["best_metric_epoch"] == 3
 
 
 def test_a_failed_training_publishes_nothing_and_keeps_what_was_there(root: Path, dataset: Path) -> None:
@@ -275,7 +378,7 @@ def test_without_validation_the_last_network_is_published(root: Path, dataset: P
         {"image": str(dataset / "images" / suffix[name]), "label": str(dataset / "masks" / f"{name}.png")}
         for name in names
     ]
-    override = {"train#dataset#data": records, "validate#dataset#data": [], "train#trainer#max_epochs": 1}
+    override = {"train#dataset#data": records, "validate#dataset#data": [], "train#trainer#max_epochs": 2}
     run(
         run_id="run", init_id=None, final_id=None, config_file=TRAIN, bundle_root=str(root), **FILES,
         image_size=64, num_workers=0, device="cpu", **override,
@@ -351,13 +454,33 @@ def test_a_command_ends_with_its_sentence_and_a_status(root: Path, dataset: Path
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp_path: Path, part: str) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(dataset, broken)
-    victim = sorted((broken / "images").iterdir())[0]
+    victim = Path(load_datalists(broken)[part][0]["image"])
     victim.write_bytes(victim.read_bytes()[:200])
     sentence = refused("training", TRAIN, root, dataset_dir=str(broken), **SMALL)
-    assert "cannot be trained on" in sentence and not (root / "models").exists()
+    assert "cannot be trained on" in sentence and "cannot be read" in sentence and not (root / "models").exists()
+    if part == "test":
+        command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
+        weights = str(root / "output" / "model.pt")
+        assert "cannot be evaluated" in refused("evaluating", EVALUATE, root, dataset_dir=str(broken), weights=weights)
+
+
+def test_an_error_in_a_worker_is_one_sentence_too(root: Path, dataset: Path, tmp_path: Path) -> None:
+    """A real process with a worker of its own: torch hands on no more than the text of the error."""
+    command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    said = bundle_command(
+        "inferring", ["configs/inference.json"], bundle_root=ROOT,
+        options={"dataset_dir": tmp_path / "broken.jpg", "weights": root / "output" / "model.pt",
+                 "output_dir": tmp_path / "masks", "num_workers": 1},
+    )  # fmt: skip
+    done = subprocess.run(shlex.split(said), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "broken.jpg" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr  # ignite's log on stdout may quote the worker's
 
 
 def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The end of a training: write the weights file, publish it, and say what to do next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+from bundle import lora
+from bundle.demo import is_procedural
+from bundle.errors import BundleError
+from bundle.handlers import BEST
+from bundle.network import SamSP
+from bundle.sam import PIXEL_MEAN, PIXEL_STD
+from bundle.summaries import bundle_command
+from bundle.weights import describe, publish_pair, write_pair
+
+
+class Publisher:
+    """At the end of a training write the weights file, publish it, and say what to do next.
+
+    The best network, or the last one where there was no validation, goes merged to ``output_dir/model.pt`` with its
+    ``model.json``, and the adapters in peft's format to ``output_dir/adapter``. Unless the data are procedural or
+    ``publish`` is false, the pair then replaces the one in ``models``. After an exception none of this happens.
+
+    Args:
+        bundle_root: its ``models`` is where one publishes.
+        output_dir: see above.
+        network: what is trained.
+        evaluator: engine that validated it.
+        datalists: the records trained on and validated on, "train" and "validation".
+        publish: whether to publish.
+        command: knobs to repeat in the next command, "dataset_dir" and "split".
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        output_dir: str,
+        network: SamSP,
+        evaluator: SupervisedEvaluator,
+        datalists: Mapping[str, Sequence[Mapping[str, Any]]],
+        publish: bool = True,
+        command: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.bundle_root = Path(bundle_root)
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.evaluator = evaluator
+        self.datalists = datalists
+        self.publish = publish
+        self.command = dict(command or {})
+        metadata = self.bundle_root / "configs" / "metadata.json"
+        self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        """Write, publish, report."""
+        network: SamSP = getattr(self.network, "module", self.network)
+        validated = self.evaluator.state.best_metric_epoch > 0
+        if validated and not math.isfinite(self.evaluator.state.best_metric):
+            raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
+        if validated:
+            network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
+        pair = write_pair(network.merged_state_dict(), self._description(network, engine), self.output_dir / "model.pt")
+        written = [pair, pair.with_suffix(".json")]
+        if lora.has_lora(network.image_encoder):
+            lora.save_adapter(network.image_encoder, self.output_dir / "adapter")
+            written.append(self.output_dir / "adapter")
+        procedural = is_procedural(self.datalists["train"])
+        published = self.publish and not procedural
+        if published:
+            target = publish_pair(pair, self.bundle_root / "models")
+            written += [target, target.with_suffix(".json")]
+        self._report(written, validated, procedural, None if published else pair)
+
+    def _description(self, network: SamSP, engine: SupervisedTrainer) -> dict[str, Any]:
+        state = self.evaluator.state
+        stems = sorted(Path(str(record["image"])).stem for record in self.datalists["train"])
+        validated = state.best_metric_epoch > 0
+        return describe(
+            network,
+            exclusive=False,
+            labels={"0": "background", "1": "foreground"},
+            intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
+            trained_on={
+                "procedural": is_procedural(self.datalists["train"]),
+                "train_images": len(stems),
+                "validation_images": len(self.datalists["validation"]),
+                "train_stems_sha256": hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+            },
+            epochs=engine.state.epoch,
+            best_epoch=state.best_metric_epoch if validated else None,
+            validation={state.key_metric_name: round(state.best_metric, 4)} if validated else None,
+            version=self.version,
+        )
+
+    def _report(self, written: Sequence[Path], validated: bool, procedural: bool, weights: Path | None) -> None:
+        state = self.evaluator.state
+        if validated:
+            kind = "procedural validation images" if procedural else "validation images"
+            count = len(self.datalists["validation"])
+            lines = [f"Best Dice of y1 on {count} {kind}: {state.best_metric:.4f} (epoch {state.best_metric_epoch})"]
+        else:
+            lines = ["There were no validation images: this is the last network, and nobody measured it."]
+        lines += ["Wrote", *(f"  {path}" for path in written)]
+        if procedural:
+            lines.append("The data were procedural, so models/ stays as it is.")
+        configs = ["configs/train.json", "configs/evaluate.json"]
+        command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
+        print("\n".join(["", *lines, "Next, on the test images:", f"  {command}"]), flush=True)

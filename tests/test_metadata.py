@@ -1,0 +1,60 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The metadata: what a bundle must say, and that the network is what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft201909Validator
+from monai.bundle import verify_net_in_out
+
+from tests.conftest import ROOT
+
+METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text())
+SCHEMA = ROOT.parent / "shared" / "notes" / "meta_schema_20240725.json"
+
+
+def test_metadata_fits_its_schema() -> None:
+    if not SCHEMA.is_file():
+        pytest.skip(f"needs the schema in {SCHEMA}")
+    Draft201909Validator(json.loads(SCHEMA.read_text())).validate(METADATA)
+
+
+def test_metadata_agrees_with_the_project() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    version = METADATA["version"]
+    assert f'version = "{version}"' in project and f"version: {version}\n" in citation
+    assert version in METADATA["changelog"]
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    said = {**METADATA["required_packages_version"], "monai": METADATA["monai_version"]}
+    said |= {"torch": METADATA["pytorch_version"], "numpy": METADATA["numpy_version"]}
+    assert {name: pins[name] for name in said} == said
+
+
+def test_network_is_what_the_metadata_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoo's own check, without weights: it reads ``network_def`` of the inference config."""
+    monkeypatch.chdir(ROOT)
+    verify_net_in_out(
+        net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json", device="cpu"
+    )
+    output = METADATA["network_data_format"]["outputs"]["pred"]
+    assert output["num_channels"] == 1 and output["spatial_shape"] == [256, 256]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
+def test_configs_are_formatted_as_the_zoo_wants(path: Path) -> None:
+    text = path.read_text()
+    assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
