@@ -106,7 +106,7 @@ def test_everything_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     }
 
     with pytest.raises(BundleError) as caught:
-        require_trainable(datalists, tmp_path)
+        require_trainable(datalists, tmp_path, split={"validation": 0})
     sentence = str(caught.value)
     assert "\n" not in sentence and str(tmp_path) in sentence
     assert all(finding.summary in sentence for finding in report.problems)
@@ -192,3 +192,14 @@ def noisy(seed: int = 0) -> np.ndarray:
 def test_why_not_binary(mask: np.ndarray, reason: str | None) -> None:
     found = why_not_binary(mask)
     assert found is None if reason is None else reason in str(found)
+
+
+def test_a_test_image_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    datalists = load_datalists(tmp_path)
+    train, test = datalists["train"][0], datalists["test"][0]
+    for key in ("image", "label"):
+        Path(test[key]).write_bytes(Path(train[key]).read_bytes())
+    parts = {part: datalists[part] for part in ("train", "validation")}
+    with pytest.raises(BundleError, match="images that are in more than one part: 1"):
+        require_trainable(parts, tmp_path)

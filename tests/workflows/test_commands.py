@@ -468,16 +468,20 @@ def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp
         assert "cannot be evaluated" in refused("evaluating", EVALUATE, root, dataset_dir=str(broken), weights=weights)
 
 
-def test_an_error_in_a_worker_is_one_sentence_too(root: Path, dataset: Path, tmp_path: Path) -> None:
-    """A real process with a worker of its own: torch hands on no more than the text of the error."""
+def test_an_error_in_a_worker_is_one_sentence_too(
+    root: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process with a worker, started by the line we print for another folder: torch hands on the text alone."""
     command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
     (tmp_path / "broken.jpg").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
     said = bundle_command(
         "inferring", ["configs/inference.json"], bundle_root=ROOT,
         options={"dataset_dir": tmp_path / "broken.jpg", "weights": root / "output" / "model.pt",
                  "output_dir": tmp_path / "masks", "num_workers": 1},
     )  # fmt: skip
-    done = subprocess.run(shlex.split(said), cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = [sys.executable, *shlex.split(said)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "broken.jpg" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr  # ignite's log on stdout may quote the worker's
