@@ -20,7 +20,7 @@ from segment_anything.modeling.image_encoder import Attention as SamAttention
 
 from bundle import sam
 from bundle.errors import BundleError
-from bundle.losses import SamSPLoss
+from bundle.losses import SamSPLoss, SelfDistillationLoss
 from bundle.network import SamSP, SamSPOutput
 from bundle.prompts import boxes_from_logits
 from tests.conftest import TOY, randomize
@@ -259,3 +259,14 @@ def test_vit_tiny_fits_its_size() -> None:
 
 def test_toy_has_both_kinds_of_blocks() -> None:
     assert set(range(TOY.depth)) - set(TOY.global_blocks)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_every_tensor_is_made_on_the_device_of_the_image(toy: str, trainable: str) -> None:
+    """On the meta device, which refuses to mix with the CPU: what runs there makes no tensor on a fixed device."""
+    network = SamSP(sam=toy, num_classes=2, trainable=trainable).to("meta")
+    image = torch.empty(2, 3, 64, 64, device="meta")
+    output = network.train()(image)
+    loss = SelfDistillationLoss()(output.initial, output.refined)  # autocast, which SamSPLoss asks for, knows no meta
+    loss.backward()
+    assert loss.device.type == "meta" and network.eval()(image).device.type == "meta"
