@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from bundle.handlers import BEST
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
-from bundle.weights import describe, publish_pair, write_pair
+from bundle.weights import describe, publish_pair, stems_sha256, write_pair
 
 
 class Publisher:
@@ -96,7 +95,6 @@ class Publisher:
 
     def _description(self, network: SamSP, engine: SupervisedTrainer) -> dict[str, Any]:
         state = self.evaluator.state
-        stems = sorted(Path(str(record["image"])).stem for record in self.datalists["train"])
         validated = state.best_metric_epoch > 0
         return describe(
             network,
@@ -105,9 +103,9 @@ class Publisher:
             intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
             trained_on={
                 "procedural": is_procedural(self.datalists["train"]),
-                "train_images": len(stems),
+                "train_images": len(self.datalists["train"]),
                 "validation_images": len(self.datalists["validation"]),
-                "train_stems_sha256": hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+                "train_stems_sha256": stems_sha256(self.datalists["train"]),
             },
             epochs=engine.state.epoch,
             best_epoch=state.best_metric_epoch if validated else None,

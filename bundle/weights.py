@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,25 @@ def _digest(file: Any) -> str:
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of the sorted stems of a datalist: tells one training list from another without naming an image."""
+    stems = sorted(Path(str(record["image"])).stem for record in records)
+    return hashlib.sha256("\n".join(stems).encode()).hexdigest()
+
+
+def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where a model was trained on another list than the training part of the split it is evaluated with."""
+    if not Path(weights).is_file():
+        return  # `load_weights` says it better
+    trained_on = read_description(weights).get("trained_on", {})
+    if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
+        print(
+            f"Warning: {weights} was trained on {trained_on.get('train_images', 'unknown')} images, and they are not "
+            f"the {len(train_records)} of this split: it may have seen test images. Repeat the --split of its training; "
+            "for a dataset it never saw, all is well."
+        )
 
 
 def describe(network: SamSP, **extra: Any) -> dict[str, Any]:

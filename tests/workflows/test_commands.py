@@ -117,6 +117,7 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
 
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
     said = capsys.readouterr().out
+    assert "Warning" not in said
     assert re.search(r"y1 refined +\d\.\d{4} +\d\.\d{4}\n", said) and re.search(r"y0 initial +\d\.\d{4}", said)
     folder = root / "output" / "evaluation"
     for name in ("val_dice", "val_iou", "val_dice_initial", "val_iou_initial"):
@@ -291,6 +292,14 @@ def test_training_images_look_like_images(root: Path, dataset: Path) -> None:
     assert (spread > 0.3).all() and image.min() >= -2.2 and image.max() <= 2.7
 
 
+def test_evaluating_with_another_split_warns(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
+    command("training", TRAIN, root, dataset_dir=str(dataset), **{**SMALL, "epochs": 1})
+    capsys.readouterr()
+    command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu", split={"test": 3})
+    said = capsys.readouterr().out
+    assert "trained on 12 images, and they are not the 10 of this split" in said
+
+
 def test_mask_in_the_masks_own_place_is_refused(root: Path, dataset: Path) -> None:
     command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
     weights = str(root / "output" / "model.pt")
@@ -315,7 +324,7 @@ def test_demo_is_never_published(root: Path, procedural: Path, capsys: pytest.Ca
 def test_same_seed_gives_the_same_weights_bit_for_bit(root: Path, dataset: Path, tmp_path: Path) -> None:
     states = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        settings = {**SMALL, "epochs": 1, "seed": seed, "trainable": "lora"}
+        settings = {**SMALL, "epochs": 1, "seed": seed, "trainable": "lora", "num_workers": 1}
         command(
             "training",
             TRAIN,
@@ -352,6 +361,19 @@ def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: P
 
     command("training", TRAIN, root, **settings)  # a resume forgotten: what was there is set aside
     assert load(root / "output" / "previous" / "last.pt")["trainer"]["iteration"] == 3 * steps_an_epoch
+
+
+def test_a_single_pass_is_trained_and_evaluated_as_such(
+    root: Path, dataset: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {**SMALL, "epochs": 1, "prompt": "none", "trainable": "decoder"}
+    command("training", TRAIN, root, dataset_dir=str(dataset), **settings)
+    assert json.loads((root / "models" / "model.json").read_text())["prompt"] == "none"
+    assert not (root / "output" / "adapter").exists()
+    capsys.readouterr()
+    command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
+    refined, initial = re.findall(r"y[10] \w+ +(\d\.\d{4})", capsys.readouterr().out)
+    assert refined == initial
 
 
 def test_the_last_epoch_is_validated_whatever_the_interval(root: Path, dataset: Path) -> None:
