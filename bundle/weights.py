@@ -131,7 +131,7 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
     if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
         print(
             f"Warning: {weights} was trained on {trained_on.get('train_images', 'unknown')} images, and they are not "
-            f"the {len(train_records)} of this split: it may have seen test images. Repeat the --split of its training; "
+            f"the {len(train_records)} of this split: it may know test images. Repeat the --split of its training; "
             "for a dataset it never saw, all is well."
         )
 
