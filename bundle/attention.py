@@ -8,34 +8,106 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's attention with decomposed relative positions, through one fused kernel; q, k and v apart or in one layer."""
+"""SAM's attention with decomposed relative positions, in four forms that compute the same."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention as SamAttention
+from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bundle.errors import BundleError
+from bundle.linear import Linear, linear
+
+FORMS = ("auto", "plain", "bias", "fold", "blocks")
+# Scores that exist at one time in the form "blocks": 8 MiB in float32, so that they stay in the cache of a CPU.
+BLOCK_SCORES = 2**21
 
 
 class Attention(SamAttention):
-    """SAM's `Attention` with the same parameters and the same result.
+    """SAM's `Attention` with the same parameters and the same result, windows included.
 
         scores[n, m] = q_n . k_m / sqrt(d) + q_n . R_h[y_n - y_m] + q_n . R_w[x_n - x_m]
 
-    with the unscaled q in the last two terms. Meta keeps one projection ``qkv``. `split_qkv` turns it into three layers
-    ``q``, ``k`` and ``v``, so that adapters can sit on q and v alone, and `fuse_qkv` turns them back, row for row.
+    with the unscaled q in the last two terms (Li et al., MViTv2, eq. 4). SAM cuts its tokens into windows before the
+    projection and pads them with zeros. Here q, k and v are computed for the real tokens alone and then cut: those of
+    a zero token are the bias of their projection, so the result is the same without work on the padding.
+
+    Meta keeps one projection ``qkv``. `split_qkv` turns it into three layers ``q``, ``k`` and ``v``, so that adapters
+    can sit on q and v alone, and `fuse_qkv` turns them back, row for row.
+
+    Args:
+        dim: C.
+        num_heads: heads of dim / num_heads = d channels.
+        input_size: (H, W) of the tokens for global attention, or the window twice.
+        window: tokens per side of a window; None for global attention.
+        form: which way to compute, see `choose_form`.
     """
+
+    def __init__(
+        self, dim: int, num_heads: int, input_size: tuple[int, int], window: int | None = None, form: str = "auto"
+    ) -> None:
+        super().__init__(dim, num_heads, use_rel_pos=True, input_size=input_size)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+        self.window = window
+        self.form = form
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, C)."""
-        b, h, w, _ = x.shape
-        x = x.flatten(1, 2)
-        qkv = (self.q(x), self.k(x), self.v(x)) if self.is_split else self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv)  # (B, heads, H * W, d)
-        bias = relative_position_bias(q, self.rel_pos_h, self.rel_pos_w, (h, w)) if self.use_rel_pos else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(x.transpose(1, 2).reshape(b, h, w, -1))
+        q, k, v = self._project(x)
+        form = choose_form(self.form, x)
+        attended = self._attend_in_blocks(q, k, v) if form == "blocks" else self._attend_at_once(q, k, v, form)
+        return self.proj(attended)
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """tokens (B, H, W, C) -> q, k and v, the same each, without those of a window's padding."""
+        if self.is_split:
+            return self.q(x), self.k(x), self.v(x)
+        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+    def _padding(self) -> tuple[torch.Tensor, ...]:
+        """What q, k and v are of a token of zeros, (C,) each."""
+        return (self.q.bias, self.k.bias, self.v.bias) if self.is_split else self.qkv.bias.chunk(3)
+
+    def _windows(self, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, H, W, C) -> (B * windows, heads, window, window, d), or (B, heads, H, W, d) for global attention."""
+        if self.window is None:
+            return tuple(_split_heads(t, self.num_heads) for t in qkv)
+        fills = self._padding()
+        return tuple(
+            _split_heads(_partition(t, self.window, fill), self.num_heads) for t, fill in zip(qkv, fills, strict=True)
+        )
+
+    def _attend_at_once(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: str) -> torch.Tensor:
+        """All windows and heads in one call; q, k, v and the result (B, H, W, C)."""
+        x = _join_heads(AT_ONCE[form](*self._windows(q, k, v), self.rel_pos_h, self.rel_pos_w))
+        return x if self.window is None else _unpartition(x, self.window, q.shape[1:3])
+
+    def _attend_in_blocks(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """One image after the other, and of each a strip of windows or a few heads at a time; all (B, H, W, C)."""
+        images = [self._attend_image(*qkv) for qkv in zip(q.split(1), k.split(1), v.split(1), strict=True)]
+        return torch.cat(images) if len(images) > 1 else images[0]
+
+    def _attend_image(self, *qkv: torch.Tensor) -> torch.Tensor:
+        """(1, H, W, C) -> (1, H, W, C)."""
+        tables = (self.rel_pos_h, self.rel_pos_w)
+        if self.window is None:
+            return _join_heads(blocked_attention(*self._windows(*qkv), *tables))
+        strips = zip(*(t.split(self.window, dim=1) for t in qkv), strict=True)
+        return torch.cat(
+            [
+                _unpartition(
+                    _join_heads(blocked_attention(*self._windows(*strip), *tables)), self.window, strip[0].shape[1:3]
+                )
+                for strip in strips
+            ],
+            dim=1,
+        )
 
     @property
     def is_split(self) -> bool:
@@ -47,7 +119,7 @@ class Attention(SamAttention):
         parts = zip("qkv", self.qkv.weight.detach().chunk(3), self.qkv.bias.detach().chunk(3), strict=True)
         del self.qkv
         for name, weight, bias in parts:
-            setattr(self, name, _linear(weight, bias))
+            setattr(self, name, _linear_layer(weight, bias))
 
     def fuse_qkv(self) -> None:
         """Replace ``q``, ``k`` and ``v`` by ``qkv`` with the same weights."""
@@ -55,39 +127,192 @@ class Attention(SamAttention):
         weight = torch.cat([layer.weight.detach() for layer in layers])
         bias = torch.cat([layer.bias.detach() for layer in layers])
         del self.q, self.k, self.v
-        self.qkv = _linear(weight, bias)
+        self.qkv = _linear_layer(weight, bias)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    """A Linear layer that owns a copy of weight (out, in) and bias (out,)."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
+def choose_form(form: str, x: torch.Tensor) -> str:
+    """The form to compute ``x`` in.
+
+    ========  ====================================================  ===================================================
+    plain     SAM's own code                                        the reference; several N x N matrices
+    bias      fused kernel, relative positions as additive bias     one N x N matrix, more for its gradient; exports
+    fold      fused kernel, relative positions as channels          no N x N matrix, up to three times the products
+    blocks    plain, over a block of scores at a time               no N x N matrix; the gradient computes scores again
+    ========  ====================================================  ===================================================
+
+    "auto" is blocks on a CPU, fold on other devices, and bias in a graph that is traced, compiled or exported.
+    """
+    if form != "auto":
+        return form
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "bias"
+    return "blocks" if x.device.type == "cpu" else "fold"
 
 
-def relative_position_bias(
-    q_bhnd: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, size: tuple[int, int]
+def require_form(form: str) -> None:
+    """Raise a `BundleError` for an unknown form."""
+    if form not in FORMS:
+        raise BundleError(f"attention is '{form}', expected one of {', '.join(FORMS)}.")
+
+
+def plain_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
 ) -> torch.Tensor:
-    """Decomposed relative positions as an additive bias of the scores (Li et al., MViTv2, eq. 4).
+    """SAM's own computation, the reference of the other forms.
 
     Args:
-        q_bhnd: (B, heads, H * W, d), unscaled queries.
-        rel_pos_h: (2 * H - 1, d), table over y_query - y_key.
-        rel_pos_w: (2 * W - 1, d), table over x_query - x_key.
-        size: (H, W).
+        q: (B, heads, H, W, d), unscaled queries.
+        k: keys, same.
+        v: values, same.
+        rel_pos_h: (2H - 1, d), table over y_query - y_key.
+        rel_pos_w: (2W - 1, d), table over x_query - x_key.
 
     Returns:
-        (B, heads, H * W, H * W).
+        (B, heads, H, W, d).
     """
-    q = q_bhnd.unflatten(2, size)
-    bias_h = torch.einsum("bnhwd,hkd->bnhwk", q, _relative_table(rel_pos_h, size[0]))
-    bias_w = torch.einsum("bnhwd,wkd->bnhwk", q, _relative_table(rel_pos_w, size[1]))
-    return (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2).flatten(2, 3)
+    size = (q.shape[2], q.shape[3])
+    q_bnd, k_bnd, v_bnd = (t.flatten(0, 1).flatten(1, 2) for t in (q, k, v))
+    scores = (q_bnd * q.shape[-1] ** -0.5) @ k_bnd.transpose(1, 2)
+    scores = add_decomposed_rel_pos(scores, q_bnd, rel_pos_h, rel_pos_w, size, size)
+    return (scores.softmax(dim=-1) @ v_bnd).view_as(q)
+
+
+def bias_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
+) -> torch.Tensor:
+    """Relative positions as one (B, heads, N, N) bias for the fused kernel; arguments of `plain_attention`."""
+    bias_h, bias_w = _relative_scores(q, rel_pos_h, rel_pos_w)
+    bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2).flatten(2, 3)
+    x = F.scaled_dot_product_attention(*(t.flatten(2, 3) for t in (q, k, v)), attn_mask=bias)
+    return x.view_as(q)
+
+
+def folded_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
+) -> torch.Tensor:
+    """Relative positions as H + W more channels of q and k, so that no bias exists; arguments of `plain_attention`.
+
+        Q = [q / sqrt(d), q . R_h, q . R_w],  K = [k, onehot(y), onehot(x)],  scores = Q K^T
+
+    Channels are filled up to a multiple of 8 and v to the same number, as the fused kernels of a GPU ask for.
+    """
+    height, width, d = q.shape[2:]
+    bias_h, bias_w = _relative_scores(q, rel_pos_h, rel_pos_w)
+    y, x = _one_hot_positions(height, width, k)
+    channels = d + height + width
+    fill = -channels % 8
+    queries = F.pad(torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1), (0, fill))
+    keys = F.pad(torch.cat([k, y.expand(*k.shape[:-1], -1), x.expand(*k.shape[:-1], -1)], dim=-1), (0, fill))
+    values = F.pad(v, (0, channels + fill - d))
+    out = F.scaled_dot_product_attention(*(t.flatten(2, 3) for t in (queries, keys, values)), scale=1.0)
+    return out[..., :d].unflatten(2, (height, width))
+
+
+AT_ONCE = {"plain": plain_attention, "bias": bias_attention, "fold": folded_attention}
+
+
+def blocked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
+) -> torch.Tensor:
+    """The plain computation over some rows of queries of some heads at a time; arguments of `plain_attention`.
+
+    At most `BLOCK_SCORES` scores exist at once. For a gradient only q, k and v are kept: each block is computed again.
+    """
+    height, width = q.shape[2:4]
+    tables = (_relative_table(rel_pos_h, height), _relative_table(rel_pos_w, width))
+    per_row = width * height * width
+    heads = max(1, BLOCK_SCORES // (height * per_row))
+    rows = max(1, min(height, BLOCK_SCORES // per_row))
+    groups = zip(*(t.flatten(0, 1).split(heads) for t in (q, k, v)), strict=True)
+    blocks = [_attend_rows(*group, *tables, rows) for group in groups]
+    return torch.cat(blocks).view_as(q)
+
+
+def _attend_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table_h: torch.Tensor, table_w: torch.Tensor, rows: int
+) -> torch.Tensor:
+    """(G, H, W, d) each -> the same, ``rows`` rows of queries at a time."""
+    blocks = []
+    for q_rows, table_rows in zip(q.split(rows, dim=1), table_h.split(rows), strict=True):
+        arguments = (q_rows, k, v, table_rows, table_w)
+        if torch.is_grad_enabled() and q.requires_grad:
+            blocks.append(checkpoint(_attend_block, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            blocks.append(_attend_block(*arguments))
+    return torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
+
+
+def _attend_block(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table_h: torch.Tensor, table_w: torch.Tensor
+) -> torch.Tensor:
+    """Queries (G, R, W, d), keys and values (G, H, W, d), tables (R, H, d) and (W, W, d) -> (G, R, W, d)."""
+    scores = _products(q.flatten(1, 2) * q.shape[-1] ** -0.5, k.flatten(1, 2))
+    by_position = scores.unflatten(1, q.shape[1:3]).unflatten(-1, k.shape[1:3])  # (G, R, W, H, W)
+    by_position += torch.einsum("grwd,rkd->grwk", q, table_h)[..., :, None]
+    by_position += torch.einsum("grwd,wkd->grwk", q, table_w)[..., None, :]
+    weights = scores.softmax(dim=-1)
+    return _products(weights, v.flatten(1, 2).transpose(1, 2)).view_as(q)
+
+
+def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(G, n, c) and (G, m, c) -> a b^T, (G, n, m)."""
+    return linear(a, b[0]) if len(a) == 1 else a @ b.transpose(1, 2)
+
+
+def _relative_scores(
+    q: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, heads, H, W, d) -> q . R_h for each row of keys and q . R_w for each column: (B, heads, H, W, H or W)."""
+    table_h, table_w = _relative_table(rel_pos_h, q.shape[2]), _relative_table(rel_pos_w, q.shape[3])
+    return torch.einsum("bnhwd,hkd->bnhwk", q, table_h), torch.einsum("bnhwd,wkd->bnhwk", q, table_w)
 
 
 def _relative_table(rel_pos: torch.Tensor, n: int) -> torch.Tensor:
     """(2n - 1, d) -> (n, n, d): entry [i, j] is the row for distance i - j."""
     index = torch.arange(n, device=rel_pos.device)
     return rel_pos[index[:, None] - index[None, :] + n - 1]
+
+
+def _one_hot_positions(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of each token, (H, W, H) and (H, W, W)."""
+    y = torch.eye(height, dtype=like.dtype, device=like.device)[:, None].expand(-1, width, -1)
+    x = torch.eye(width, dtype=like.dtype, device=like.device)[None].expand(height, -1, -1)
+    return y, x
+
+
+def _split_heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, H, W, C) -> (B, heads, H, W, d)."""
+    return t.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
+
+
+def _join_heads(t: torch.Tensor) -> torch.Tensor:
+    """(B, heads, H, W, d) -> (B, H, W, C)."""
+    return t.permute(0, 2, 3, 1, 4).flatten(-2)
+
+
+def _partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, C) -> (B * windows, window, window, C), where ``fill`` (C,) stands outside of H x W."""
+    b, h, w, c = t.shape
+    pad_h, pad_w = -h % window, -w % window
+    if pad_h or pad_w:
+        padded = fill.to(t.dtype).expand(b, h + pad_h, w + pad_w, c).clone()
+        padded[:, :h, :w] = t
+        t = padded
+    t = t.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return t.transpose(2, 3).flatten(0, 2)
+
+
+def _unpartition(t: torch.Tensor, window: int, size: torch.Size) -> torch.Tensor:
+    """(B * windows, window, window, C) -> (B, H, W, C), without what was filled in; size is (H, W)."""
+    rows, columns = (-(-n // window) for n in size)
+    t = t.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    return t.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+
+
+def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """A Linear layer that owns a copy of weight (out, in) and bias (out,)."""
+    layer = nn.utils.skip_init(Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer

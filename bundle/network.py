@@ -79,6 +79,8 @@ class SamSP(nn.Module):
         prompt: "self", or "none" for a single pass, where y1 is y0.
         prompt_threshold: probability above which a pixel of y0 counts for the box.
         prompt_margin: widens the box by this fraction of its size on each side.
+        attention: how the encoder computes its attention, see `bundle.attention.choose_form`; the result is the same.
+        checkpointing: keep only the input of each encoder block for the gradient, and compute the block again.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class SamSP(nn.Module):
         prompt: str = "self",
         prompt_threshold: float = 0.5,
         prompt_margin: float = 0.0,
+        attention: str = "auto",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         spec = get_spec(sam)
@@ -117,7 +121,8 @@ class SamSP(nn.Module):
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
 
-        self.image_encoder = build_image_encoder(spec, image_size)
+        self.image_encoder = build_image_encoder(spec, image_size, attention)
+        self.image_encoder.checkpointing = checkpointing
         self.prompt_encoder = build_prompt_encoder(spec, image_size)
         self.mask_decoder = build_mask_decoder(spec)
         self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
-from bundle.attention import Attention
+from bundle.attention import Attention, require_form
+from bundle.encoder import ImageEncoder, Mlp
 from bundle.errors import BundleError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -131,9 +133,36 @@ class BatchedMaskDecoder(MaskDecoder):
         return logits, self.iou_prediction_head(tokens[:, 0])[:, :1]
 
 
-def build_image_encoder(spec: SamSpec, image_size: int) -> ImageEncoderViT:
-    """E with random weights. Windowed blocks keep SAM's window, the global ones see the whole image."""
-    encoder = ImageEncoderViT(
+class CachedPromptEncoder(PromptEncoder):
+    """SAM's prompt encoder, with the dense positional encoding computed once and not in each forward.
+
+    It is derived from a weight, so it is made anew when weights are loaded, and is itself not among them.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.register_buffer("dense_pe", super().get_dense_pe(), persistent=False)
+        self.register_load_state_dict_post_hook(_renew_dense_pe)
+
+    def get_dense_pe(self) -> torch.Tensor:
+        """(1, C, H, W), one vector for each position of the embedding."""
+        return self.dense_pe
+
+
+def _renew_dense_pe(prompt_encoder: nn.Module, _: Any) -> None:
+    prompt_encoder.dense_pe.copy_(PromptEncoder.get_dense_pe(prompt_encoder))
+
+
+def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder:
+    """E with random weights. Windowed blocks keep SAM's window, the global ones see the whole image.
+
+    Args:
+        spec: which SAM.
+        image_size: S.
+        attention: the form of `bundle.attention.choose_form`.
+    """
+    require_form(attention)
+    encoder = ImageEncoder(
         img_size=image_size,
         patch_size=spec.patch_size,
         embed_dim=spec.embed_dim,
@@ -148,17 +177,20 @@ def build_image_encoder(spec: SamSpec, image_size: int) -> ImageEncoderViT:
     )
     tokens = image_size // spec.patch_size
     for index, block in enumerate(encoder.blocks):
-        window = tokens if index in spec.global_blocks else spec.window_size
-        block.attn = Attention(spec.embed_dim, spec.num_heads, use_rel_pos=True, input_size=(window, window))
+        window = None if index in spec.global_blocks else spec.window_size
+        side = window or tokens
+        block.attn = Attention(spec.embed_dim, spec.num_heads, (side, side), window, attention)
+        block.window_size = 0  # the attention itself cuts windows, after its projection
+        block.mlp = Mlp(spec.embed_dim, 4 * spec.embed_dim)
     if spec.stem_widths:
         encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim)
     return encoder
 
 
-def build_prompt_encoder(spec: SamSpec, image_size: int) -> PromptEncoder:
+def build_prompt_encoder(spec: SamSpec, image_size: int) -> CachedPromptEncoder:
     """P with random weights."""
     tokens = image_size // spec.patch_size
-    return PromptEncoder(
+    return CachedPromptEncoder(
         embed_dim=spec.prompt_dim,
         image_embedding_size=(tokens, tokens),
         input_image_size=(image_size, image_size),

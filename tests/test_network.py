@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
-from segment_anything.modeling.image_encoder import Attention as SamAttention
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, Sam, TwoWayTransformer
 
 from bundle import sam
 from bundle.errors import BundleError
@@ -29,10 +30,19 @@ from tests.conftest import randomize
 def official_sam(network: SamSP) -> Sam:
     """Meta's `Sam`, with Meta's attention and Meta's decoder, and the weights of a merged network."""
     spec, size = network.spec, network.image_size
-    encoder = sam.build_image_encoder(spec, size)
-    for index, block in enumerate(encoder.blocks):
-        window = size // spec.patch_size if index in spec.global_blocks else spec.window_size
-        block.attn = SamAttention(spec.embed_dim, spec.num_heads, use_rel_pos=True, input_size=(window, window))
+    encoder = ImageEncoderViT(
+        img_size=size,
+        patch_size=spec.patch_size,
+        embed_dim=spec.embed_dim,
+        depth=spec.depth,
+        num_heads=spec.num_heads,
+        mlp_ratio=4,
+        out_chans=spec.prompt_dim,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=spec.window_size,
+        global_attn_indexes=spec.global_blocks,
+    )
     transformer = TwoWayTransformer(
         depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
     )
