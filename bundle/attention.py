@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.image_encoder import Attention as SamAttention
@@ -21,6 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bundle.errors import BundleError
 from bundle.linear import Linear, linear
+
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 FORMS = ("auto", "plain", "bias", "fold", "blocks")
 # Scores that exist at one time in the form "blocks": 8 MiB in float32, so that they stay in the cache of a CPU.
@@ -58,56 +63,44 @@ class Attention(SamAttention):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, C)."""
-        q, k, v = self._project(x)
+        qkv = self._project(x)
         form = choose_form(self.form, x)
-        attended = self._attend_in_blocks(q, k, v) if form == "blocks" else self._attend_at_once(q, k, v, form)
-        return self.proj(attended)
+        return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, AT_ONCE[form]))
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _project(self, x: torch.Tensor) -> Qkv:
         """tokens (B, H, W, C) -> q, k and v, the same each, without those of a window's padding."""
         if self.is_split:
             return self.q(x), self.k(x), self.v(x)
-        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        layers = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        q, k, v = (linear(x, weight, bias) for weight, bias in layers)
+        return q, k, v
 
     def _padding(self) -> tuple[torch.Tensor, ...]:
         """What q, k and v are of a token of zeros, (C,) each."""
         return (self.q.bias, self.k.bias, self.v.bias) if self.is_split else self.qkv.bias.chunk(3)
 
-    def _windows(self, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _windows(self, qkv: Qkv) -> Qkv:
         """(B, H, W, C) -> (B * windows, heads, window, window, d), or (B, heads, H, W, d) for global attention."""
-        if self.window is None:
-            return tuple(_split_heads(t, self.num_heads) for t in qkv)
-        fills = self._padding()
-        return tuple(
-            _split_heads(_partition(t, self.window, fill), self.num_heads) for t, fill in zip(qkv, fills, strict=True)
-        )
+        if self.window is not None:
+            q, k, v = (_partition(t, self.window, fill) for t, fill in zip(qkv, self._padding(), strict=True))
+            qkv = (q, k, v)
+        q, k, v = (_split_heads(t, self.num_heads) for t in qkv)
+        return q, k, v
 
-    def _attend_at_once(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: str) -> torch.Tensor:
-        """All windows and heads in one call; q, k, v and the result (B, H, W, C)."""
-        x = _join_heads(AT_ONCE[form](*self._windows(q, k, v), self.rel_pos_h, self.rel_pos_w))
-        return x if self.window is None else _unpartition(x, self.window, q.shape[1:3])
+    def _attend(self, qkv: Qkv, attend: Attend) -> torch.Tensor:
+        """Cut windows, attend, put them together again; q, k, v and the result (B, H, W, C)."""
+        q, k, v = self._windows(qkv)
+        x = _join_heads(attend(q, k, v, self.rel_pos_h, self.rel_pos_w))
+        return x if self.window is None else _unpartition(x, self.window, qkv[0].shape[1:3])
 
-    def _attend_in_blocks(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """One image after the other, and of each a strip of windows or a few heads at a time; all (B, H, W, C)."""
-        images = [self._attend_image(*qkv) for qkv in zip(q.split(1), k.split(1), v.split(1), strict=True)]
-        return torch.cat(images) if len(images) > 1 else images[0]
+    def _attend_in_blocks(self, qkv: Qkv) -> torch.Tensor:
+        """`_attend` for one image after the other, and of each for one strip of windows after the other."""
+        return torch.cat([self._attend_image(image) for image in _split(qkv, 1, dim=0)])
 
-    def _attend_image(self, *qkv: torch.Tensor) -> torch.Tensor:
-        """(1, H, W, C) -> (1, H, W, C)."""
-        tables = (self.rel_pos_h, self.rel_pos_w)
-        if self.window is None:
-            return _join_heads(blocked_attention(*self._windows(*qkv), *tables))
-        strips = zip(*(t.split(self.window, dim=1) for t in qkv), strict=True)
-        return torch.cat(
-            [
-                _unpartition(
-                    _join_heads(blocked_attention(*self._windows(*strip), *tables)), self.window, strip[0].shape[1:3]
-                )
-                for strip in strips
-            ],
-            dim=1,
-        )
+    def _attend_image(self, qkv: Qkv) -> torch.Tensor:
+        """q, k, v (1, H, W, C) -> (1, H, W, C)."""
+        strips = [qkv] if self.window is None else _split(qkv, self.window, dim=1)
+        return torch.cat([self._attend(strip, blocked_attention) for strip in strips], dim=1)
 
     @property
     def is_split(self) -> bool:
@@ -183,8 +176,8 @@ def bias_attention(
     """Relative positions as one (B, heads, N, N) bias for the fused kernel; arguments of `plain_attention`."""
     bias_h, bias_w = _relative_scores(q, rel_pos_h, rel_pos_w)
     bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2).flatten(2, 3)
-    x = F.scaled_dot_product_attention(*(t.flatten(2, 3) for t in (q, k, v)), attn_mask=bias)
-    return x.view_as(q)
+    x = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=bias)
+    return x.unflatten(2, q.shape[2:4])
 
 
 def folded_attention(
@@ -204,11 +197,11 @@ def folded_attention(
     queries = F.pad(torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1), (0, fill))
     keys = F.pad(torch.cat([k, y.expand(*k.shape[:-1], -1), x.expand(*k.shape[:-1], -1)], dim=-1), (0, fill))
     values = F.pad(v, (0, channels + fill - d))
-    out = F.scaled_dot_product_attention(*(t.flatten(2, 3) for t in (queries, keys, values)), scale=1.0)
-    return out[..., :d].unflatten(2, (height, width))
+    x = F.scaled_dot_product_attention(queries.flatten(2, 3), keys.flatten(2, 3), values.flatten(2, 3), scale=1.0)
+    return x[..., :d].unflatten(2, (height, width))
 
 
-AT_ONCE = {"plain": plain_attention, "bias": bias_attention, "fold": folded_attention}
+AT_ONCE: dict[str, Attend] = {"plain": plain_attention, "bias": bias_attention, "fold": folded_attention}
 
 
 def blocked_attention(
@@ -219,27 +212,25 @@ def blocked_attention(
     At most `BLOCK_SCORES` scores exist at once. For a gradient only q, k and v are kept: each block is computed again.
     """
     height, width = q.shape[2:4]
-    tables = (_relative_table(rel_pos_h, height), _relative_table(rel_pos_w, width))
+    table_h, table_w = _relative_table(rel_pos_h, height), _relative_table(rel_pos_w, width)
     per_row = width * height * width
     heads = max(1, BLOCK_SCORES // (height * per_row))
     rows = max(1, min(height, BLOCK_SCORES // per_row))
-    groups = zip(*(t.flatten(0, 1).split(heads) for t in (q, k, v)), strict=True)
-    blocks = [_attend_rows(*group, *tables, rows) for group in groups]
-    return torch.cat(blocks).view_as(q)
+    groups = _split((q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)), heads, dim=0)
+    return torch.cat([_attend_rows(group, table_h, table_w, rows) for group in groups]).view_as(q)
 
 
-def _attend_rows(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table_h: torch.Tensor, table_w: torch.Tensor, rows: int
-) -> torch.Tensor:
-    """(G, H, W, d) each -> the same, ``rows`` rows of queries at a time."""
+def _attend_rows(qkv: Qkv, table_h: torch.Tensor, table_w: torch.Tensor, rows: int) -> torch.Tensor:
+    """q, k, v (G, H, W, d) -> (G, H, W, d), ``rows`` rows of queries at a time."""
+    q, k, v = qkv
     blocks = []
     for q_rows, table_rows in zip(q.split(rows, dim=1), table_h.split(rows), strict=True):
         arguments = (q_rows, k, v, table_rows, table_w)
-        if torch.is_grad_enabled() and q.requires_grad:
+        if torch.is_grad_enabled():
             blocks.append(checkpoint(_attend_block, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             blocks.append(_attend_block(*arguments))
-    return torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
+    return torch.cat(blocks, dim=1)
 
 
 def _attend_block(
@@ -280,6 +271,11 @@ def _one_hot_positions(height: int, width: int, like: torch.Tensor) -> tuple[tor
     return y, x
 
 
+def _split(qkv: Qkv, size: int, dim: int) -> Iterator[Qkv]:
+    """q, k and v in pieces of ``size`` along ``dim``."""
+    return zip(*(t.split(size, dim=dim) for t in qkv), strict=True)
+
+
 def _split_heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, heads, H, W, d)."""
     return t.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
@@ -309,10 +305,8 @@ def _unpartition(t: torch.Tensor, window: int, size: torch.Size) -> torch.Tensor
     return t.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
 
 
-def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     """A Linear layer that owns a copy of weight (out, in) and bias (out,)."""
-    layer = nn.utils.skip_init(Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+    layer = Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return layer

@@ -44,7 +44,7 @@ def _through_convolution(x: torch.Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.jit.is_tracing()
         and not torch.compiler.is_exporting()
     )

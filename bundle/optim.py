@@ -33,14 +33,16 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class ClippedAdamW(AdamW):
-    """AdamW that first scales all gradients down to a common norm of at most ``max_norm``.
+    """AdamW in one fused kernel that first scales all gradients down to a common norm of at most ``max_norm``.
 
     Without it Dice on a network without pre-training diverges into "everything is foreground". It happens inside the
     step, so accumulated gradients are clipped once, and those of automatic mixed precision after they are unscaled.
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, max_norm: float = 1.0) -> None:
-        super().__init__(params, lr=lr)
+        super().__init__(params, lr=lr, fused=True)
+        # A fused step takes scaled gradients and divides them itself, after they were clipped: leave it to the scaler.
+        self._step_supports_amp_scaling = False
         self.max_norm = max_norm
         self.register_step_pre_hook(self._clip)
 

@@ -139,6 +139,8 @@ class CachedPromptEncoder(PromptEncoder):
     It is derived from a weight, so it is made anew when weights are loaded, and is itself not among them.
     """
 
+    dense_pe: torch.Tensor
+
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.register_buffer("dense_pe", super().get_dense_pe(), persistent=False)
@@ -149,7 +151,7 @@ class CachedPromptEncoder(PromptEncoder):
         return self.dense_pe
 
 
-def _renew_dense_pe(prompt_encoder: nn.Module, _: Any) -> None:
+def _renew_dense_pe(prompt_encoder: CachedPromptEncoder, _: Any) -> None:
     prompt_encoder.dense_pe.copy_(PromptEncoder.get_dense_pe(prompt_encoder))
 
 
