@@ -78,6 +78,9 @@ def markdown(result: dict[str, Any]) -> str:
         )
     timed = [row for row in result["rows"] if row["task"] != "difference"]
     if timed:
+        text.append(
+            "Seconds are medians of rounds in turns; MiB is peak memory above the built network, in its own process."
+        )
         head = ("task", "network", "px", "implementation", "s", "time ratio", "MiB", "memory ratio", "share of peak")
         text.append(_table(head, (_timed_cells(row) for row in timed)))
     differences = [row for row in result["rows"] if row["task"] == "difference"]
