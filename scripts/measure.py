@@ -36,7 +36,7 @@ from scripts.cases import Case, Step, make_step
 from scripts.reference import ReferenceSam
 
 ROOT = Path(__file__).resolve().parents[1]
-PEAK_SIDES = (2048, 4096)
+PEAK_SIDES = (768, 1024, 2048, 4096)  # the best of small and large: results over 32 MiB wait for fresh pages
 # For the processes that measure memory: glibc otherwise keeps freed tensors for later, more or less of them by chance,
 # and resident memory is then not that of the tensors that exist.
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -173,7 +173,7 @@ def _cpu_model() -> str:
 
 
 @torch.no_grad()
-def peak_gflops(repeats: int = 3) -> dict[str, float]:
+def peak_gflops(repeats: int = 10) -> dict[str, float]:
     """The machine's float32 peak in GFLOP/s, best of all: `torch.matmul`, and the same product as a 1 x 1 convolution.
 
     The two go to different libraries, and on some processors one is twice as fast as the other.

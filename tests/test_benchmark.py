@@ -165,3 +165,9 @@ def test_forms_are_compared_once_and_left_out_of_a_quick_run() -> None:
     quick = benchmark.plan(["encoder"], benchmark.parse(["--quick"]))
     assert quick == [("encoder", "vit_b", 512), ("encoder", "vit_tiny", 256)]
     assert astuple(cases.cases_of("forms", "vit_b", 128)[0]) == ("forms", "vit_b", 128, "plain")
+
+
+def test_the_table_in_the_docs_is_that_of_the_recorded_run() -> None:
+    result = json.loads((ROOT / "docs" / "benchmark.json").read_text())
+    assert tables.markdown(result) in (ROOT / "docs" / "performance.md").read_text()
+    assert all(bar["met"] for bar in result["bars"])

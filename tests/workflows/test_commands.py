@@ -339,6 +339,18 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(root: Path, dataset: Path,
     assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_speed_knobs_change_no_result(root: Path, dataset: Path, tmp_path: Path) -> None:
+    """Checkpointing and the form of attention: the same weights from the command, up to rounding; a typo is refused."""
+    knobs = {**SMALL, "epochs": 1, "publish": False, "dataset_dir": str(dataset), "trainable": "lora"}
+    for name, speed in (("a", {}), ("b", {"checkpointing": "true", "attention": "fold"})):
+        command("training", TRAIN, root, output_dir=str(tmp_path / name), **knobs, **speed)
+    expected, found = (load(tmp_path / name / "model.pt") for name in ("a", "b"))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=2e-3)
+    said = refused("training", TRAIN, root, output_dir=str(tmp_path / "c"), **knobs, attention="flash")
+    assert said.startswith("attention is 'flash', expected one of auto,")
+
+
 def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: Path) -> None:
     settings = {**SMALL, "dataset_dir": str(dataset), "publish": False}
     assert "nothing to resume" in refused("training", TRAIN, root, resume=True, **settings)
