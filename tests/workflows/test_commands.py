@@ -346,7 +346,7 @@ def test_speed_knobs_change_no_result(root: Path, dataset: Path, tmp_path: Path)
         command("training", TRAIN, root, output_dir=str(tmp_path / name), **knobs, **speed)
     expected, found = (load(tmp_path / name / "model.pt") for name in ("a", "b"))
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0, atol=2e-3)
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)  # a step moves a parameter by about 3e-4
     said = refused("training", TRAIN, root, output_dir=str(tmp_path / "c"), **knobs, attention="flash")
     assert said.startswith("attention is 'flash', expected one of auto,")
 
