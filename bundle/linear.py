@@ -20,9 +20,9 @@ from torch import nn
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x W^T + b, as `torch.nn.functional.linear`.
 
-    On a CPU PyTorch gives float32 matrix products to MKL, which leaves AVX-512 unused on processors of AMD, and
-    convolutions to oneDNN, which uses it. A 1 x 1 convolution over a row of tokens is the same product in the same
-    precision, and there about twice as fast in both directions.
+    On a CPU PyTorch gives float32 matrix products to MKL and convolutions to oneDNN, and on AMD processors with AVX-512
+    the second is about twice as fast, in both directions (docs/performance.md). A 1 x 1 convolution over a row of
+    tokens is the same product in the same precision.
 
     Args:
         x: (..., in).
