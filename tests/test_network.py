@@ -12,49 +12,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, Sam, TwoWayTransformer
 
 from bundle import sam
 from bundle.errors import BundleError
 from bundle.losses import SamSPLoss, SelfDistillationLoss
 from bundle.network import SamSP, SamSPOutput
 from bundle.prompts import boxes_from_logits
+from scripts.reference import ReferenceSam, merged_reference
 from tests.conftest import randomize
 
 
-def official_sam(network: SamSP) -> Sam:
-    """Meta's `Sam`, with Meta's attention and Meta's decoder, and the weights of a merged network."""
-    spec, size = network.spec, network.image_size
-    encoder = ImageEncoderViT(
-        img_size=size,
-        patch_size=spec.patch_size,
-        embed_dim=spec.embed_dim,
-        depth=spec.depth,
-        num_heads=spec.num_heads,
-        mlp_ratio=4,
-        out_chans=spec.prompt_dim,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=spec.window_size,
-        global_attn_indexes=spec.global_blocks,
-    )
-    transformer = TwoWayTransformer(
-        depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
-    )
-    decoder = MaskDecoder(
-        transformer_dim=spec.prompt_dim, transformer=transformer, iou_head_hidden_dim=spec.iou_hidden_dim
-    )
-    official = Sam(encoder, sam.build_prompt_encoder(spec, size), decoder)
-    official.load_state_dict(network.merged_state_dict(), strict=True)
-    return official.eval()
-
-
-def official_mask(official: Sam, image: torch.Tensor, box_xyxy: torch.Tensor | None) -> torch.Tensor:
+def official_mask(official: ReferenceSam, image: torch.Tensor, box_xyxy: torch.Tensor | None) -> torch.Tensor:
     """Low-resolution logits of Meta's own path for one image (1, 3, S, S) and a box (4,) or no prompt."""
     sparse, dense = official.prompt_encoder(points=None, boxes=None if box_xyxy is None else box_xyxy[None], masks=None)
     logits, _ = official.mask_decoder(
@@ -72,7 +43,7 @@ def test_both_passes_equal_segment_anything_for_a_batch_with_three_boxes(
     toy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = randomize(SamSP(sam=toy, trainable="full")).eval()
-    official = official_sam(network)
+    official = merged_reference(network)
     image = torch.randn(3, 3, 64, 64)
 
     boxes = torch.tensor([[[4.0, 8.0, 31.0, 47.0]], [[0.0, 0.0, 63.0, 63.0]], [[32.0, 0.0, 63.0, 15.0]]])
@@ -137,7 +108,7 @@ def test_single_pass(toy: str) -> None:
 
 
 def test_one_class_has_the_parameters_of_sam_and_lora_alone(toy: str) -> None:
-    official = set(official_sam(SamSP(sam=toy, trainable="full")).state_dict())
+    official = set(merged_reference(SamSP(sam=toy, trainable="full")).state_dict())
     assert set(SamSP(sam=toy, trainable="full").state_dict()) == official
     adapted = {name for name in SamSP(sam=toy).state_dict() if ".attn.q." not in name and ".attn.v." not in name}
     assert {name.replace(".attn.k.", ".attn.qkv.") for name in adapted} == official
