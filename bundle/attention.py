@@ -30,6 +30,8 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 FORMS = ("auto", "plain", "bias", "fold", "blocks")
 # Scores that exist at one time in the form "blocks": 8 MiB in float32, so that they stay in the cache of a CPU.
 BLOCK_SCORES = 2**21
+# Up to this many scores an image, 1 MiB in float32 (`vit_tiny` at 256 px), blocks save no memory worth their time.
+FEW_SCORES = 2**18
 
 
 class Attention(SamAttention):
@@ -64,8 +66,13 @@ class Attention(SamAttention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, C)."""
         qkv = self._project(x)
-        form = choose_form(self.form, x)
+        form = choose_form(self.form, x, self._scores(x))
         return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, AT_ONCE[form]))
+
+    def _scores(self, x: torch.Tensor) -> int:
+        """Scores of one image: each token with all of its window, or with all."""
+        tokens = x.shape[1] * x.shape[2]
+        return self.num_heads * tokens * (tokens if self.window is None else self.window**2)
 
     def _project(self, x: torch.Tensor) -> Qkv:
         """tokens (B, H, W, C) -> q, k and v, the same each, without those of a window's padding."""
@@ -123,8 +130,8 @@ class Attention(SamAttention):
         self.qkv = _linear_layer(weight, bias)
 
 
-def choose_form(form: str, x: torch.Tensor) -> str:
-    """The form to compute ``x`` in.
+def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
+    """The form to compute ``x`` in, where an image has that many scores.
 
     ========  ====================================================  ===================================================
     plain     SAM's own code                                        the reference; several N x N matrices
@@ -133,13 +140,16 @@ def choose_form(form: str, x: torch.Tensor) -> str:
     blocks    plain, over a block of scores at a time               no N x N matrix; the gradient computes scores again
     ========  ====================================================  ===================================================
 
-    "auto" is blocks on a CPU, fold on other devices, and bias in a graph that is traced, compiled or exported.
+    "auto" is bias in a graph that is traced, compiled or exported, fold on a GPU, and on a CPU blocks, or plain where
+    there are few scores and a gradient would compute them twice.
     """
     if form != "auto":
         return form
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "bias"
-    return "blocks" if x.device.type == "cpu" else "fold"
+    if x.device.type != "cpu":
+        return "fold"
+    return "plain" if scores <= FEW_SCORES and torch.is_grad_enabled() else "blocks"
 
 
 def require_form(form: str) -> None:

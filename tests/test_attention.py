@@ -20,7 +20,7 @@ from segment_anything.modeling.image_encoder import Block as SamBlock
 from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 
 from bundle import attention
-from bundle.attention import FORMS, Attention, choose_form
+from bundle.attention import FEW_SCORES, FORMS, Attention, choose_form
 from bundle.errors import BundleError
 from bundle.linear import Linear, linear
 from bundle.lora import add_lora
@@ -131,9 +131,15 @@ def test_blocks_never_hold_more_scores_than_stated(monkeypatch: pytest.MonkeyPat
 
 
 def test_auto_takes_the_form_of_the_device() -> None:
-    assert choose_form("auto", torch.empty(1)) == "blocks"
-    assert choose_form("auto", torch.empty(1, device="meta")) == "fold"
-    assert choose_form("plain", torch.empty(1)) == "plain"
+    many = FEW_SCORES + 1
+    assert choose_form("auto", torch.empty(1), many) == "blocks"
+    assert choose_form("auto", torch.empty(1, device="meta"), many) == "fold"
+    assert choose_form("plain", torch.empty(1), many) == "plain"
+    assert choose_form("auto", torch.empty(1), FEW_SCORES) == "plain"  # with a gradient, few scores are kept
+    with torch.no_grad():
+        assert choose_form("auto", torch.empty(1), FEW_SCORES) == "blocks"
+    assert Attention(192, 3, (16, 16))._scores(torch.empty(2, 16, 16, 192)) <= FEW_SCORES  # vit_tiny at 256 px
+    assert Attention(48, 3, (14, 14), 14)._scores(torch.empty(1, 32, 32, 48)) == 3 * 32 * 32 * 14 * 14
 
 
 def test_unknown_form_is_an_error(toy: str) -> None:
