@@ -12,13 +12,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
+
+from bundle.network import SamSPOutput
+from bundle.prompts import boxes_from_logits
+from bundle.transforms import longest_side_size
 
 
 class SamSPInferer(Inferer):
@@ -35,13 +39,59 @@ class SamSPInferer(Inferer):
         super().__init__()
         self.both = both
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
+
+        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone.
+        """
         if self.both:
-            sam_sp: Any = getattr(network, "module", network)  # inside DistributedDataParallel
-            output = sam_sp.segment(image)
-            logits = torch.cat([sam_sp.upsample(output.refined), sam_sp.upsample(output.initial)], dim=1)
+            output = self.segment(inputs, network, label)
+            upsample = _plain(network).upsample
+            logits = torch.cat([upsample(output.refined), upsample(output.initial)], dim=1)
         else:
-            logits = network(image)
+            logits = network(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs)
         return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+
+    def segment(
+        self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
+    ) -> SamSPOutput:
+        """Both passes of the network; arguments as for the call."""
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        sam_sp = _plain(network)
+        if sam_sp.prompt == "expert" and label is not None:
+            return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
+        return sam_sp.segment(image)
+
+
+def _plain(network: Any) -> Any:
+    """The network inside DistributedDataParallel."""
+    return getattr(network, "module", network)
+
+
+def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
+    """The box that an expert would draw: around all foreground of a label, brought to the network's input.
+
+    Args:
+        label: (B, K, W, H), 0 or 1, in reader order and on the image's own grid.
+        image_size: S; the long side of the image is scaled to it.
+
+    Returns:
+        boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
+    """
+    plain = label.as_tensor() if isinstance(label, MetaTensor) else label
+    upright = plain.transpose(-2, -1).float()
+    height, width = upright.shape[-2:]
+    input_height, input_width = longest_side_size(height, width, image_size)
+    boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
+    scale = torch.tensor([input_width / width, input_height / height], device=plain.device)
+    return torch.cat([boxes_xyxy[..., :2] * scale, (boxes_xyxy[..., 2:] + 1) * scale - 1], dim=-1)
+
+
+def prepare_labeled(
+    batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
+    """A batch for MONAI's evaluator whose label goes to the inferer as well."""
+    image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
+    return image, label, (label,), {}

@@ -33,7 +33,7 @@ from bundle.sam import (
 )
 
 TRAINABLE = ("lora", "decoder", "full")
-PROMPTS = ("self", "none")
+PROMPTS = ("self", "none", "expert")
 
 # What the loss reaches outside the encoder. The iou token is among it because all output tokens attend to each other.
 TRAINED_PARTS = (
@@ -76,7 +76,8 @@ class SamSP(nn.Module):
             and mask decoder are trained where the loss reaches them in all three.
         lora_rank: rank of the adapters.
         lora_alpha: scale of the adapters times the rank; the rank by default.
-        prompt: "self", or "none" for a single pass, where y1 is y0.
+        prompt: "self"; "none" for a single pass, where y1 is y0; "expert", in evaluation alone, for boxes that are
+            given to `segment`.
         prompt_threshold: probability above which a pixel of y0 counts for the box.
         prompt_margin: widens the box by this fraction of its size on each side.
         attention: how the encoder computes its attention, see `bundle.attention.choose_form`; the result is the same.
@@ -137,11 +138,24 @@ class SamSP(nn.Module):
         output = self.segment(image)
         return output if self.training else self.upsample(output.refined)
 
-    def segment(self, image: torch.Tensor) -> SamSPOutput:
-        """Both passes on one embedding, in either mode; image (B, 3, S, S)."""
+    def segment(self, image: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
+        """Both passes on one embedding, in either mode.
+
+        Args:
+            image: (B, 3, S, S).
+            expert_xyxy: boxes (B, K, 4) in input pixels in place of SP(y0); ``prompt: expert`` needs them.
+
+        Raises:
+            BundleError: ``prompt: expert`` without boxes.
+        """
+        if self.prompt == "expert" and expert_xyxy is None:
+            raise BundleError(
+                "prompt is 'expert', which takes boxes from labels: only an evaluation has them; use 'self'."
+            )
         embedding = self.image_encoder(image)
         initial, iou = self.decode(embedding, None)
         boxes_xyxy = boxes_from_logits(initial, self.stride, self.prompt_threshold, self.prompt_margin)
+        boxes_xyxy = boxes_xyxy if expert_xyxy is None else expert_xyxy
         if self.prompt == "none":
             return SamSPOutput(initial, initial, boxes_xyxy, iou)
         refined, iou = self.decode(embedding, boxes_xyxy)
@@ -219,7 +233,7 @@ class SamSP(nn.Module):
 
     def _freeze_unreached(self, trainable: str) -> None:
         """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else."""
-        parts = TRAINED_PARTS + (TRAINED_WITH_BOX if self.prompt == "self" else ())
+        parts = TRAINED_PARTS + (() if self.prompt == "none" else TRAINED_WITH_BOX)
         for name, parameter in self.named_parameters():
             if name.startswith("image_encoder."):
                 parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))

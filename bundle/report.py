@@ -190,7 +190,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: f
     return shorter
 
 
-def _draw_sheet(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+def draw_sheet(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
     """Stack panels into one picture, each with its title on the left."""
     font = ImageFont.load_default(size=FONT_SIZE + 2)
     height = sum(panel.shape[0] for panel in panels) + GAP * (len(panels) + 1)
@@ -274,7 +274,7 @@ class PanelSaver:
         for case in cases:
             name, panel = self._draw(engine, case.place)
             panels[f"{case.group}_{case.rank}_{name}.png"] = panel
-        sheet = _draw_sheet(list(panels.values()), [f"{case.group} {case.rank}" for case in cases])
+        sheet = draw_sheet(list(panels.values()), [f"{case.group} {case.rank}" for case in cases])
         for file_name, picture in {**panels, "panels.png": sheet}.items():
             _write_png(self.folder / file_name, picture)
         for path in self.folder.iterdir():
@@ -315,11 +315,12 @@ class PanelSaver:
         """
         loader: Any = engine.data_loader
         batch = list_data_collate([loader.dataset[place]])
-        image, label = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        image, label, arguments, _ = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        inferer: Any = engine.inferer
         network: Any = getattr(engine.network, "module", engine.network)  # inside DistributedDataParallel
         with engine.mode(network), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
-            pred = engine.inferer(image, network)
-            boxes_xyxy = network.segment(image.as_tensor()).boxes_xyxy
+            pred = inferer(image, network, *arguments)
+            boxes_xyxy = inferer.segment(image, network, *arguments).boxes_xyxy
         data = self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0])
         if network.prompt == "none":
             return data, None

@@ -77,11 +77,13 @@ class EvaluationSummary:
         metrics = engine.state.metrics
         kind = "procedural test images" if is_procedural(self.datalist) else "test images"
         options = {**self.command, "dataset_dir": "FOLDER"}
+        network: Any = getattr(engine.network, "module", engine.network)
+        refined = "y1 expert " if network.prompt == "expert" else "y1 refined"
         print(
             f"\n{len(self.datalist)} {kind}; mean over images, foreground only, threshold 0.5, original resolution, "
             "1 where label and prediction are both empty\n"
             "              Dice     IoU\n"
-            f"y1 refined  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}\n"
+            f"{refined}  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}\n"
             f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}\n"
             f"Per image: {self.output_dir}/val_dice_raw.csv and its siblings; pictures: {self.output_dir}/panels\n"
             "Next, masks of images without labels:\n  "

@@ -37,7 +37,7 @@ from PIL import Image
 
 from bundle import report
 from bundle.errors import BundleError
-from bundle.inferers import SamSPInferer
+from bundle.inferers import SamSPInferer, prepare_labeled
 from bundle.network import SamSP, SamSPOutput
 from bundle.prompts import boxes_from_logits
 from bundle.readers import MaskReader, RGBReader
@@ -131,6 +131,7 @@ def evaluator_for(
         val_data_loader=DataLoader(Dataset(datalist, preprocessing), batch_size=1, shuffle=shuffle),
         network=network,
         inferer=SamSPInferer(both=True),
+        prepare_batch=prepare_labeled,
         postprocessing=postprocessing,
         key_val_metric={"val_dice": metric},
         val_handlers=[PanelSaver(str(output_dir), postprocessing, **saver)],
