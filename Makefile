@@ -1,13 +1,14 @@
-# make train   trains on the procedural demo set and says what to do next
-# make test    style, types and tests
-# make setup   creates .venv with everything that both need (their first half)
+# make train     trains on the procedural demo set and says what to do next
+# make test      style, types and tests
+# make setup     creates .venv with everything that all need (their first half)
+# make pretrain  trains the embedded SAM anew from procedural scenes, see docs/pretraining.md; after a stop it goes on
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup train test clean
+.PHONY: setup train test pretrain clean
 
 setup: $(INSTALLED)
 
@@ -24,6 +25,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+pretrain: setup
+	$(BIN)/python -m scripts.pretrain
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

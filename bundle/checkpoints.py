@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where the weights of a base SAM come from: a file, or Meta's server once, checked by sha256."""
+"""Where the weights of a base SAM come from: the bundle, a file, or Meta's server once, checked by sha256."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 
+from bundle.description import require_described
 from bundle.errors import BundleError
 
+RANDOM = "random"
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 
@@ -49,24 +51,39 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 def find_base_checkpoint(
     sam: str, sam_checkpoint: str | None = None, folder: str | os.PathLike = "models/base"
 ) -> str | None:
-    """Path of the weights that a network of this kind starts from; None for `vit_tiny`, which has no official ones.
+    """Path of the weights that a network of this kind starts from; None for random weights.
 
-    A path given is taken as it is. Otherwise the official file is looked for in ``folder`` and downloaded there once,
-    with a progress bar. A download is checked by sha256; a file already there is taken by names and shapes on loading.
+    A path given is taken as it is, and "random" means none. Otherwise the file is looked for in ``folder``. That of
+    `vit_tiny` is part of the bundle, and checked against the description beside it. The official ones are downloaded
+    once, with a progress bar, and checked by sha256; one already there is taken by names and shapes on loading.
 
     Raises:
-        BundleError: the given file is missing, or the download failed; it says which file to put where.
+        BundleError: the file is missing or not the one described, or the download failed; it says which file to put
+            where.
     """
+    if sam_checkpoint == RANDOM:
+        return None
     if sam_checkpoint is not None:
         if not Path(sam_checkpoint).is_file():
-            raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file.")
+            raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file; 'random' starts without one.")
         return str(sam_checkpoint)
     if sam not in OFFICIAL:
-        return None
+        return str(_shipped(sam, Path(folder) / f"sam_{sam}.pt"))
     path = Path(folder) / OFFICIAL[sam].file
     if not path.is_file():
         _download(sam, path)
     return str(path)
+
+
+def _shipped(sam: str, path: Path) -> Path:
+    """The weights that come with the bundle, after a check of their sha256."""
+    if not path.is_file():
+        raise BundleError(
+            f"The weights of sam '{sam}' are not at {path}: they come with the bundle and are made by its configs/"
+            "pretrain.json; name a copy with --sam_checkpoint PATH, or start from nothing with --sam_checkpoint random."
+        )
+    require_described(path)
+    return path
 
 
 def _download(sam: str, path: Path) -> None:

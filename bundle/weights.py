@@ -23,13 +23,16 @@ from typing import Any
 import torch
 
 from bundle.checkpoints import load_base_checkpoint
+from bundle.description import (
+    PROMPTING,
+    STRUCTURE,
+    description_path,
+    read_description,
+    require_described,
+    sha256_of,
+)
 from bundle.errors import BundleError
 from bundle.network import SamSP
-
-# What model.json fixes about the network; a setting that says otherwise is an error.
-STRUCTURE = ("sam", "image_size", "num_classes")
-# What model.json records and an evaluation may try differently.
-PROMPTING = ("prompt", "prompt_threshold", "prompt_margin")
 
 
 def network_for(weights: str, **settings: Any) -> SamSP:
@@ -68,8 +71,7 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
             f"There are no weights at {weights}: train first (python -m monai.bundle run training --config_file "
             "configs/train.json --dataset_dir FOLDER), or name trained ones with --weights PATH."
         )
-    if sha256_of(weights) != read_description(weights)["sha256"]:
-        raise BundleError(f"{weights} is not the file that {description_path(weights)} describes: their sha256 differ.")
+    require_described(weights)
     network.load_base(load_base_checkpoint(weights), str(weights))
     return network
 
@@ -81,40 +83,6 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
             raise BundleError(f"weights '{weights}' is not a file.")
         network.load_base(load_base_checkpoint(weights), str(weights))
     return network
-
-
-def description_path(weights: str | os.PathLike) -> Path:
-    """``model.json`` of a ``model.pt``."""
-    return Path(weights).with_suffix(".json")
-
-
-def read_description(weights: str | os.PathLike) -> dict[str, Any]:
-    """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
-    path = description_path(weights)
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.") from error
-    missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
-    if missing:
-        raise BundleError(f"{path} lacks {', '.join(missing)}.")
-    return description
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """What ``hashlib.file_digest`` does, for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
@@ -161,12 +129,13 @@ def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
     """Copy a pair to ``folder/model.pt`` and ``model.json``; the pair that was there goes to ``folder/previous``."""
     target = Path(folder) / "model.pt"
     if target.is_file():
-        _copy_pair(target, Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt")
-    _copy_pair(Path(weights), target)
+        copy_pair(target, Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt")
+    copy_pair(Path(weights), target)
     return target
 
 
-def _copy_pair(source: Path, target: Path) -> None:
+def copy_pair(source: Path, target: Path) -> None:
+    """Copy a weights file and its description, each in one step."""
     write_atomically(target, lambda path: shutil.copyfile(source, path))
     if description_path(source).is_file():
         write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))

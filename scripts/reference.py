@@ -74,7 +74,7 @@ class ReferenceSam(nn.Module):
             global_attn_indexes=spec.global_blocks,
         )
         if spec.stem_widths:
-            self.image_encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim)
+            self.image_encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim, spec.patch_size)
         self.prompt_encoder = PromptEncoder(
             embed_dim=spec.prompt_dim,
             image_embedding_size=(tokens, tokens),

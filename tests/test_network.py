@@ -241,3 +241,38 @@ def test_every_tensor_is_made_on_the_device_of_the_image(toy: str, trainable: st
     loss = SelfDistillationLoss()(output.initial, output.refined)  # autocast, which SamSPLoss asks for, knows no meta
     loss.backward()
     assert loss.device.type == "meta" and network.eval()(image).device.type == "meta"
+
+
+@torch.no_grad()
+def test_all_four_masks_equal_segment_anything(toy: str) -> None:
+    network = randomize(SamSP(sam=toy, trainable="full")).eval()
+    official = merged_reference(network)
+    embedding = network.image_encoder(torch.randn(2, 3, 64, 64))
+    boxes_xyxy = torch.tensor([[4.0, 8, 31, 47], [0, 0, 63, 63]])
+    sparse, dense = network.prompt_encoder(points=None, boxes=boxes_xyxy, masks=None)
+    position = network.prompt_encoder.get_dense_pe()
+    logits, iou = network.mask_decoder(embedding, position, sparse, dense, masks=4)
+    for index in range(2):
+        row = (embedding[index : index + 1], position, sparse[index : index + 1], dense[index : index + 1])
+        for multimask, kept in ((False, slice(0, 1)), (True, slice(1, 4))):
+            expected, expected_iou = official.mask_decoder(*row, multimask_output=multimask)
+            torch.testing.assert_close(logits[index : index + 1, kept], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(iou[index : index + 1, kept], expected_iou, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_a_token_of_the_stem_sees_its_own_patch_directly(patch_size: int) -> None:
+    stem = sam.ConvStem((8, 16, 24), 12, patch_size)
+    image = torch.zeros(1, 3, 64, 64)
+    tokens = stem(image)
+    assert tokens.shape == (1, 64 // patch_size, 64 // patch_size, 12)
+    with torch.no_grad():
+        for stage in stem.stages:  # without the normalization, which sees the whole image
+            stage.reduce[1] = torch.nn.Identity()
+            stage.refine[1] = stage.refine[4] = torch.nn.Identity()
+        changed = image.clone()
+        changed[..., 32:40, 32:40] = 1
+        moved = (stem(changed) - stem(image)).abs().sum(dim=-1)[0]
+    center = 32 // patch_size
+    assert moved[center, center] == moved.max()
+    assert max(moved[0, 0], moved[-1, 0]) < 1e-3 * moved.max()

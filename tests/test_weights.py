@@ -173,7 +173,11 @@ def test_offline_the_error_says_which_file_to_put_where(tmp_path: Path, monkeypa
 def test_official_table_is_complete() -> None:
     assert set(checkpoints.OFFICIAL) == {"vit_b", "vit_l", "vit_h"}
     assert all(len(official.sha256) == 64 for official in checkpoints.OFFICIAL.values())
-    assert find_base_checkpoint("vit_tiny") is None
+
+
+def test_a_network_may_start_from_nothing(tmp_path: Path) -> None:
+    assert find_base_checkpoint("vit_tiny", "random", tmp_path) is None
+    assert find_base_checkpoint("vit_b", "random", tmp_path) is None and not list(tmp_path.iterdir())
 
 
 class Evil:

@@ -19,7 +19,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,68 +35,16 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from bundle import demo
 from bundle.data import load_datalists
+from bundle.description import sha256_of
 from bundle.errors import find_bundle_error
 from bundle.masks import open_mask
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
 from bundle.transforms import ResizeLongestSided
-from bundle.weights import sha256_of
 from tests.conftest import ROOT
-
-TRAIN = str(ROOT / "configs" / "train.json")
-EVALUATE = [TRAIN, str(ROOT / "configs" / "evaluate.json")]
-INFER = str(ROOT / "configs" / "inference.json")
-META = str(ROOT / "configs" / "metadata.json")
-FILES = {"meta_file": META, "logging_file": str(ROOT / "configs" / "logging.conf")}
-SMALL = {"image_size": 64, "epochs": 2, "batch_size": 4, "num_workers": 0, "device": "cpu"}
-
-
-@pytest.fixture(scope="session")
-def procedural(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A procedural set of 14 images."""
-    return demo.make_demo(tmp_path_factory.mktemp("sets") / "demo", count=14, seed=3)
-
-
-@pytest.fixture(scope="session")
-def dataset(procedural: Path) -> Path:
-    """The same pictures as a user's data: a copy without the marker."""
-    copy = procedural.parent / "mine"
-    shutil.copytree(procedural, copy)
-    (copy / demo.MARKER).unlink()
-    return copy
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A bundle root of its own, so that nothing here publishes into the checkout."""
-    (tmp_path / "root" / "configs").mkdir(parents=True)
-    shutil.copy(META, tmp_path / "root" / "configs")
-    return tmp_path / "root"
-
-
-def command(run_id: str, config: str | list[str], root: Path, **override: Any) -> None:
-    """What ``python -m monai.bundle run`` does, in this process."""
-    hook = sys.excepthook
-    try:
-        run(run_id=run_id, config_file=config, bundle_root=str(root), **FILES, **override)
-    finally:
-        sys.excepthook = hook
-
-
-def refused(run_id: str, config: str | list[str], root: Path, **override: Any) -> str:
-    """The sentence that a command ends with."""
-    with pytest.raises(Exception) as caught:
-        command(run_id, config, root, **override)
-    error = find_bundle_error(caught.value)
-    assert error is not None, caught.value
-    return str(error)
-
-
-def load(path: Path) -> Mapping[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
+from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused
 
 
 def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
@@ -387,6 +334,27 @@ def test_a_single_pass_is_trained_and_evaluated_as_such(
     assert refined == initial
 
 
+def test_an_experts_box_is_for_evaluations_alone(
+    root: Path, dataset: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SMALL, "dataset_dir": str(dataset), "epochs": 1}
+    assert "only an evaluation has them" in refused("training", TRAIN, root, prompt="expert", **settings)
+    command("training", TRAIN, root, **settings)
+    capsys.readouterr()
+    seen = []
+    real = SamSP.segment
+    monkeypatch.setattr(SamSP, "segment", lambda self, image, box=None: seen.append(box) or real(self, image, box))
+    command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu", prompt="expert")
+    assert re.search(r"y1 expert +\d\.\d{4}", capsys.readouterr().out)
+    (record,) = load_datalists(str(dataset))["test"]
+    foreground = np.argwhere(open_mask(record["label"]) > 127)
+    scale = 64 / max(open_mask(record["label"]).shape)
+    y0, x0 = foreground.min(axis=0) * scale
+    assert all(box is not None and abs(box[0, 0, 0] - x0) < 1 and abs(box[0, 0, 1] - y0) < 1 for box in seen)
+    arguments = {"dataset_dir": str(dataset), "device": "cpu", "num_workers": 0, "prompt": "expert"}
+    assert "only an evaluation has them" in refused("inferring", INFER, root, **arguments)
+
+
 def test_the_last_epoch_is_validated_whatever_the_interval(root: Path, dataset: Path) -> None:
     settings = {**SMALL, "epochs": 3, "val_interval": 10}
     command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **settings)
@@ -414,7 +382,7 @@ def test_without_validation_the_last_network_is_published(root: Path, dataset: P
     override = {"train#dataset#data": records, "validate#dataset#data": [], "train#trainer#max_epochs": 2}
     run(
         run_id="run", init_id=None, final_id=None, config_file=TRAIN, bundle_root=str(root), **FILES,
-        image_size=64, num_workers=0, device="cpu", **override,
+        image_size=64, num_workers=0, device="cpu", sam_checkpoint="random", **override,
     )  # fmt: skip
     description = json.loads((root / "models" / "model.json").read_text())
     assert description["validation"] is None and description["trained_on"]["train_images"] == 3

@@ -1,0 +1,66 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``model.json``: what the ``model.pt`` beside it holds, and whether it is that file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import BundleError
+
+# What model.json fixes about the network; a setting that says otherwise is an error.
+STRUCTURE = ("sam", "image_size", "num_classes")
+# What model.json records and an evaluation may try differently.
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin")
+
+
+def description_path(weights: str | os.PathLike) -> Path:
+    """``model.json`` of a ``model.pt``."""
+    return Path(weights).with_suffix(".json")
+
+
+def read_description(weights: str | os.PathLike) -> dict[str, Any]:
+    """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
+    path = description_path(weights)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(missing)}.")
+    return description
+
+
+def require_described(weights: str | os.PathLike) -> None:
+    """Raise a `BundleError` unless a weights file is the one that its description speaks of."""
+    if sha256_of(weights) != read_description(weights)["sha256"]:
+        raise BundleError(f"{weights} is not the file that {description_path(weights)} describes: their sha256 differ.")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    """What ``hashlib.file_digest`` does, for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pre-train the embedded SAM from procedural scenes, stage after stage; after a stop the same command goes on.
+
+    python -m scripts.pretrain
+
+Further options go to ``configs/pretrain.json`` in every stage, for example ``--device cuda`` or ``--seed 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each stage changes in configs/pretrain.json; docs/pretraining.md says why.
+STAGES: Mapping[str, Mapping[str, Any]] = {
+    "geometry": {"task": "geometry", "image_size": 128, "smallest_crop": 96, "prompts": 4, "epochs": 1},
+    "near": {"image_size": 128, "smallest_crop": 96, "largest_crop": 192, "rounds": 1, "epochs": 11},
+    "whole": {"publish": True},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages that are not finished; each starts from the one before."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "pretrain", help="a folder for each stage")
+    options, further = parser.parse_known_args(arguments)
+    start: Path | None = None
+    for name, knobs in STAGES.items():
+        folder = options.output_dir / name
+        result = folder / "sam_vit_tiny.pt"
+        if result.is_file():
+            print(f"Stage {name} is finished: {result}", flush=True)
+        else:
+            run_stage(
+                {**knobs, "weights": start, "output_dir": folder, "resume": (folder / "last.pt").is_file()}, further
+            )
+        start = result
+
+
+def run_stage(knobs: Mapping[str, Any], further: Sequence[str]) -> None:
+    """Run one stage in a process of its own; its errors are shown there, and end this one with the same status."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "pretraining", "--config_file", "configs/pretrain.json"]
+    for key, value in knobs.items():
+        command += [] if value is None else [f"--{key}", str(value)]
+    done = subprocess.run([*command, *further], cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()

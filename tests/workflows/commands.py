@@ -1,0 +1,63 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What ``python -m monai.bundle run`` does, in this process, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import run
+
+from bundle.errors import find_bundle_error
+from tests.conftest import ROOT
+
+TRAIN = str(ROOT / "configs" / "train.json")
+EVALUATE = [TRAIN, str(ROOT / "configs" / "evaluate.json")]
+INFER = str(ROOT / "configs" / "inference.json")
+META = str(ROOT / "configs" / "metadata.json")
+FILES = {"meta_file": META, "logging_file": str(ROOT / "configs" / "logging.conf")}
+# from random weights and as a whole: the fastest, and the shipped weights have tests of their own
+SMALL: dict[str, Any] = {
+    "image_size": 64,
+    "epochs": 2,
+    "batch_size": 4,
+    "num_workers": 0,
+    "device": "cpu",
+    "trainable": "full",
+    "sam_checkpoint": "random",
+}
+
+
+def command(run_id: str, config: str | list[str], root: Path, **override: Any) -> None:
+    """What ``python -m monai.bundle run`` does, in this process."""
+    hook = sys.excepthook
+    try:
+        run(run_id=run_id, config_file=config, bundle_root=str(root), **FILES, **override)
+    finally:
+        sys.excepthook = hook
+
+
+def refused(run_id: str, config: str | list[str], root: Path, **override: Any) -> str:
+    """The sentence that a command ends with."""
+    with pytest.raises(Exception) as caught:
+        command(run_id, config, root, **override)
+    error = find_bundle_error(caught.value)
+    assert error is not None, caught.value
+    return str(error)
+
+
+def load(path: Path) -> Mapping[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
