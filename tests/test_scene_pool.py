@@ -69,8 +69,8 @@ def labels_of(*areas: int) -> torch.Tensor:
 
 
 def test_all_masks_in_order_without_what_is_too_small_or_large() -> None:
-    masks = scene_pool.SampleMasksd(None)({"labels": labels_of(900, 10, 6500, 50)})["masks"]
-    assert masks.dtype == torch.uint8 and masks.sum(dim=(1, 2)).tolist() == [900, 50, 400]
+    masks = scene_pool.SampleMasksd(None)({"labels": labels_of(900, 50, 6500, 150)})["masks"]
+    assert masks.dtype == torch.uint8 and masks.sum(dim=(1, 2)).tolist() == [900, 150, 400]
 
 
 def test_drawn_masks_prefer_large_objects_by_the_root_of_their_area() -> None:

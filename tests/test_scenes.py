@@ -13,15 +13,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from bundle.scenes import Scene, draw_scene
 from bundle.scenes.labels import CRUMB, LARGEST, SMALLEST, WHOLE, clean_labels
 from bundle.scenes.scene import FAMILIES
 from bundle.scenes.stage import pick
+from scripts import show_scenes
 
 COUNT = 60
 
@@ -119,13 +122,22 @@ def test_cleaning_drops_what_cannot_be_asked_for() -> None:
     labels[0, 10:30, 10:30] = 5  # with a crumb, which goes
     labels[0, 40, 10] = 5
     labels[0, 40:46, 40:46] = 6  # too small
-    labels[0, 60:70, 10:20] = labels[0, 60:70, 30:40] = 7  # in two equal pieces
+    labels[0, 60:72, 10:22] = labels[0, 60:72, 30:42] = 7  # in two equal pieces
     labels[0, 60:90, 60:90] = 8  # not to be seen
-    labels[1, 12:20, 12:20] = 9
-    labels[1, 70:80, 70:80] = 10  # on an object that went
+    labels[1, 12:24, 12:24] = 9
+    labels[1, 70:82, 70:82] = 10  # on an object that went
     image = np.where((labels[0] > 0) & (labels[0] != 8) ^ (labels[1] > 0), 200, 50)[..., None].repeat(3, axis=2)
     clean = clean_labels(labels, image.astype(np.uint8))
     expected = np.zeros((2, 100, 100), np.uint8)
     expected[0, 10:30, 10:30] = 1
-    expected[1, 12:20, 12:20] = 1
+    expected[1, 12:24, 12:24] = 1
     assert clean.dtype == np.uint8 and np.array_equal(clean, expected)
+
+
+def test_a_sheet_shows_scenes_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    show_scenes.main(["--output", str(tmp_path / "sheet.png"), "--rows", "1", "--seed", "7"])
+    said = capsys.readouterr().out
+    assert all(family in said for family in FAMILIES)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * show_scenes.SIDE + 3 * show_scenes.GAP, show_scenes.SIDE)
+        assert len(sheet.convert("RGB").getcolors(2**24)) > 100

@@ -25,12 +25,12 @@ from bundle.scenes.surfaces import SOFT_TEXTURES, Look, around
 
 
 def paint_gray(stage: Stage) -> NDArray[np.uint8]:
-    """Paint a body and 2 to 11 organs, and return the image (S, S, 3)."""
+    """Paint a body and 2 to 8 organs, and return the image (S, S, 3)."""
     rng = stage.rng
     ultrasound = rng.choice(["ct", "mr", "ultrasound"], p=[0.35, 0.4, 0.25]) == "ultrasound"
     body, inside = paint_body(stage, ultrasound)
     layer = "part" if stage.objects.any() else "object"
-    for _ in range(int(rng.integers(2, 12))):
+    for _ in range(int(rng.integers(2, 9))):
         paint_organ(stage, body, inside, layer)
     return develop_ultrasound(stage) if ultrasound else develop_slice(stage)
 
@@ -60,7 +60,7 @@ def paint_body(stage: Stage, everywhere: bool) -> tuple[Shape, Array]:
 def paint_organ(stage: Stage, body: Shape, inside: Array, layer: str) -> None:
     """Paint an organ within the cover (S, S) of a body; a large one that is an object may have lesions."""
     rng, size = stage.rng, stage.size
-    organ = anywhere(stage, SHAPES if rng.random() < 0.25 else ROUND_SHAPES, power_radius(stage, 0.05, 0.36, 0.6))
+    organ = anywhere(stage, SHAPES if rng.random() < 0.25 else ROUND_SHAPES, power_radius(stage, 0.09, 0.4, 0.3))
     if body.radius < size:
         x, y = rng.normal(0, 0.4, 2) * body.radius * 0.8 + (body.x, body.y)
         organ = replace(organ, x=float(x), y=float(y))

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from bundle.scenes.stage import Array
 
-SMALLEST, LARGEST = 0.004, 0.6  # of the picture: what is smaller or larger is nothing to ask for
+SMALLEST, LARGEST = 0.01, 0.6  # of the picture: what is smaller or larger is nothing to ask for
 WHOLE, CRUMB = 0.7, 0.1  # least share of the largest piece in its region; least size of another, relative to it
 MOST = 255  # regions in a map of uint8
 REACH = 4  # pixels between the two colors that are compared across an outline

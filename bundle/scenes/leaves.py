@@ -24,14 +24,14 @@ from bundle.scenes.surfaces import close_to, hidden_look, natural_color, random_
 
 
 def paint_leaves(stage: Stage) -> NDArray[np.uint8]:
-    """Paint 4 to 27 things, some with parts, and return the image (S, S, 3)."""
+    """Paint 3 to 20 things, some with parts, and return the image (S, S, 3)."""
     rng = stage.rng
     vivid = rng.beta(1, 1.5)
     palette = [natural_color(rng, vivid) for _ in range(int(rng.integers(2, 7)))]
     fill(stage, random_look(stage, palette[0]))
     distract(stage)
     radii = leaf_radii(stage)
-    hidden = rng.choice([0.1, 0.35, 0.8], p=[0.35, 0.4, 0.25])
+    hidden = rng.choice([0.1, 0.35, 0.8], p=[0.5, 0.35, 0.15])
     for radius in radii:
         shape = anywhere(stage, SHAPES, radius)
         color = close_to(rng, palette[int(rng.integers(len(palette)))], 0.2)
@@ -48,7 +48,7 @@ def leaf_radii(stage: Stage) -> list[float]:
     rng = stage.rng
     dense = rng.random() < 0.4
     power = rng.uniform(0.1, 2.2)
-    radii = [power_radius(stage, 0.055, 0.6 if dense else 0.45, power) for _ in range(int(rng.integers(4, 22)))]
+    radii = [power_radius(stage, 0.09, 0.6 if dense else 0.45, power) for _ in range(int(rng.integers(3, 15)))]
     if dense:
         radii += [power_radius(stage, 0.2, 0.6, 1) for _ in range(6)]
     if rng.random() < 0.6:  # mostly the larger first, or small ones are seldom seen

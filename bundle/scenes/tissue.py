@@ -32,7 +32,7 @@ def paint_tissue(stage: Stage) -> NDArray[np.uint8]:
     ground, cell = tissue_colors(rng, style)
     fill(stage, random_look(stage, ground, soft=True))
     distract(stage)
-    radius = stage.size * np.exp(rng.uniform(np.log(0.046), np.log(0.24)))
+    radius = stage.size * np.exp(rng.uniform(np.log(0.085), np.log(0.28)))
     pitch = radius * rng.uniform(1.2, 2.4)
     like = cell_look(stage, cell, style)
     kinds = ROUND_SHAPES if rng.random() < 0.7 else {pick(rng, SHAPES): 0.5, "blob": 0.5}
