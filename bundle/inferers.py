@@ -15,14 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
+from scipy import ndimage
 
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
 from bundle.transforms import longest_side_size
+
+# Of the foreground of a label: smaller pieces of it are slips of the pen.
+SPECK = 0.01
 
 
 class SamSPInferer(Inferer):
@@ -47,22 +52,21 @@ class SamSPInferer(Inferer):
         The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone.
         """
         if self.both:
-            output = self.segment(inputs, network, label)
+            output = segment(inputs, network, label)
             upsample = _plain(network).upsample
             logits = torch.cat([upsample(output.refined), upsample(output.initial)], dim=1)
         else:
             logits = network(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs)
         return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
 
-    def segment(
-        self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
-    ) -> SamSPOutput:
-        """Both passes of the network; arguments as for the call."""
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        sam_sp = _plain(network)
-        if sam_sp.prompt == "expert" and label is not None:
-            return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
-        return sam_sp.segment(image)
+
+def segment(inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None) -> SamSPOutput:
+    """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
+    image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+    sam_sp = _plain(network)
+    if sam_sp.prompt == "expert" and label is not None:
+        return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
+    return sam_sp.segment(image)
 
 
 def _plain(network: Any) -> Any:
@@ -71,7 +75,9 @@ def _plain(network: Any) -> Any:
 
 
 def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
-    """The box that an expert would draw: around all foreground of a label, brought to the network's input.
+    """The box that an expert would draw: around the foreground of a label, brought to the network's input.
+
+    Specks below `SPECK` of the foreground, as hand-drawn labels have them in corners, are not drawn around.
 
     Args:
         label: (B, K, W, H), 0 or 1, in reader order and on the image's own grid.
@@ -81,12 +87,23 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
     plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-    upright = plain.transpose(-2, -1).float()
+    upright = _without_specks(plain.transpose(-2, -1)).float()
     height, width = upright.shape[-2:]
     input_height, input_width = longest_side_size(height, width, image_size)
     boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
     scale = torch.tensor([input_width / width, input_height / height], device=plain.device)
     return torch.cat([boxes_xyxy[..., :2] * scale, (boxes_xyxy[..., 2:] + 1) * scale - 1], dim=-1)
+
+
+def _without_specks(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
+    kept = torch.zeros_like(masks, dtype=torch.bool)
+    for image, klass in np.ndindex(*masks.shape[:2]):
+        pieces, _ = ndimage.label(masks[image, klass].cpu().numpy() > 0)
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        kept[image, klass] = torch.from_numpy((sizes > SPECK * sizes.sum())[pieces]).to(kept.device)
+    return kept
 
 
 def prepare_labeled(

@@ -29,6 +29,7 @@ from scipy.ndimage import distance_transform_edt
 from torch.utils.data import SequentialSampler
 
 from bundle.errors import BundleError
+from bundle.inferers import segment
 from bundle.readers import open_rgb
 from bundle.transforms import longest_side_size
 from bundle.weights import write_atomically
@@ -316,11 +317,10 @@ class PanelSaver:
         loader: Any = engine.data_loader
         batch = list_data_collate([loader.dataset[place]])
         image, label, arguments, _ = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        inferer: Any = engine.inferer
         network: Any = getattr(engine.network, "module", engine.network)  # inside DistributedDataParallel
         with engine.mode(network), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
-            pred = inferer(image, network, *arguments)
-            boxes_xyxy = inferer.segment(image, network, *arguments).boxes_xyxy
+            pred = engine.inferer(image, network, *arguments)
+            boxes_xyxy = segment(image, network, *arguments).boxes_xyxy
         data = self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0])
         if network.prompt == "none":
             return data, None

@@ -95,7 +95,10 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
     """Say so where a model was trained on another list than the training part of the split it is evaluated with."""
     if not Path(weights).is_file():
         return  # `load_weights` says it better
-    trained_on = read_description(weights).get("trained_on", {})
+    description = read_description(weights)
+    if "pretrained_on" in description:
+        return  # a base SAM, which saw no real image
+    trained_on = description.get("trained_on", {})
     if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
         print(
             f"Warning: {weights} was trained on {trained_on.get('train_images', 'unknown')} images, and they are not "

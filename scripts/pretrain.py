@@ -37,17 +37,23 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that are not finished; each starts from the one before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "pretrain", help="a folder for each stage")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("output/pretrain"),
+        help="a folder for each stage (output/pretrain in the bundle)",
+    )
     options, further = parser.parse_known_args(arguments)
     start: Path | None = None
     for name, knobs in STAGES.items():
         folder = options.output_dir / name
         result = folder / "sam_vit_tiny.pt"
-        if result.is_file():
+        if (ROOT / result).is_file():
             print(f"Stage {name} is finished: {result}", flush=True)
         else:
             run_stage(
-                {**knobs, "weights": start, "output_dir": folder, "resume": (folder / "last.pt").is_file()}, further
+                {**knobs, "weights": start, "output_dir": folder, "resume": (ROOT / folder / "last.pt").is_file()},
+                further,
             )
         start = result
 

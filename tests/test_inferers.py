@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bundle.errors import BundleError
-from bundle.inferers import SamSPInferer, expert_boxes
+from bundle.inferers import SamSPInferer, expert_boxes, segment
 from bundle.network import SamSP
 from bundle.report import box_on_image
 from tests.conftest import randomize
@@ -35,12 +35,20 @@ def test_without_foreground_the_expert_shows_the_whole_image() -> None:
     assert expert_boxes(torch.zeros(1, 2, 100, 50), 64)[0].tolist() == [[0.0, 0.0, 63.0, 31.0]] * 2
 
 
+def test_an_expert_does_not_draw_around_specks() -> None:
+    label = torch.zeros(1, 1, 64, 64)
+    label[0, 0, 20:40, 30:50] = 1
+    label[0, 0, 5:15, 5:10] = 1  # a second object
+    label[0, 0, 0, 0] = label[0, 0, 63, 63] = 1
+    assert expert_boxes(label, 64)[0, 0].tolist() == [5.0, 5.0, 39.0, 49.0]
+
+
 @torch.no_grad()
 def test_the_experts_box_replaces_that_of_the_first_mask(toy: str) -> None:
     network = randomize(SamSP(sam=toy, trainable="full", prompt="expert")).eval()
     image, label = torch.randn(1, 3, 64, 64), torch.zeros(1, 1, 64, 64)
     label[..., 8:20, 30:50] = 1
-    output = SamSPInferer(both=True).segment(image, network, label)
+    output = segment(image, network, label)
     assert output.boxes_xyxy.tolist() == [[[8.0, 30.0, 19.0, 49.0]]]
     expected, _ = network.decode(network.image_encoder(image), output.boxes_xyxy)
     assert torch.equal(output.refined, expected)
@@ -48,7 +56,7 @@ def test_the_experts_box_replaces_that_of_the_first_mask(toy: str) -> None:
     assert both.shape == (1, 2, 64, 64) and torch.equal(both[:, :1], network.upsample(output.refined))
 
     network.prompt = "self"
-    assert not torch.equal(SamSPInferer().segment(image, network, label).boxes_xyxy, output.boxes_xyxy)
+    assert not torch.equal(segment(image, network, label).boxes_xyxy, output.boxes_xyxy)
 
 
 def test_nobody_but_an_evaluation_has_an_expert(toy: str) -> None:

@@ -202,6 +202,7 @@ def test_training_and_validation_see_the_same_image(root: Path, dataset: Path) -
     for parser in parsers:
         parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), "image_size": 64, "device": "cpu"})
         parser.read_meta(META)
+    parsers[0].update({"sam_checkpoint": "random"})
     train = parsers[0].get_parsed_content("train#deterministic_transforms")
     train += parsers[0].get_parsed_content("train#late_transforms")
     record = parsers[0].get_parsed_content("datalists")["train"][0]
@@ -397,8 +398,9 @@ def test_without_validation_the_last_network_is_published(root: Path, dataset: P
 def test_properties_of_a_bundle(config: str | list[str], kind: str, root: Path, dataset: Path) -> None:
     command("training", TRAIN, root, dataset_dir=str(dataset), **{**SMALL, "epochs": 1})
     workflow = ConfigWorkflow(
-        config_file=config, workflow_type=kind, bundle_root=str(root), dataset_dir=str(dataset), **FILES
-    )
+        config_file=config, workflow_type=kind, bundle_root=str(root), dataset_dir=str(dataset),
+        sam_checkpoint="random", **FILES,
+    )  # fmt: skip
     hook = sys.excepthook
     workflow.initialize()
     sys.excepthook = hook
