@@ -23,7 +23,9 @@ from bundle.errors import BundleError
 # What model.json fixes about the network; a setting that says otherwise is an error.
 STRUCTURE = ("sam", "image_size", "num_classes")
 # What model.json records and an evaluation may try differently.
-PROMPTING = ("prompt", "prompt_threshold", "prompt_margin")
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
+# What files say that were written before the key existed.
+EARLIER = {"prompt_component": "all"}
 
 
 def description_path(weights: str | os.PathLike) -> Path:
@@ -35,7 +37,7 @@ def read_description(weights: str | os.PathLike) -> dict[str, Any]:
     """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
     path = description_path(weights)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = EARLIER | json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
@@ -28,6 +28,26 @@ from bundle.transforms import longest_side_size
 
 # Of the foreground of a label: smaller pieces of it are slips of the pen.
 SPECK = 0.01
+
+
+class CpuAutocastInferer(SimpleInferer):
+    """Run a network on the CPU with its products in bfloat16: MONAI's engines use autocast on CUDA alone.
+
+    Weights stay float32, and so does the loss, which takes logits back to it. Nothing overflows in bfloat16, so
+    gradients are not scaled.
+
+    Args:
+        enabled: see `bundle.knobs.use_cpu_amp`.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the network returns."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            return super().__call__(inputs, network, *args, **kwargs)
 
 
 class SamSPInferer(Inferer):
@@ -87,7 +107,7 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
     plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-    upright = _without_specks(plain.transpose(-2, -1)).float()
+    upright = without_specks(plain.transpose(-2, -1)).float()
     height, width = upright.shape[-2:]
     input_height, input_width = longest_side_size(height, width, image_size)
     boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
@@ -95,7 +115,7 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     return torch.cat([boxes_xyxy[..., :2] * scale, (boxes_xyxy[..., 2:] + 1) * scale - 1], dim=-1)
 
 
-def _without_specks(masks: torch.Tensor) -> torch.Tensor:
+def without_specks(masks: torch.Tensor) -> torch.Tensor:
     """Masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
     kept = torch.zeros_like(masks, dtype=torch.bool)
     for image, klass in np.ndindex(*masks.shape[:2]):

@@ -56,6 +56,11 @@ def use_amp(amp: bool | str, device: torch.device) -> bool:
     return boolean(amp, "amp") and device.type == "cuda"
 
 
+def use_cpu_amp(amp: bool | str, device: torch.device) -> bool:
+    """Whether training takes bfloat16 on a CPU: asked for, and the CPU has instructions for it."""
+    return boolean(amp, "amp") and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def amp_kwargs(amp_dtype: str) -> dict[str, torch.dtype]:
     """Arguments of autocast for "float16" or "bfloat16"."""
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -22,7 +22,7 @@ from torch import nn
 from bundle import lora
 from bundle.checkpoints import load_base_checkpoint
 from bundle.errors import BundleError
-from bundle.prompts import boxes_from_logits
+from bundle.prompts import COMPONENTS, boxes_from_logits
 from bundle.sam import (
     build_image_encoder,
     build_mask_decoder,
@@ -80,6 +80,7 @@ class SamSP(nn.Module):
             given to `segment`.
         prompt_threshold: probability above which a pixel of y0 counts for the box.
         prompt_margin: widens the box by this fraction of its size on each side.
+        prompt_component: "all" draws the box around all of y0, "largest" around its largest connected piece.
         attention: how the encoder computes its attention, see `bundle.attention.choose_form`; the result is the same.
         checkpointing: keep only the input of each encoder block for the gradient, and compute the block again.
     """
@@ -96,6 +97,7 @@ class SamSP(nn.Module):
         prompt: str = "self",
         prompt_threshold: float = 0.5,
         prompt_margin: float = 0.0,
+        prompt_component: str = "all",
         attention: str = "auto",
         checkpointing: bool = False,
     ) -> None:
@@ -104,6 +106,7 @@ class SamSP(nn.Module):
         image_size = spec.image_size if image_size is None else image_size
         _require_choice("trainable", trainable, TRAINABLE)
         _require_choice("prompt", prompt, PROMPTS)
+        _require_choice("prompt_component", prompt_component, COMPONENTS)
         if image_size < spec.patch_size or image_size % spec.patch_size:
             raise BundleError(f"image_size is {image_size}, expected a multiple of {spec.patch_size} for sam '{sam}'.")
         if lora_rank < 1:
@@ -121,6 +124,7 @@ class SamSP(nn.Module):
         self.prompt = prompt
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
+        self.prompt_component = prompt_component
 
         self.image_encoder = build_image_encoder(spec, image_size, attention)
         self.image_encoder.checkpointing = checkpointing
@@ -154,12 +158,15 @@ class SamSP(nn.Module):
             )
         embedding = self.image_encoder(image)
         initial, iou = self.decode(embedding, None)
-        boxes_xyxy = boxes_from_logits(initial, self.stride, self.prompt_threshold, self.prompt_margin)
-        boxes_xyxy = boxes_xyxy if expert_xyxy is None else expert_xyxy
+        boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
         if self.prompt == "none":
             return SamSPOutput(initial, initial, boxes_xyxy, iou)
         refined, iou = self.decode(embedding, boxes_xyxy)
         return SamSPOutput(initial, refined, boxes_xyxy, iou)
+
+    def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
+        """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels."""
+        return boxes_from_logits(initial, self.stride, self.prompt_threshold, self.prompt_margin, self.prompt_component)
 
     def decode(self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """M(E(x), P(prompt)) for each image and class.
@@ -186,16 +193,21 @@ class SamSP(nn.Module):
         size = (self.image_size, self.image_size)
         return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
+    @property
+    def has_lora(self) -> bool:
+        """Whether the encoder has adapters that are not merged."""
+        return lora.has_lora(self.image_encoder)
+
     def merge_lora(self) -> SamSP:
         """Fold W + BA into the encoder, in place; the module then has SAM's own layers. No-op without adapters."""
-        if lora.has_lora(self.image_encoder):
+        if self.has_lora:
             lora.merge_lora(self.image_encoder)
         return self
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights in Meta's key layout with the adapters folded in, on the CPU; the module stays as it is."""
         state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
-        return lora.merge_state_dict(self.image_encoder, state) if lora.has_lora(self.image_encoder) else state
+        return lora.merge_state_dict(self.image_encoder, state) if self.has_lora else state
 
     def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights") -> None:
         """Load weights in Meta's key layout, for any image size, into the base; adapters go back to their start.
@@ -203,7 +215,7 @@ class SamSP(nn.Module):
         Raises:
             BundleError: names the keys that are missing, unexpected or of another shape.
         """
-        adapted = lora.has_lora(self.image_encoder)
+        adapted = self.has_lora
         reference = self.merged_state_dict()
         fitted = fit_state_dict(state, reference, self.spec.global_blocks, source)
         if adapted:
@@ -221,7 +233,7 @@ class SamSP(nn.Module):
             BundleError: names the keys that are missing or unexpected.
         """
         if any(".lora_A." in key for key in state_dict):
-            if not lora.has_lora(self.image_encoder):
+            if not self.has_lora:
                 raise BundleError(
                     "These weights hold adapters apart from their base, but the network has none: build it with "
                     "trainable 'lora', or take the merged model.pt."

@@ -13,6 +13,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+
+from bundle.errors import BundleError
+
+COMPONENTS = ("all", "largest")
 
 
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,7 +30,11 @@ def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def boxes_from_logits(
-    logits: torch.Tensor, stride: int = 4, threshold: float = 0.5, margin: float = 0.0
+    logits: torch.Tensor,
+    stride: int = 4,
+    threshold: float = 0.5,
+    margin: float = 0.0,
+    component: str = "all",
 ) -> torch.Tensor:
     """Box around the pixels where sigmoid(logits) > threshold, for each image and class.
 
@@ -39,12 +48,19 @@ def boxes_from_logits(
         stride: input pixels per low-resolution pixel.
         threshold: probability above which a pixel is foreground.
         margin: widens the box on each side by this fraction of its own width and height, within the input.
+        component: "all" takes every such pixel, "largest" those of the largest connected piece.
 
     Returns:
         boxes_xyxy (B, K, 4), float32: x0, y0, x1, y1 in input pixels, x along the width.
+
+    Raises:
+        BundleError: the component is neither of the two.
     """
+    if component not in COMPONENTS:
+        raise BundleError(f"prompt_component is '{component}', expected one of {', '.join(COMPONENTS)}.")
     height, width = logits.shape[-2:]
     mask = torch.sigmoid(logits.detach().float()) > threshold
+    mask = largest_component(mask) if component == "largest" else mask
     x_first, x_last, found = _extent(mask.any(dim=-2))
     y_first, y_last, _ = _extent(mask.any(dim=-1))
 
@@ -61,3 +77,25 @@ def boxes_from_logits(
     boxes_xyxy = torch.cat([first, last], dim=-1)
     whole = torch.cat([torch.zeros_like(limit), limit], dim=-1)
     return torch.where(found[..., None], boxes_xyxy, whole)
+
+
+def largest_component(mask: torch.Tensor) -> torch.Tensor:
+    """Keep the largest piece of each mask, pixels being connected also across corners.
+
+    Every pixel starts as a piece of its own; h + w times each takes over the highest number around it. A piece that
+    winds on for longer than that counts as several.
+
+    Args:
+        mask: (B, K, h, w), bool.
+
+    Returns:
+        (B, K, h, w), bool; empty masks stay empty.
+    """
+    b, k, h, w = mask.shape
+    number = torch.arange(1, h * w + 1, device=mask.device, dtype=torch.float32).reshape(1, 1, h, w) * mask
+    for _ in range(h + w):
+        number = F.max_pool2d(number, kernel_size=3, stride=1, padding=1) * mask
+    pieces = number.reshape(b, k, h * w).long()
+    sizes = torch.zeros(b, k, h * w + 1, device=mask.device).scatter_add(2, pieces, mask.reshape(b, k, h * w).float())
+    largest = sizes.argmax(dim=2)[..., None, None]
+    return mask & (number.long() == largest)

@@ -84,7 +84,7 @@ class Publisher:
             network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
         pair = write_pair(network.merged_state_dict(), self._description(network, engine), self.output_dir / "model.pt")
         written = [pair, pair.with_suffix(".json")]
-        if lora.has_lora(network.image_encoder):
+        if network.has_lora:
             lora.save_adapter(network.image_encoder, self.output_dir / "adapter")
             written.append(self.output_dir / "adapter")
         procedural = is_procedural(self.datalists["train"])

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundle.inferers import CpuAutocastInferer
 from bundle.losses import SamSPLoss
 from bundle.network import SamSP
 from bundle.optim import ClippedAdamW, parameter_groups
@@ -35,7 +36,7 @@ ATTENTION_FORMS = ("plain", "bias", "fold", "blocks", "auto")
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "encoder": (SEGMENT_ANYTHING, "vanilla", "merged"),
     "inference": (SEGMENT_ANYTHING, "one_decode", "sam_sp"),
-    "training": (SEGMENT_ANYTHING, "sam_sp", "sam_sp_checkpointing"),
+    "training": (SEGMENT_ANYTHING, "sam_sp", "sam_sp_checkpointing", "sam_sp_bfloat16"),
     "forms": ATTENTION_FORMS,
 }
 
@@ -130,7 +131,7 @@ def _inference(case: Case) -> Step:
 
 
 def _training(case: Case) -> Step:
-    """Forward, loss, backward and a step of the optimizer."""
+    """Forward, loss, backward and a step of the optimizer; "bfloat16" as the default training does it on a CPU."""
     image = random_image(case.image_size)
     label = torch.zeros(1, 1, case.image_size, case.image_size)
     label[..., : case.image_size // 2, : case.image_size // 3] = 1
@@ -145,9 +146,11 @@ def _training(case: Case) -> Step:
         network, loss = build_network(case, checkpointing=checkpointing).train(), SamSPLoss()
         optimizer = ClippedAdamW(parameter_groups(network, WEIGHT_DECAY), lr=LEARNING_RATE)
 
+    inferer = CpuAutocastInferer(enabled=case.implementation == "sam_sp_bfloat16")
+
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss(network(image), label).backward()
+        loss(inferer(image, network), label).backward()
         optimizer.step()
 
     return step

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from bundle.errors import BundleError
-from bundle.inferers import SamSPInferer, expert_boxes, segment
+from bundle.inferers import CpuAutocastInferer, SamSPInferer, expert_boxes, segment
+from bundle.losses import SamSPLoss
 from bundle.network import SamSP
 from bundle.report import box_on_image
 from tests.conftest import randomize
@@ -64,3 +65,20 @@ def test_nobody_but_an_evaluation_has_an_expert(toy: str) -> None:
     for mode in (True, False):
         with pytest.raises(BundleError, match=r"prompt is 'expert'.*only an evaluation"):
             network.train(mode)(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_training_on_a_cpu_may_take_half_the_bits(enabled: bool, toy: str) -> None:
+    network = randomize(SamSP(sam=toy, trainable="full")).train()
+    image, label = torch.randn(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    output = CpuAutocastInferer(enabled)(image, network)
+    exact = network(image)
+    assert output.refined.dtype == (torch.bfloat16 if enabled else torch.float32)
+    assert torch.equal(output.refined, exact.refined) is not enabled
+    torch.testing.assert_close(
+        output.initial.float(), exact.initial, rtol=0.1, atol=0.1 * exact.initial.abs().max().item()
+    )
+    loss = SamSPLoss()(output, label)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in network.parameters())

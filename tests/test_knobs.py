@@ -40,6 +40,16 @@ def test_amp_is_for_cuda_and_can_be_switched_off() -> None:
     assert knobs.use_amp(True, cuda) and knobs.use_amp("true", cuda)
     assert not knobs.use_amp("false", cuda) and not knobs.use_amp(False, cuda)
     assert not knobs.use_amp(True, cpu)
+
+
+@pytest.mark.parametrize("capable", [False, True])
+def test_amp_on_a_cpu_needs_its_instructions(capable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: capable)
+    assert knobs.use_cpu_amp("true", torch.device("cpu")) is capable
+    assert not knobs.use_cpu_amp(False, torch.device("cpu")) and not knobs.use_cpu_amp(True, torch.device("cuda"))
+
+
+def test_amp_dtype_has_two_values() -> None:
     assert knobs.amp_kwargs("bfloat16") == {"dtype": torch.bfloat16}
     with pytest.raises(BundleError, match="amp_dtype is 'int8'"):
         knobs.amp_kwargs("int8")

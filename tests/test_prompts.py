@@ -12,10 +12,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 
-from bundle.prompts import boxes_from_logits
+from bundle.errors import BundleError
+from bundle.prompts import boxes_from_logits, largest_component
 
 EMPTY = (0.0, 0.0, 255.0, 255.0)
 CASES = [
@@ -50,6 +54,26 @@ def test_every_image_and_class_has_its_own_box() -> None:
 def test_two_components_share_one_box() -> None:
     logits = torch.maximum(logits_of((1, 1), (2, 2)), logits_of((6, 7), (9, 9)))
     assert boxes_from_logits(logits[None, None])[0, 0].tolist() == [8.0, 4.0, 39.0, 31.0]
+
+
+def test_largest_component_alone_can_have_the_box() -> None:
+    small, large = logits_of((1, 2), (2, 3)), logits_of((6, 7), (9, 12))
+    logits = torch.stack([torch.maximum(small, large), small, logits_of(None, None)])[:, None]
+    boxes = boxes_from_logits(logits, component="largest")[:, 0].tolist()
+    assert boxes == [[36.0, 24.0, 51.0, 31.0], [8.0, 4.0, 15.0, 11.0], list(EMPTY)]
+    with pytest.raises(BundleError, match="prompt_component is 'biggest', expected one of all, largest"):
+        boxes_from_logits(logits, component="biggest")
+
+
+def test_largest_component_is_that_of_scipy() -> None:
+    noise = torch.randn(4, 2, 40, 56, generator=torch.Generator().manual_seed(0))
+    mask = F.avg_pool2d(noise, 5, stride=1, padding=2) > 0.1
+    for image, klass in np.ndindex(4, 2):
+        pieces, _ = ndimage.label(mask[image, klass].numpy(), structure=np.ones((3, 3)))
+        sizes = np.bincount(pieces.ravel())[1:]
+        assert len(sizes) > 3 and np.sum(sizes == sizes.max()) == 1
+        expected = pieces == 1 + sizes.argmax()
+        assert np.array_equal(largest_component(mask)[image, klass].numpy(), expected)
 
 
 def test_threshold_is_strict_and_on_the_probability() -> None:

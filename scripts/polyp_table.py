@@ -1,0 +1,123 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The paper's experiment in miniature on real polyps: train and test every row of the table, and write the table.
+
+    python -m scripts.polyp_table
+
+Each row gets the same minutes of training steps on one thread. A finished cell (a row with a seed) is a JSON file in
+docs/results/cells; after a stop the same command goes on, also within a training. --rows runs some rows or groups.
+Further options go to every training, for example --image_size 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from bundle.data import load_datalists
+from bundle.weights import write_atomically
+from scripts.measure import machine
+from scripts.polyps.cells import ROOT, Cell, Plan, cells_of, is_done, run_cell
+from scripts.polyps.data import lay_out
+from scripts.polyps.pace import epochs_for, measure_paces
+from scripts.polyps.report import write_report
+from scripts.polyps.rows import ROWS, choose_rows
+
+SHARED = ROOT.parent / "shared" / "data"
+RESULTS = ROOT / "docs" / "results"
+# For every training, besides what a row says: the whole training list in memory, no process beside the one that trains.
+BATCH_SIZE = 4
+KNOBS = {"batch_size": BATCH_SIZE, "cache": 2000, "num_workers": 0, "device": "cpu"}
+PACE_IMAGES = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cells that are not there yet, then write docs/results.md."""
+    options, further = parse(arguments)
+    rows = choose_rows(options.rows)
+    polyps = lay_out(options.data, options.kvasir, options.clinicdb, options.splits)
+    data = {"dataset_dir": os.path.relpath(polyps.folder, ROOT), "split": polyps.split(ROOT)}
+    knobs = {**KNOBS, **data, **further}
+    plan = Plan(polyps, options.results / "cells", options.work, knobs, options.minutes, options.threads)
+    missing = [cell for cell in cells_of(rows) if not is_done(cell, plan)]
+    if missing:
+        paces = measured_paces(plan, options.results / "pace.json")
+        run_all(missing, plan, paces, options.jobs)
+    write_report(options.results)
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line, and the knobs in it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.polyp_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="rows or groups, see scripts/polyps/rows.py (all)")
+    parser.add_argument("--kvasir", type=Path, default=SHARED / "kvasir-seg", help="Kvasir-SEG: images and masks")
+    parser.add_argument("--clinicdb", type=Path, default=SHARED / "cvc-clinicdb", help="CVC-ClinicDB: images and masks")
+    parser.add_argument("--splits", type=Path, default=SHARED / "splits", help="PraNet's lists and the sequences")
+    parser.add_argument("--minutes", type=float, default=12, help="of training steps for each cell (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each training (%(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="cells, paces and pictures (docs/results)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "polyps", help="links to both (data/polyps)")
+    parser.add_argument("--work", type=Path, default=ROOT / "output" / "polyps", help="trainings (output/polyps)")
+    options, further = parser.parse_known_args(arguments)
+    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
+        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
+    keys = [word.removeprefix("--") for word in further[::2]]
+    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+
+
+def measured_paces(plan: Plan, path: Path) -> dict[str, float]:
+    """Seconds of a step of each pace, measured once: later runs keep them, and so the numbers of epochs."""
+    if not path.is_file():
+        records = load_datalists(plan.polyps.folder, plan.polyps.split(Path.cwd()))["train"][:PACE_IMAGES]
+        rows = [row for row in ROWS.values() if row.seeds]
+        seconds = measure_paces(rows, records, plan.knobs, plan.threads)
+        found = {"machine": {**machine(), "threads": plan.threads}, "batch_size": BATCH_SIZE, "step_seconds": seconds}
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(found, indent=1) + "\n"))
+    return json.loads(path.read_text(encoding="utf-8"))["step_seconds"]
+
+
+def run_all(cells: Sequence[Cell], plan: Plan, paces: dict[str, float], jobs: int) -> None:
+    """Run cells side by side; the first that fails ends it, after those that run."""
+
+    def run(cell: Cell) -> None:
+        pace = None if cell.seed is None else paces[cell.row.pace]
+        images = len(plan.polyps.train)
+        epochs = None if pace is None else epochs_for(plan.minutes, pace, images, BATCH_SIZE)
+        run_cell(cell, plan, pace, epochs)
+        bar.update()
+        bar.write(f"Wrote {plan.cells / cell.name}.json", file=sys.stderr)
+
+    with tqdm(total=len(cells), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(run, cell) for cell in cells]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+if __name__ == "__main__":
+    main()

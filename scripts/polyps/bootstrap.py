@@ -1,0 +1,47 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Intervals of means over test images, by the bootstrap over images (Efron and Tibshirani, 1993, chapter 13)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Mean of the values and its percentile interval at `LEVEL`.
+
+    Args:
+        values: (seeds, images). Images are drawn anew, and every seed keeps them: an image that is hard for one seed is
+            so for the next. That seeds differ is no part of the interval.
+    """
+    means = values.mean(axis=0)
+    rng = np.random.default_rng(0)
+    drawn = means[rng.integers(0, len(means), size=(RESAMPLES, len(means)))].mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(means.mean()), float(low), float(high))
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
+    """``first`` - ``second``, each (seeds, images) of the same images: mean and interval of the difference."""
+    return interval(first.mean(axis=0, keepdims=True) - second.mean(axis=0, keepdims=True))

@@ -1,0 +1,111 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The rows of the table: what each trains, and how it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bundle.errors import BundleError
+
+Knobs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; every seed of it is a cell.
+
+    Attributes:
+        name: of its files.
+        title: what stands in the table.
+        knobs: of ``configs/train.json``, besides those that all rows share.
+        seeds: one cell each; none where nothing is trained.
+        unet: mix ``configs/unet.json`` over.
+        prompts: what is evaluated: the knob ``prompt`` as trained (None), or another.
+    """
+
+    name: str
+    title: str
+    knobs: Knobs = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    unet: bool = False
+    prompts: tuple[str | None, ...] = (None,)
+
+    @property
+    def pace(self) -> str:
+        """Rows of one pace take the same time for a step; adapters of any rank and any loss count as equal."""
+        if self.unet:
+            return "unet"
+        return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}"
+
+
+LORA: Knobs = {"trainable": "lora"}
+FULL: Knobs = {"trainable": "full"}
+
+# As published: nothing is trained here.
+PRETRAINED = Row(
+    "pretrained", "SAM tiny as pre-trained on procedural scenes", seeds=(), prompts=("none", "self", "expert")
+)
+
+MAIN = (
+    Row("none", "LoRA + decoder, no self-prompt (the recipe of SAMed)", {**LORA, "prompt": "none"}, (0, 1)),
+    Row("self", "+ self-prompt", {**LORA, "distill_weight": 0}, (0, 1)),
+    Row("sam_sp", "+ self-prompt + self-distillation: SAM-SP", LORA, (0, 1), prompts=(None, "expert")),
+    Row("full_none", "full, no self-prompt", {**FULL, "prompt": "none"}, (0, 1)),
+    Row("full", "full, SAM-SP", FULL, (0, 1), prompts=(None, "expert")),
+    Row("unet", "MONAI U-Net", {}, (0, 1), unet=True),
+)
+TRAINED_PART = (
+    Row("decoder", "decoder only, SAM-SP", {"trainable": "decoder"}),
+    Row("full_random", "full, SAM-SP, from random weights", {**FULL, "sam_checkpoint": "random"}, (0, 1)),
+)
+SWEEPS = (
+    Row("rank_1", "LoRA rank 1", {**LORA, "lora_rank": 1}),
+    Row("rank_16", "LoRA rank 16", {**LORA, "lora_rank": 16}),
+    Row("alpha_0.1", "alpha 0.1", {**LORA, "distill_weight": 0.1}),
+    Row("alpha_0.3", "alpha 0.3", {**LORA, "distill_weight": 0.3}),
+    Row("alpha_3", "alpha 3", {**LORA, "distill_weight": 3}),
+    Row("student_teacher", "KL(p0 || p1)", {**LORA, "distill_direction": "student_teacher"}),
+    Row("initial_1", "Dice on y0 as well (initial_weight 1)", {**LORA, "initial_weight": 1}),
+    Row("largest", "box around the largest component", {**LORA, "prompt_component": "largest"}),
+)
+# What the rates were chosen by, on validation.
+RATES = tuple(
+    Row(f"{name}_lr_{rate:g}", f"{name}, learning rate {rate:g}", {**knobs, "learning_rate": rate}, unet=name == "unet")
+    for name, knobs, rates in (
+        ("sam_sp", LORA, (1e-3, 3e-3)),
+        ("full", FULL, (1e-4, 1e-3)),
+        ("unet", {}, (1e-3, 3e-3)),
+    )
+    for rate in rates
+)
+GROUPS: Mapping[str, tuple[Row, ...]] = {
+    "rates": RATES,
+    "pretrained": (PRETRAINED,),
+    "main": MAIN,
+    "trained": TRAINED_PART,
+    "sweeps": SWEEPS,
+}
+ROWS = {row.name: row for rows in GROUPS.values() for row in rows}
+
+
+def choose_rows(names: list[str] | None) -> list[Row]:
+    """The rows or groups asked for, in the order of the table; all of them by default.
+
+    Raises:
+        BundleError: there is no such row or group.
+    """
+    unknown = [name for name in names or [] if name not in GROUPS and name not in ROWS]
+    if unknown:
+        raise BundleError(f"There is no row '{unknown[0]}'; expected some of {', '.join([*GROUPS, *ROWS])}.")
+    return [row for group, rows in GROUPS.items() for row in rows if not names or group in names or row.name in names]
