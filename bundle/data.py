@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.errors import BundleError
-from bundle.masks import IMAGE_EXTENSIONS
+from bundle.files import INPUT_EXTENSIONS, is_input, stem_of
 from bundle.splits import PARTS, check_split_keys, first_names, read_text, split_stems
 
 PathLike = str | os.PathLike[str]
@@ -46,7 +46,8 @@ def load_datalists(
     `dataset_dir` is a folder with ``images/`` and ``masks/`` or ``labels/``, or a MONAI datalist JSON. In a folder,
     image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys ``training``,
     ``validation`` and ``test`` and paths relative to its own folder; with ``training`` alone it is split like a folder,
-    and where only ``validation`` is missing, that is carved.
+    and where only ``validation`` is missing, that is carved. A ``test`` of paths alone, without labels, as the Medical
+    Segmentation Decathlon has it, is for inference and does not count.
 
     `split` is a mapping; every key is optional and paths are relative to the working directory:
 
@@ -71,16 +72,16 @@ def load_datalists(
 
 
 def inference_datalist(dataset_dir: PathLike) -> list[Record]:
-    """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, image file or datalist JSON.
+    """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
 
-    A folder with ``images/`` gives the images in there, any other folder its own. A JSON gives its ``test`` list, or
-    ``training`` where that is its only list.
+    A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
+    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list.
 
     Raises:
         BundleError: nothing is there, there is no image in it, or the JSON does not say which list is meant.
     """
     source = _existing(dataset_dir)
-    if _is_image(source):
+    if is_input(source):
         return [{"image": str(source)}]
     if source.is_file():
         return _json_images(source)
@@ -125,21 +126,18 @@ def _existing(path: PathLike) -> Path:
     return absolute
 
 
-def _is_image(path: Path) -> bool:
-    """Return whether `path` is an image by its name; hidden files, such as macOS's ``._a.jpg``, are not."""
-    is_named = path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and not path.name.startswith(".")
-    return is_named and path.is_file()
-
-
 def _natural(text: str) -> tuple[str, str]:
     """Return a key that sorts ``a2`` before ``a10``."""
     return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), text.casefold()), text
 
 
 def _list_images(folder: Path) -> list[Path]:
-    paths = sorted(filter(_is_image, folder.iterdir()), key=lambda path: (_natural(path.stem), path.name))
+    paths = sorted(filter(is_input, folder.iterdir()), key=lambda path: (_natural(stem_of(path)), path.name))
     if not paths:
-        raise BundleError(f"{folder} holds no image; expected files that end in {', '.join(IMAGE_EXTENSIONS)}.")
+        raise BundleError(
+            f"{folder} holds no image; expected files that end in {', '.join(INPUT_EXTENSIONS)}, or "
+            "folders with a DICOM series."
+        )
     return paths
 
 
@@ -157,9 +155,10 @@ def _dataset_folders(root: Path) -> tuple[Path, Path]:
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        if path.stem in found:
-            raise BundleError(f"{found[path.stem]} and {path} have the same stem; expected one file for {path.stem!r}.")
-        found[path.stem] = path
+        stem = stem_of(path)
+        if stem in found:
+            raise BundleError(f"{found[stem]} and {path} have the same stem; expected one file for {stem!r}.")
+        found[stem] = path
     return found
 
 
@@ -196,11 +195,12 @@ def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str]) -> list
     missing = [name for record in records for name in record.values() if not Path(name).is_file()]
     if missing:
         raise BundleError(f"{path} names files that do not exist ({len(missing)}: {first_names(missing)}).")
-    return sorted(records, key=lambda record: (_natural(Path(record["image"]).stem), record["image"]))
+    return sorted(records, key=lambda record: (_natural(stem_of(record["image"])), record["image"]))
 
 
 def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, list[Record]]:
-    lists = {part: _json_records(path, items, ("image", "label")) for part, items in _read_json(path).items()}
+    labeled = {part: items for part, items in _read_json(path).items() if not _is_unlabeled(part, items)}
+    lists = {part: _json_records(path, items, ("image", "label")) for part, items in labeled.items()}
     if not lists.get("train"):
         raise BundleError(
             f"{path} has no entry under 'training'; expected a MONAI datalist with image and label paths."
@@ -215,12 +215,17 @@ def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, li
     return {part: lists.get(part, []) for part in PARTS}
 
 
+def _is_unlabeled(part: str, items: Sequence[Any]) -> bool:
+    return part == "test" and bool(items) and all(isinstance(item, str) for item in items)
+
+
 def _json_images(path: Path) -> list[Record]:
     lists = _read_json(path)
     part = "train" if set(lists) == {"train"} else "test"
     if not lists.get(part):
         raise BundleError(f"{path} has no entry under 'test'; expected that list, or 'training' as the only one.")
-    return _json_records(path, lists[part], ("image",))
+    items = [{"image": item} if isinstance(item, str) else item for item in lists[part]]
+    return _json_records(path, items, ("image",))
 
 
 def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, source: Path) -> dict[str, list[Record]]:

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import nn
 
+from bundle.classes import log_probabilities, probabilities
 from bundle.errors import BundleError
 from bundle.network import SamSPOutput
 
 DIRECTIONS = ("teacher_student", "student_teacher")
+# Of the image: so much marked in an image without the class costs half of what an image without any overlap costs.
+ABSENT_AREA = 0.01
 
 
 class SelfDistillationLoss(nn.Module):
@@ -35,12 +38,16 @@ class SelfDistillationLoss(nn.Module):
     is scaled by T^2, so that the size of the gradient does not depend on T. Computed in float32 from logits through
     log-sigmoid: finite for every finite logit. The paper does not say which reading of KL(y0, y1) it means.
 
+    Where classes exclude each other, p is the softmax over them and a background with the logit 0, and the divergence
+    that of this choice; for one class that is the same.
+
     Args:
         direction: "teacher_student" (default) or "student_teacher".
         temperature: T > 0.
+        exclusive: see above.
     """
 
-    def __init__(self, direction: str = "teacher_student", temperature: float = 1.0) -> None:
+    def __init__(self, direction: str = "teacher_student", temperature: float = 1.0, exclusive: bool = False) -> None:
         super().__init__()
         if direction not in DIRECTIONS:
             raise BundleError(f"distill_direction is '{direction}', expected one of {', '.join(DIRECTIONS)}.")
@@ -48,36 +55,35 @@ class SelfDistillationLoss(nn.Module):
             raise BundleError(f"distill_temperature is {temperature}, expected a number above 0.")
         self.direction = direction
         self.temperature = temperature
+        self.exclusive = exclusive
 
     def forward(self, initial: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
         """(B, K, h, w) logits of the student y0 and of the teacher y1 -> scalar."""
-        student = initial.float() / self.temperature
-        teacher = refined.detach().float() / self.temperature
-        if self.direction == "teacher_student":
-            divergence = _bernoulli_kl(teacher, student)
-        else:
-            divergence = _bernoulli_kl(student, teacher)
+        student = log_probabilities(initial.float() / self.temperature, self.exclusive)
+        teacher = log_probabilities(refined.detach().float() / self.temperature, self.exclusive)
+        divergence = _kl(teacher, student) if self.direction == "teacher_student" else _kl(student, teacher)
         return divergence.mean() * self.temperature**2
 
 
-def _bernoulli_kl(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of two Bernoulli variables given by their logits, element by element."""
-    foreground = torch.sigmoid(logits_p) * (F.logsigmoid(logits_p) - F.logsigmoid(logits_q))
-    background = torch.sigmoid(-logits_p) * (F.logsigmoid(-logits_p) - F.logsigmoid(-logits_q))
-    return foreground + background
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of choices whose log-probabilities are along dimension 1."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 class SamSPLoss(nn.Module):
     """L = Dice(y1, y) + distill_weight * KL(y0, y1) + initial_weight * Dice(y0, y), on the low-resolution logits.
 
-    Dice is MONAI's sigmoid Dice, per image, then averaged. The label comes at input resolution and is averaged over the
-    area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
+    Dice is MONAI's, of the probabilities of each class in each image, then averaged. Of a class that an image does not
+    have, Dice has no gradient; m / (m + `ABSENT_AREA`) takes its place, where m is the mean probability: what is marked
+    there is wrong, however little it is. The label comes at input resolution and is averaged over the area of each
+    low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
 
     Args:
         distill_weight: alpha of the paper, which does not give its value.
         distill_direction: see `SelfDistillationLoss`.
         distill_temperature: see `SelfDistillationLoss`.
         initial_weight: weight of a Dice term on y0, 0 in the paper.
+        exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
     """
 
     def __init__(
@@ -86,10 +92,12 @@ class SamSPLoss(nn.Module):
         distill_direction: str = "teacher_student",
         distill_temperature: float = 1.0,
         initial_weight: float = 0.0,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
-        self.distillation = SelfDistillationLoss(distill_direction, distill_temperature)
+        self.dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5, reduction="none")
+        self.distillation = SelfDistillationLoss(distill_direction, distill_temperature, exclusive)
+        self.exclusive = exclusive
         self.distill_weight = distill_weight
         self.initial_weight = initial_weight
 
@@ -99,11 +107,18 @@ class SamSPLoss(nn.Module):
         with torch.autocast(output.refined.device.type, enabled=False):
             refined = output.refined.float()
             target = F.adaptive_avg_pool2d(label.to(refined), (refined.shape[-2], refined.shape[-1]))
-            loss = self.dice(refined, target)
+            loss = self._dice(refined, target)
             if output.initial is output.refined:
                 return loss
             initial = output.initial.float()
             loss = loss + self.distill_weight * self.distillation(initial, refined)
             if self.initial_weight:
-                loss = loss + self.initial_weight * self.dice(initial, target)
+                loss = loss + self.initial_weight * self._dice(initial, target)
             return loss
+
+    def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean over images and classes, a scalar."""
+        probability = probabilities(logits, self.exclusive)
+        marked = probability.flatten(2).mean(dim=2)
+        present = target.flatten(2).any(dim=2)
+        return torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA)).mean()

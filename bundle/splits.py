@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import BundleError
-from bundle.masks import IMAGE_EXTENSIONS
+from bundle.files import INPUT_EXTENSIONS, extension_of, stem_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,8 @@ def _as_number(value: object) -> int | float | None:
 
 def _stem_in(name: str, stems: set[str]) -> str:
     """Return the stem that a list's `name` stands for: a stem may hold dots, so it goes before a file name."""
-    base, dot, extension = name.rpartition(".")
-    is_file_name = dot and extension.lower() in IMAGE_EXTENSIONS
-    return base if name not in stems and is_file_name else name
+    is_file_name = extension_of(name) in INPUT_EXTENSIONS
+    return stem_of(name) if name not in stems and is_file_name else name
 
 
 def _read_list(path: Path, stems: Sequence[str], source: Path) -> list[str]:

@@ -31,7 +31,7 @@ def longest_side_size(height: int, width: int, image_size: int) -> tuple[int, in
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def _resize_bilinear(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_bilinear(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (C, H, W) uint8 or float32 to (C, *size): bilinear and antialiased, the values SAM's own resize gives."""
     height, width = size
     resized = [Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
@@ -40,11 +40,11 @@ def _resize_bilinear(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _resize_binary(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a 0/1 mask (C, H, W) to (C, *size): 1 where the antialiased mask is at least one half."""
-    return (_resize_bilinear(planes.astype(np.uint8) * np.uint8(255), size) >= 128).astype(planes.dtype)
+    return (resize_bilinear(planes.astype(np.uint8) * np.uint8(255), size) >= 128).astype(planes.dtype)
 
 
 RESIZE: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
-    "bilinear": _resize_bilinear,
+    "bilinear": resize_bilinear,
     "binary": _resize_binary,
 }
 

@@ -422,7 +422,7 @@ def test_inference_from_json(tmp_path: Path, content: object, expected: list[str
 
 
 def test_inference_without_images(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"holds no image; expected files that end in png, jpg"):
+    with pytest.raises(BundleError, match=r"holds no image; expected files that end in \.png, \.jpg"):
         inference_datalist(tmp_path)
 
 
@@ -464,3 +464,42 @@ def test_clinicdb_as_published_warns(caplog: pytest.LogCaptureFixture) -> None:
     }
     assert sizes(load_datalists(REAL / "cvc-clinicdb", split)) == (550, 0, 62)
     assert [record.getMessage()[:18] for record in caplog.records] == ["26 of 29 groups ha"]
+
+
+def test_volumes_and_series_pair_by_their_names(tmp_path: Path) -> None:
+    for name in ("images/a.1.nii.gz", "labels/a.1.nii", "labels/series.nii.gz", "images/b.nrrd", "labels/b.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "images" / "series").mkdir()
+    (tmp_path / "images" / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "images" / "notes").mkdir()
+    records = pair_folder(tmp_path).records
+    assert [tuple(Path(record[key]).name for key in ("image", "label")) for record in records] == [
+        ("a.1.nii.gz", "a.1.nii"), ("b.nrrd", "b.mha"), ("series", "series.nii.gz"),
+    ]  # fmt: skip
+    (tmp_path / "test.txt").write_text("series\nb.nrrd\n")
+    lists = load_datalists(tmp_path, {"test": str(tmp_path / "test.txt"), "validation": 0})
+    assert [Path(record["image"]).name for record in lists["test"]] == ["b.nrrd", "series"]
+    assert inference_datalist(tmp_path / "images" / "series") == [{"image": str(tmp_path / "images" / "series")}]
+
+
+def test_decathlon_json_as_it_is(tmp_path: Path) -> None:
+    for name in (
+        "imagesTr/a.nii.gz",
+        "labelsTr/a.nii.gz",
+        "imagesTr/b.nii.gz",
+        "labelsTr/b.nii.gz",
+        "imagesTs/c.nii.gz",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    content = {
+        "name": "Hippocampus", "tensorImageSize": "3D", "modality": {"0": "MRI"}, "numTraining": 2,
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"],
+        "test": ["./imagesTs/c.nii.gz"],
+    }  # fmt: skip
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    lists = load_datalists(tmp_path / "dataset.json")
+    assert sum(map(len, lists.values())) == 2
+    assert inference_datalist(tmp_path / "dataset.json") == [{"image": str(tmp_path / "imagesTs" / "c.nii.gz")}]

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceLoss
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+from bundle.classes import label_map, probabilities
 from bundle.errors import BundleError
 from bundle.losses import SamSPLoss, SelfDistillationLoss
 from bundle.network import SamSPOutput
@@ -90,6 +92,51 @@ def test_single_pass_is_dice_alone() -> None:
     loss = SamSPLoss(distill_weight=5.0, initial_weight=5.0)(output_of(logits, logits), label)
     dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, torch.ones_like(logits))
     assert loss.item() == pytest.approx(dice.item(), rel=1e-6)
+
+
+def test_exclusive_classes_are_a_choice_with_a_background() -> None:
+    student, teacher = torch.randn(2, 2, 3, 4, 4) * 3
+    with_background = [F.pad(logits.movedim(1, -1), (1, 0)) for logits in (teacher, student)]  # its logit is 0
+    expected = kl_divergence(*(Categorical(logits=logits) for logits in with_background))
+    loss = SelfDistillationLoss(exclusive=True)(student, teacher)
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+    label = F.one_hot(torch.randint(0, 4, (2, 16, 16)), 4).movedim(-1, 1)[:, 1:].float()
+    softmax = F.pad(student.movedim(1, -1), (1, 0)).softmax(-1).movedim(-1, 1)[:, 1:]
+    target = F.avg_pool2d(label, 4)
+    dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)(softmax, target)
+    loss = SamSPLoss(distill_weight=0, exclusive=True)(output_of(teacher, student), label)
+    assert loss.item() == pytest.approx(dice.item(), rel=1e-5)
+
+
+def test_one_class_is_the_same_exclusive_or_not() -> None:
+    initial, refined = torch.randn(2, 3, 1, 8, 8)
+    label = (torch.rand(3, 1, 32, 32) > 0.5).float()
+    losses = [SamSPLoss(exclusive=exclusive)(output_of(initial, refined), label) for exclusive in (False, True)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_class_that_an_image_lacks_is_no_poison(exclusive: bool) -> None:
+    label = torch.zeros(2, 2, 32, 32)
+    label[:, 0, 8:20, 8:20] = 1  # the second class is nowhere
+    sure = torch.where(F.avg_pool2d(label, 4) > 0.5, 9.0, -9.0)
+    right = SamSPLoss(exclusive=exclusive)(output_of(sure, sure.clone()), label)
+    assert right.item() < 0.1  # Dice alone would be 0.5
+
+    wrong = sure.clone()
+    wrong[:, 1, 6:, 6:] = 1.0
+    wrong.requires_grad_()
+    loss = SamSPLoss(distill_weight=0, exclusive=exclusive)(output_of(sure, wrong), label)
+    loss.backward()
+    assert loss > right + 0.2 and (wrong.grad[:, 1, 6:, 6:] > 1e-3).all()
+
+
+def test_label_maps() -> None:
+    logits = torch.tensor([[-1.0, 2.0, 3.0, -1.0], [-2.0, 1.0, 4.0, 1.0]])[None, :, None]  # (1, 2, 1, 4)
+    assert label_map(logits, exclusive=True)[0, 0, 0].tolist() == [0, 1, 2, 2]
+    assert label_map(logits, exclusive=False)[0, :, 0].tolist() == [[0, 1, 1, 0], [0, 1, 1, 1]]
+    torch.testing.assert_close(probabilities(logits[:, :1], True), probabilities(logits[:, :1], False))
 
 
 def test_half_precision_logits_are_computed_in_float32() -> None:

@@ -1,0 +1,87 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Write a label map as a DICOM segmentation that points to the slices it was made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from monai.utils import optional_import
+
+from bundle.errors import BundleError
+from bundle.weights import write_atomically
+
+NAME = "SAM-SP bundle"
+SERIES_NUMBER = 900  # beside those of the scanner
+
+
+def write_seg(
+    path: str | os.PathLike[str],
+    masks: np.ndarray,
+    files: Sequence[str],
+    labels: Mapping[int, str],
+    version: str,
+) -> None:
+    """Write masks as DICOM SEG, one segment for each class; frames without any foreground are left out.
+
+    Where nothing at all is marked, all frames are written, empty: the standard has no segmentation without a frame.
+
+    Args:
+        path: the file, written in one step.
+        masks: (K, X, Y, Z), 0 or 1, on the grid of the series: columns, rows, slices.
+        files: the DICOM files of the slices in order.
+        labels: names of the classes 1..K.
+        version: of the bundle.
+
+    Raises:
+        BundleError: highdicom is not installed, or the masks do not fit the files or the labels.
+    """
+    highdicom, found = optional_import("highdicom")
+    if not found:
+        raise BundleError('highdicom is not installed; expected it for DICOM SEG: pip install ".[volumes]".')
+    import pydicom
+
+    if masks.ndim != 4 or masks.shape[0] != len(labels) or masks.shape[3] != len(files):
+        raise BundleError(f"Masks {masks.shape} do not fit {len(labels)} labels and {len(files)} slices.")
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=NAME, family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence, version=version
+    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=labels[number],
+            segmented_property_category=pydicom.sr.codedict.codes.SCT.Tissue,
+            segmented_property_type=pydicom.sr.codedict.codes.SCT.Tissue,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number in range(1, len(labels) + 1)
+    ]
+    segmentation = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=np.ascontiguousarray(masks.transpose(3, 2, 1, 0).astype(np.uint8)),  # slices, rows, columns, K
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=NAME,
+        manufacturer_model_name=NAME,
+        software_versions=version,
+        device_serial_number="0",
+        series_description=f"{NAME}: {', '.join(labels[number] for number in range(1, len(labels) + 1))}"[:64],
+        omit_empty_frames=bool(masks.any()),
+    )
+    write_atomically(path, segmentation.save_as)

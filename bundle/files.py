@@ -1,0 +1,65 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What counts as an input: an image file, a volume file, or a folder with a DICOM series."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+
+from bundle.masks import IMAGE_EXTENSIONS
+
+NIFTI = (".nii.gz", ".nii")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+VOLUME_EXTENSIONS = (*NIFTI, *ITK)
+INPUT_EXTENSIONS = (*(f".{extension}" for extension in IMAGE_EXTENSIONS), *VOLUME_EXTENSIONS)
+DICOM_MARK, DICOM_OFFSET = b"DICM", 128
+LOOKED_AT = 20
+
+
+def is_input(path: Path) -> bool:
+    """Return whether a path is an image, a volume or a series; hidden files, such as macOS's ``._a.jpg``, are not."""
+    if path.name.startswith("."):
+        return False
+    return is_series(path) if path.is_dir() else extension_of(path) in INPUT_EXTENSIONS and path.is_file()
+
+
+def is_volume(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a folder or a file whose name ends like a volume."""
+    return os.path.isdir(path) or extension_of(path) in VOLUME_EXTENSIONS
+
+
+def is_series(folder: Path) -> bool:
+    """Return whether a folder holds DICOM files itself: one of the first `LOOKED_AT` is enough."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return any(_is_dicom(path) for path in islice(files, LOOKED_AT))
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(DICOM_OFFSET)
+        return file.read(len(DICOM_MARK)) == DICOM_MARK
+
+
+def extension_of(path: str | os.PathLike[str]) -> str:
+    """The ending of a file name in lower case, with its dot: ``.nii.gz`` is one."""
+    name = os.path.basename(os.fspath(path)).lower()
+    return next((ending for ending in VOLUME_EXTENSIONS if name.endswith(ending)), os.path.splitext(name)[1])
+
+
+def stem_of(path: str | os.PathLike[str]) -> str:
+    """The name without the ending of an input; of a folder the whole name."""
+    name = os.path.basename(os.fspath(path))
+    if os.path.isdir(path):
+        return name
+    extension = extension_of(path)
+    return name[: len(name) - len(extension)] if extension in VOLUME_EXTENSIONS else os.path.splitext(name)[0]

@@ -1,0 +1,136 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reader of volumes for MONAI: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from bundle.dicom_series import find_series
+from bundle.errors import BundleError
+from bundle.files import NIFTI, extension_of, is_volume
+
+# From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class VolumeReader(ImageReader):
+    """Read a volume as (X, Y, Z) with the affine from voxel indices to millimeters, right, anterior, superior.
+
+    A folder is a DICOM series, see `bundle.dicom_series.find_series`; rescale slope and intercept are applied, and the
+    files of the slices go into the metadata as ``dicom_files``. Integers stay integers where the file has no scaling.
+
+    Files are opened in `get_data`: what `read` raises `LoadImage` swallows.
+
+    Raises:
+        BundleError: the file cannot be read, or holds something else than one 3D volume with one value per voxel.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether all are volumes or folders."""
+        return all(is_volume(path) for path in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[str]:
+        """Return the paths alone."""
+        return [os.fspath(path) for path in ensure_tuple(data)]
+
+    def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Open the file `read` was given; return the array (X, Y, Z) and its metadata.
+
+        Raises:
+            BundleError: see the class.
+        """
+        if len(img) != 1:
+            raise BundleError(f"{', '.join(img)}: expected one file or folder for a volume.")
+        values, affine, extra = open_volume(img[0])
+        shape = np.asarray(values.shape)
+        metadata = {
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: affine,
+            MetaKeys.SPATIAL_SHAPE: shape,
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            **extra,
+        }
+        return values, metadata
+
+
+def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Values (X, Y, Z), affine (4, 4) to right, anterior, superior, and further metadata."""
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise BundleError(f"{name} does not exist; expected a volume.")
+    if os.path.isdir(name):
+        series = find_series(name)
+        return _series_values(series.files), LPS_TO_RAS @ series.affine_lps, {"dicom_files": series.files}
+    values, affine = _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
+    return values, affine, {}
+
+
+def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel  # volumes alone need it
+
+    try:
+        image = nibabel.load(name)
+        shape = image.shape
+        values = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise BundleError(f"{name} cannot be read as a volume ({error}); expected a NIfTI file.") from error
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))
+    return values, np.asarray(image.affine, dtype=np.float64)
+
+
+def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK as sitk  # volumes alone need it
+
+    try:
+        image = sitk.ReadImage(name)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"{name} cannot be read as a volume ({reason}).") from error
+    components = image.GetNumberOfComponentsPerPixel()
+    _require_3d(name, (*image.GetSize(), *((components,) if components > 1 else ())))
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
+
+
+def _series_values(files: Sequence[str]) -> np.ndarray:
+    """Values (columns, rows, slices) of a DICOM series in the order of its files."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"The DICOM series of {files[0]} cannot be read ({reason}).") from error
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise BundleError(f"The DICOM series of {files[0]} is in color; expected one value per voxel.")
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+
+
+def _require_3d(name: str, shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        found = " x ".join(map(str, shape))
+        raise BundleError(f"{name} has {len(shape)} dimensions ({found}); expected one volume of 3.")

@@ -1,0 +1,213 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Volumes for a network of images: intensities, slices with their neighbors, and the way back to a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import MapTransform, Randomizable, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from monai.utils import convert_to_dst_type
+from tqdm import tqdm
+
+from bundle.classes import label_map
+from bundle.errors import BundleError
+from bundle.inferers import segment
+from bundle.sam import PIXEL_MEAN, PIXEL_STD
+from bundle.transforms import longest_side_size, resize_bilinear
+
+# How a slice becomes the three channels of an image.
+SLICES_AS_RGB = ("neighbors", "repeat")
+
+
+def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[float]]) -> MapTransform:
+    """Map intensities to 0..255 and cut off what lies beyond.
+
+    Args:
+        keys: of the volumes.
+        intensity: {"window": [low, high]} in the volume's own unit, for CT; {"percentiles": [low, high]} of the
+            volume's values, for MR.
+
+    Raises:
+        BundleError: it is neither of the two, or low is not below high.
+    """
+    kind, limits = next(iter(intensity.items()), ("", ())) if isinstance(intensity, Mapping) else ("", ())
+    ordered = len(limits) == 2 and limits[0] < limits[1]
+    if kind == "window" and ordered:
+        return ScaleIntensityRanged(keys, limits[0], limits[1], 0.0, 255.0, clip=True)
+    if kind == "percentiles" and ordered and limits[0] >= 0 and limits[1] <= 100:
+        return ScaleIntensityRangePercentilesd(keys, limits[0], limits[1], 0.0, 255.0, clip=True)
+    raise BundleError(
+        f"intensity is {intensity!r}, expected {{'window': [-160, 240]}}, as for CT, or {{'percentiles': [0.5, "
+        "99.5]}, as for MR."
+    )
+
+
+def take_slices(volume: torch.Tensor, places: Sequence[int], axis: int, slices_as_rgb: str = "repeat") -> torch.Tensor:
+    """Slices of a volume (1, X, Y, Z) as images (N, 3, H, W): rows run along the later of the two other axes.
+
+    Args:
+        volume: one channel.
+        places: indices along the axis.
+        axis: 0, 1 or 2.
+        slices_as_rgb: "neighbors": before, at and after each place, the outermost slice being its own neighbor;
+            "repeat": three times the same.
+
+    Raises:
+        BundleError: the last argument is neither of the two.
+    """
+    if slices_as_rgb not in SLICES_AS_RGB:
+        raise BundleError(f"slices_as_rgb is '{slices_as_rgb}', expected one of {', '.join(SLICES_AS_RGB)}.")
+    reach = 1 if slices_as_rgb == "neighbors" else 0
+    middle = torch.as_tensor(places)
+    last = volume.shape[axis + 1] - 1
+    index = torch.stack([(middle + step * reach).clamp(0, last) for step in (-1, 0, 1)], dim=1)  # (N, 3)
+    planes = volume[0].index_select(axis, index.flatten().to(volume.device)).movedim(axis, 0)
+    return planes.transpose(1, 2).unflatten(0, index.shape)
+
+
+class RandSlicesd(Randomizable, MapTransform):
+    """Draw slices of a volume and of its label, each a sample of its own: {image: (3, H, W), label: (C, H, W)}.
+
+    Args:
+        image_key: volume (1, X, Y, Z).
+        label_key: label (C, X, Y, Z), 0 is background.
+        axis: that is cut across.
+        count: of slices.
+        foreground: this fraction of them is drawn from the slices with foreground, the others from all.
+        slices_as_rgb: see `take_slices`.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        label_key: str = "label",
+        axis: int = 2,
+        count: int = 4,
+        foreground: float = 0.7,
+        slices_as_rgb: str = "neighbors",
+    ) -> None:
+        """Raise `BundleError` where the count is below 1 or the fraction outside 0..1."""
+        super().__init__(keys=(image_key, label_key))
+        if count < 1 or not 0 <= foreground <= 1:
+            raise BundleError(
+                f"slices_per_volume is {count} and foreground {foreground}, expected 1 or more, and a fraction."
+            )
+        self.image_key, self.label_key = image_key, label_key
+        self.axis, self.count, self.foreground, self.slices_as_rgb = axis, count, foreground, slices_as_rgb
+        self.places: list[int] = []
+
+    def randomize(self, label: torch.Tensor) -> None:
+        """Draw the places."""
+        others = [axis for axis in range(label.ndim) if axis != self.axis + 1]
+        marked = label.ne(0).sum(dim=others).nonzero()[:, 0].tolist()
+        everywhere = list(range(label.shape[self.axis + 1]))
+        pools = (marked if marked and self.R.random() < self.foreground else everywhere for _ in range(self.count))
+        self.places = [pool[self.R.randint(len(pool))] for pool in pools]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        volume, label = (_plain(data[key]) for key in (self.image_key, self.label_key))
+        self.randomize(label)
+        images = take_slices(volume, self.places, self.axis, self.slices_as_rgb)
+        labels = (
+            label.index_select(self.axis + 1, torch.as_tensor(self.places)).movedim(self.axis + 1, 0).transpose(2, 3)
+        )
+        return [{self.image_key: image, self.label_key: mark} for image, mark in zip(images, labels, strict=True)]
+
+
+class VolumeInferer(Inferer):
+    """Segment a volume slice by slice and give back label maps on its own grid.
+
+    Each slice is scaled, normalized and padded as images are. Beside the volume and the label maps (one byte a voxel)
+    only a batch of slices is held at a time.
+
+    Args:
+        axis: that is cut across.
+        slices_as_rgb: see `take_slices`.
+        batch_size: slices that go through the network at a time.
+        exclusive: see `bundle.classes.label_map`.
+        both: also the label map of y0, after that of y1.
+        progress: show a bar, on a terminal.
+    """
+
+    def __init__(
+        self,
+        axis: int = 2,
+        slices_as_rgb: str = "neighbors",
+        batch_size: int = 8,
+        exclusive: bool = True,
+        both: bool = False,
+        progress: bool = True,
+    ) -> None:
+        """Raise `BundleError` where the axis is none."""
+        super().__init__()
+        if axis not in (0, 1, 2):
+            raise BundleError(f"slice_axis is {axis}, expected 0, 1 or 2.")
+        self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
+        self.exclusive, self.both, self.progress = exclusive, both, progress
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
+        """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
+
+        M is 1 where classes exclude each other, else the number of classes.
+        """
+        if inputs.shape[:2] != (1, 1):
+            raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
+        volume = _plain(inputs)[0]
+        maps: torch.Tensor | None = None
+        for places in self._batches(volume.shape[self.axis + 1]):
+            drawn = self._segment(take_slices(volume, places, self.axis, self.slices_as_rgb), network)
+            if maps is None:
+                maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
+            # (n, M, H, W) -> (M, ..., n at the axis, ...)
+            maps.movedim(self.axis + 1, 0)[places[0] : places[-1] + 1] = drawn.transpose(2, 3).cpu()
+        assert maps is not None
+        return convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
+
+    def _batches(self, slices: int) -> Iterator[range]:
+        starts = range(0, slices, self.batch_size)
+        bar = tqdm(starts, desc="slices", unit="batch", disable=None if self.progress else True, leave=False)
+        for start in bar:
+            yield range(start, min(start + self.batch_size, slices))
+
+    def _segment(self, images: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
+        """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W)."""
+        sam_sp: Any = getattr(network, "module", network)
+        height, width = images.shape[-2:]
+        size = longest_side_size(height, width, sam_sp.image_size)
+        output = segment(as_input(images, sam_sp.image_size), network)
+        passes = (output.refined, output.initial) if self.both else (output.refined,)
+        maps = []
+        for logits in passes:
+            scaled = sam_sp.upsample(logits)[..., : size[0], : size[1]]
+            whole = F.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
+            maps.append(label_map(whole, self.exclusive))
+        return torch.cat(maps, dim=1)
+
+
+def as_input(images: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Scale images (n, 3, H, W) of 0..255 to a long side of ``image_size``, normalize and pad them: (n, 3, S, S)."""
+    height, width = images.shape[-2:]
+    size = longest_side_size(height, width, image_size)
+    planes = resize_bilinear(images.float().cpu().flatten(0, 1).numpy(), size)
+    scaled = torch.from_numpy(planes).unflatten(0, images.shape[:2]).to(images.device)
+    mean, std = (scaled.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    return F.pad((scaled - mean) / std, (0, image_size - size[1], 0, image_size - size[0]))
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
