@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,19 @@ from tqdm import tqdm
 from bundle.data import load_datalists, pair_folder
 from bundle.demo import is_procedural
 from bundle.errors import BundleError
-from bundle.masks import mask_scale, mask_threshold, open_mask
+from bundle.files import is_volume
+from bundle.masks import mask_scale, mask_threshold, open_mask, why_no_classes
 from bundle.readers import open_rgb
+from bundle.volume_reader import open_volume
 
 EXAMPLES = 5
 THREADS = 4
 # A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
 MAX_BETWEEN = 0.05
+# Where the values of a mask are class numbers and so have no scale.
+CLASSES = 0
+# Voxels of image and label may lie apart by this many millimeters: files round what they say of it.
+SAME_PLACE = 1e-2
 
 Datalists = Mapping[str, Sequence[Mapping[str, str]]]
 
@@ -73,17 +80,18 @@ class DatasetReport:
 
 @dataclass
 class _Pair:
-    """What one pair of files is like; sizes are (height, width) as displayed."""
+    """What one pair of files is like; sizes are (height, width) as displayed, of volumes those of the three axes."""
 
     part: str
     image: str
     label: str
     errors: list[str] = field(default_factory=list)
     digest: str | None = None
-    image_size: tuple[int, int] | None = None
-    mask_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
+    mask_size: tuple[int, ...] | None = None
+    apart: float = 0.0  # millimeters between corresponding corners of two volumes
     scale: int | None = None
-    not_binary: str | None = None
+    not_binary: str | None = None  # or no class numbers
 
     @property
     def has_empty_mask(self) -> bool:
@@ -92,9 +100,14 @@ class _Pair:
 
 
 def check_dataset(
-    datalists: Datalists, dataset_dir: str | os.PathLike[str] | None = None, mask_suffix: str = ""
+    datalists: Datalists,
+    dataset_dir: str | os.PathLike[str] | None = None,
+    mask_suffix: str = "",
+    num_classes: int = 1,
 ) -> DatasetReport:
     """Read every image and mask of `datalists` (records of ``image`` and ``label`` by part) and report on all of them.
+
+    Masks of images have two values, or with several classes their numbers; labels of volumes always have numbers.
 
     Where `dataset_dir` is a folder, its files without a partner are reported too, and names are relative to it.
     Problems forbid training: files that cannot be read, sizes that differ, masks that are not binary, an image in two
@@ -105,7 +118,7 @@ def check_dataset(
         BundleError: `dataset_dir` is a folder but no dataset.
     """
     folder = Path(os.path.abspath(Path(dataset_dir).expanduser())) if dataset_dir is not None else None
-    pairs = _inspect_all(datalists)
+    pairs = _inspect_all(datalists, num_classes)
 
     def name(path: str | os.PathLike[str]) -> str:
         return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else str(path)
@@ -115,7 +128,7 @@ def check_dataset(
     return DatasetReport(
         counts={part: len(records) for part, records in datalists.items()},
         scales=dict(scales),
-        problems=[*_find_problems(pairs, name), *_find_leaks(pairs, name), *untrainable],
+        problems=[*_find_problems(pairs, name, num_classes), *_find_leaks(pairs, name), *untrainable],
         warnings=[*_find_unmatched(folder, mask_suffix, name), *_find_warnings(pairs, scales, name)],
     )
 
@@ -125,6 +138,7 @@ def require_trainable(
     dataset_dir: str | os.PathLike[str] | None = None,
     mask_suffix: str = "",
     split: Mapping[str, Any] | None = None,
+    num_classes: int = 1,
 ) -> None:
     """Print the report of `check_dataset` on the parts for training and, where ``dataset_dir`` has one, for the test.
 
@@ -133,7 +147,7 @@ def require_trainable(
     """
     if dataset_dir is not None:
         datalists = {**datalists, "test": load_datalists(dataset_dir, split, mask_suffix)["test"]}
-    report = check_dataset(datalists, dataset_dir, mask_suffix)
+    report = check_dataset(datalists, dataset_dir, mask_suffix, num_classes)
     what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
     _show(report, f"{what} cannot be trained on", is_procedural(datalists["train"]))
 
@@ -145,7 +159,7 @@ def _show(report: DatasetReport, verdict: str, procedural: bool) -> None:
         raise BundleError(f"{verdict}: {summary} (the report above names the files).")
 
 
-def require_labeled(datalist: Sequence[Mapping[str, str]]) -> None:
+def require_labeled(datalist: Sequence[Mapping[str, str]], num_classes: int = 1) -> None:
     """Print the report of `check_dataset` on the records to evaluate.
 
     Raises:
@@ -156,20 +170,25 @@ def require_labeled(datalist: Sequence[Mapping[str, str]]) -> None:
             "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or leave "
             "--split out for 80/10/10."
         )
-    _show(check_dataset({"test": datalist}), "The test images cannot be evaluated", is_procedural(datalist))
+    report = check_dataset({"test": datalist}, num_classes=num_classes)
+    _show(report, "The test images cannot be evaluated", is_procedural(datalist))
 
 
 # --- one pair ----------------------------------------------------------------------------------------------------
 
 
-def _inspect_all(datalists: Datalists) -> list[_Pair]:
+def _inspect_all(datalists: Datalists, num_classes: int) -> list[_Pair]:
     pairs = [_Pair(part, record["image"], record["label"]) for part, records in datalists.items() for record in records]
+
+    def inspect(pair: _Pair) -> _Pair:
+        return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
+
     # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(_inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
 
 
-def _inspect(pair: _Pair) -> _Pair:
+def _inspect(pair: _Pair, num_classes: int) -> _Pair:
     """Fill in what the files of `pair` are like."""
     try:
         image = open_rgb(pair.image)
@@ -183,9 +202,42 @@ def _inspect(pair: _Pair) -> _Pair:
         pair.errors.append(str(error))
         return pair
     pair.mask_size = (mask.shape[0], mask.shape[1])
+    if num_classes > 1:
+        _note_classes(pair, mask, num_classes)
+        return pair
     pair.not_binary = why_not_binary(mask)
     if mask.any() and pair.not_binary is None:
         pair.scale = mask_scale(mask)
+    return pair
+
+
+def _note_classes(pair: _Pair, mask: np.ndarray, num_classes: int) -> None:
+    pair.not_binary = why_no_classes(mask, num_classes)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = CLASSES
+
+
+def _inspect_volume(pair: _Pair, num_classes: int) -> _Pair:
+    """Fill in what two volumes are like, and how far they lie apart."""
+    affines = []
+    for path, is_label in ((pair.image, False), (pair.label, True)):
+        try:
+            values, affine = open_volume(path)
+        except BundleError as error:
+            pair.errors.append(str(error))
+            continue
+        affines.append(affine)
+        if is_label:
+            pair.mask_size = values.shape
+            _note_classes(pair, values, num_classes)
+            continue
+        pair.image_size = values.shape
+        pair.digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+        if not np.isfinite(values).all():
+            pair.errors.append(f"{path} holds values that are not finite; expected intensities.")
+    if len(affines) == 2 and pair.image_size == pair.mask_size:
+        corners = np.array(list(product(*((0, side - 1) for side in values.shape), (1,))))
+        pair.apart = float(np.abs(corners @ (affines[0] - affines[1]).T).max())
     return pair
 
 
@@ -209,14 +261,21 @@ def _findings(summary: str, examples: Sequence[str]) -> list[Finding]:
     return [Finding(f"{summary}: {len(examples)}", examples)] if examples else []
 
 
-def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterator[Finding]:
+def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str], num_classes: int) -> Iterator[Finding]:
     yield from _findings(
         "files that cannot be read as image or mask", [error for pair in pairs for error in pair.errors]
     )
     differing = [pair for pair in pairs if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size]
     yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
-    not_binary = [f"{name(pair.label)}: {pair.not_binary}" for pair in pairs if pair.not_binary]
-    yield from _findings("masks that are not binary", not_binary)
+    apart = [f"{name(pair.label)}: {pair.apart:.3g} mm" for pair in pairs if pair.apart > SAME_PLACE]
+    yield from _findings("labels that do not lie where their images lie", apart)
+    wrong = [pair for pair in pairs if pair.not_binary]
+    kind = (
+        "masks that are not binary"
+        if num_classes == 1
+        else f"masks with other values than the classes 0 to {num_classes}"
+    )
+    yield from _findings(kind, [f"{name(pair.label)}: {pair.not_binary}" for pair in wrong])
 
 
 def _find_untrainable(pairs: Sequence[_Pair]) -> Iterator[Finding]:
@@ -262,9 +321,11 @@ def _same_images(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
 
 
 def _sizes(pair: _Pair, name: Callable[[str], str]) -> str:
-    (image_height, image_width), (mask_height, mask_width) = pair.image_size or (0, 0), pair.mask_size or (0, 0)
-    return f"{name(pair.image)} is {image_width} x {image_height}, its mask {mask_width} x {mask_height}"
+    sizes = (pair.image_size or (), pair.mask_size or ())
+    # of an image (height, width) is said the other way round
+    image, mask = (" x ".join(map(str, size if len(size) == 3 else reversed(size))) for size in sizes)
+    return f"{name(pair.image)} is {image}, its mask {mask}"
 
 
 def _scale_text(scale: int) -> str:
-    return f"with values 0/{scale}, foreground above {scale / 2:g}"
+    return "with class numbers" if scale == CLASSES else f"with values 0/{scale}, foreground above {scale / 2:g}"

@@ -89,6 +89,42 @@ def inference_datalist(dataset_dir: PathLike) -> list[Record]:
     return [{"image": str(path)} for path in _list_images(folder)]
 
 
+def class_names(
+    dataset_dir: PathLike | None, num_classes: int | None = None, labels: Mapping[Any, str] | None = None
+) -> dict[str, str]:
+    """Return the names of the classes, ``{"1": ..., "2": ...}``: those given, or those of a datalist JSON, or numbers.
+
+    A JSON has them under ``labels``, as the Medical Segmentation Decathlon, ``{"0": "background", "1": "a"}``, or as
+    nnU-Net, ``{"background": 0, "a": 1}``. Without any there is one class, "foreground".
+
+    Raises:
+        BundleError: the numbers are not 1, 2, ..., or there are not ``num_classes`` of them.
+    """
+    is_json = dataset_dir is not None and Path(dataset_dir).suffix == ".json"
+    read = labels if labels is not None else _json_labels(Path(str(dataset_dir))) if is_json else None
+    if read is None:
+        count = 1 if num_classes is None else num_classes
+        return {"1": "foreground"} if count == 1 else {str(number): f"class {number}" for number in range(1, count + 1)}
+    by_number = {str(key): str(value) for key, value in read.items() if str(key) != "0"}
+    if list(by_number) != [str(number) for number in range(1, len(by_number) + 1)]:
+        raise BundleError(
+            f"labels is {dict(read)!r}; expected names for the numbers from 1 on, such as {{'1': 'polyp'}}."
+        )
+    if num_classes is not None and num_classes != len(by_number):
+        raise BundleError(f"num_classes is {num_classes}, but there are {len(by_number)} labels: {by_number}.")
+    return by_number
+
+
+def _json_labels(path: Path) -> dict[str, str] | None:
+    content = json.loads(read_text(path, "Datalist"))
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        return None
+    if all(isinstance(value, int) for value in labels.values()):
+        labels = {value: key for key, value in sorted(labels.items(), key=lambda item: item[1])}
+    return {str(key): str(value) for key, value in labels.items()}
+
+
 def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
     """Pair the images of a dataset folder with their masks by stem.
 

@@ -21,11 +21,11 @@ from typing import Any
 from bundle.errors import BundleError
 
 # What model.json fixes about the network; a setting that says otherwise is an error.
-STRUCTURE = ("sam", "image_size", "num_classes")
+STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
 # What model.json records and an evaluation may try differently.
 PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
 # What files say that were written before the key existed.
-EARLIER = {"prompt_component": "all"}
+EARLIER = {"prompt_component": "all", "exclusive": False}
 
 
 def description_path(weights: str | os.PathLike) -> Path:

@@ -13,16 +13,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 from monai.utils import optional_import
 
+from bundle.dicom_series import find_series
 from bundle.errors import BundleError
+from bundle.files import stem_of
+from bundle.transforms import SplitClassesd, plain
 from bundle.weights import write_atomically
 
 NAME = "SAM-SP bundle"
 SERIES_NUMBER = 900  # beside those of the scanner
+
+
+class SaveSegd(MapTransform):
+    """Beside the NIfTI of a DICOM series write its DICOM SEG, ``<name>.seg.dcm``; for other inputs do nothing.
+
+    Args:
+        keys: label map (1, X, Y, Z) of 0..K, or K masks (K, X, Y, Z), on the grid of the series, with its metadata.
+        output_dir: where the files go.
+        labels: names of the classes, {"1": ...}.
+        version: of the bundle.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str, labels: Mapping[str, str], version: str) -> None:
+        super().__init__(keys)
+        self.output_dir = Path(output_dir)
+        self.labels = {int(number): name for number, name in labels.items()}
+        self.version = version
+        self.split = SplitClassesd(keys, len(labels))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            source = data[key].meta["filename_or_obj"]
+            if os.path.isdir(source):
+                masks = self.split({key: plain(data[key])})[key].cpu().numpy()
+                path = self.output_dir / f"{stem_of(source)}.seg.dcm"
+                write_seg(path, masks, find_series(source).files, self.labels, self.version)
+        return dict(data)
 
 
 def write_seg(

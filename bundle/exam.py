@@ -116,7 +116,7 @@ def _draw(image: torch.Tensor, exam: Exam, index: int, iou: np.ndarray) -> np.nd
     rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
     picture[(rows - y) ** 2 + (columns - x) ** 2 <= POINT_RADIUS**2] = POINT_COLOR
     label, after_box, after_point = (
-        mask.cpu().numpy() for mask in (target[0, 0] > 0, exam.logits[index, 0] > 0, exam.logits[index, 2] > 0)
+        mask[None].cpu().numpy() for mask in (target[0, 0] > 0, exam.logits[index, 0] > 0, exam.logits[index, 2] > 0)
     )
     captions = ("scene and point", "label", f"after the box  IoU {iou[0]:.2f}", f"after the point  IoU {iou[2]:.2f}")
-    return draw_panel(picture, label, after_box, after_point, boxes_of_masks(target)[0].tolist(), captions)
+    return draw_panel(picture, label, after_box, after_point, boxes_of_masks(target).tolist(), captions)

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
-from bundle.transforms import longest_side_size
+from bundle.transforms import longest_side_size, plain
 
 # Of the foreground of a label: smaller pieces of it are slips of the pen.
 SPECK = 0.01
@@ -76,13 +75,13 @@ class SamSPInferer(Inferer):
             upsample = _plain(network).upsample
             logits = torch.cat([upsample(output.refined), upsample(output.initial)], dim=1)
         else:
-            logits = network(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs)
+            logits = network(plain(inputs))
         return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
 
 
 def segment(inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None) -> SamSPOutput:
     """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
-    image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+    image = plain(inputs)
     sam_sp = _plain(network)
     if sam_sp.prompt == "expert" and label is not None:
         return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
@@ -106,12 +105,11 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     Returns:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
-    plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-    upright = without_specks(plain.transpose(-2, -1)).float()
+    upright = without_specks(plain(label).transpose(-2, -1)).float()
     height, width = upright.shape[-2:]
     input_height, input_width = longest_side_size(height, width, image_size)
     boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
-    scale = torch.tensor([input_width / width, input_height / height], device=plain.device)
+    scale = torch.tensor([input_width / width, input_height / height], device=upright.device)
     return torch.cat([boxes_xyxy[..., :2] * scale, (boxes_xyxy[..., 2:] + 1) * scale - 1], dim=-1)
 
 

@@ -96,3 +96,11 @@ def mask_scale(mask: np.ndarray) -> int:
 def mask_threshold(mask: np.ndarray) -> float:
     """Return the threshold above which a value is foreground: half the scale, so that JPEG noise does no harm."""
     return mask_scale(mask) / 2
+
+
+def why_no_classes(mask: np.ndarray, num_classes: int) -> str | None:
+    """Return why the values of a mask are not the classes 0..K, or None if they are."""
+    values = np.unique(mask)
+    if values.dtype.kind not in "iub" and not np.array_equal(values, np.rint(values)):
+        return "values that are no whole numbers"
+    return f"values {values[0]:g} to {values[-1]:g}" if values[0] < 0 or values[-1] > num_classes else None

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The one metric that MONAI lacks: how good a box the network drew for itself."""
+"""What MONAI lacks: how good a box the network drew for itself, and distances in the millimeters of each volume."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric
+from monai.data.utils import affine_to_spacing
+from monai.metrics import CumulativeIterationMetric, HausdorffDistanceMetric, SurfaceDiceMetric
 from monai.metrics.utils import do_metric_reduction
 
+from bundle.errors import BundleError
 from bundle.inferers import without_specks
 from bundle.prompts import boxes_from_logits
+from bundle.transforms import plain
 
 
 class BoxIoU(CumulativeIterationMetric):
@@ -33,7 +36,7 @@ class BoxIoU(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         """y0 and label, (B, K, W, H), 0 or 1 -> IoU (B, K), not a number where a label is empty."""
         assert y is not None
-        initial, label = (mask.as_tensor() if isinstance(mask, MetaTensor) else mask for mask in (y_pred, y))
+        initial, label = plain(y_pred), plain(y)
         iou = box_iou(
             boxes_from_logits(initial.float() - 0.5, stride=1),
             boxes_from_logits(without_specks(label).float() - 0.5, stride=1),
@@ -43,6 +46,36 @@ class BoxIoU(CumulativeIterationMetric):
     def aggregate(self) -> torch.Tensor:
         """Mean over images and classes, a scalar."""
         return do_metric_reduction(self.get_buffer(), "mean")[0]
+
+
+class HausdorffMillimeters(HausdorffDistanceMetric):
+    """MONAI's Hausdorff distance in millimeters, by the affine of each label; not a number where one side is empty."""
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        distance = super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+        return torch.where(torch.isfinite(distance), distance, torch.nan)
+
+
+class SurfaceDiceMillimeters(SurfaceDiceMetric):
+    """MONAI's surface Dice (Nikolov et al., 2018) within a tolerance in millimeters, by the affine of each label.
+
+    Args:
+        num_classes: K.
+        tolerance: millimeters.
+    """
+
+    def __init__(self, num_classes: int, tolerance: float) -> None:
+        super().__init__(class_thresholds=[tolerance] * num_classes, include_background=True)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        return super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+
+
+def _spacing(label: torch.Tensor) -> list[float]:
+    """Millimeters between voxels along each axis of a label (1, K, X, Y, Z)."""
+    if not isinstance(label, MetaTensor):
+        raise BundleError("A distance in millimeters needs a label with its affine.")
+    return affine_to_spacing(label.affine.reshape(-1, 4, 4)[0]).tolist()
 
 
 def box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ from torch import nn
 
 from bundle import lora
 from bundle.checkpoints import load_base_checkpoint
+from bundle.classes import probabilities
 from bundle.errors import BundleError
-from bundle.prompts import COMPONENTS, boxes_from_logits
+from bundle.prompts import COMPONENTS, boxes_from_mask
 from bundle.sam import (
     build_image_encoder,
     build_mask_decoder,
@@ -45,6 +46,7 @@ TRAINED_PARTS = (
     "mask_decoder.output_hypernetworks_mlps.0.",
     "class_tokens.",
 )
+CLASS_TOKENS = ("class_tokens.weight",)
 # The two corners of a box; without a self-prompt nothing reaches them.
 TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
 
@@ -72,6 +74,8 @@ class SamSP(nn.Module):
         checkpoint: weights of SAM in Meta's layout to start from; None for random weights.
         image_size: S, a multiple of the patch; by default the one the SAM was made for.
         num_classes: K.
+        exclusive: of the classes at most one is right for a pixel: their probabilities are a softmax with an implicit
+            background, instead of a sigmoid for each. For one class that is the same.
         trainable: "lora" adapts q and v of the encoder, "decoder" freezes it, "full" trains all of it. Prompt encoder
             and mask decoder are trained where the loss reaches them in all three.
         lora_rank: rank of the adapters.
@@ -91,6 +95,7 @@ class SamSP(nn.Module):
         checkpoint: str | None = None,
         image_size: int | None = None,
         num_classes: int = 1,
+        exclusive: bool = False,
         trainable: str = "lora",
         lora_rank: int = 4,
         lora_alpha: float | None = None,
@@ -109,6 +114,8 @@ class SamSP(nn.Module):
         _require_choice("prompt_component", prompt_component, COMPONENTS)
         if image_size < spec.patch_size or image_size % spec.patch_size:
             raise BundleError(f"image_size is {image_size}, expected a multiple of {spec.patch_size} for sam '{sam}'.")
+        if num_classes < 1:
+            raise BundleError(f"num_classes is {num_classes}, expected 1 or more.")
         if lora_rank < 1:
             raise BundleError(f"lora_rank is {lora_rank}, expected 1 or more.")
         if not 0 <= prompt_threshold < 1 or prompt_margin < 0:
@@ -120,6 +127,7 @@ class SamSP(nn.Module):
         self.spec = spec
         self.image_size = image_size
         self.num_classes = num_classes
+        self.exclusive = exclusive
         self.stride = spec.patch_size // 4
         self.prompt = prompt
         self.prompt_threshold = prompt_threshold
@@ -132,7 +140,7 @@ class SamSP(nn.Module):
         self.mask_decoder = build_mask_decoder(spec)
         self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None
         if checkpoint is not None:
-            self.load_base(load_base_checkpoint(checkpoint), str(checkpoint))
+            self.load_base(load_base_checkpoint(checkpoint), str(checkpoint), new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
         self._freeze_unreached(trainable)
@@ -166,7 +174,8 @@ class SamSP(nn.Module):
 
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
         """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels."""
-        return boxes_from_logits(initial, self.stride, self.prompt_threshold, self.prompt_margin, self.prompt_component)
+        mask = probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
+        return boxes_from_mask(mask, self.stride, self.prompt_margin, self.prompt_component)
 
     def decode(self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """M(E(x), P(prompt)) for each image and class.
@@ -209,14 +218,19 @@ class SamSP(nn.Module):
         state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
         return lora.merge_state_dict(self.image_encoder, state) if self.has_lora else state
 
-    def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights") -> None:
+    def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False) -> None:
         """Load weights in Meta's key layout, for any image size, into the base; adapters go back to their start.
+
+        With ``new_classes`` the tokens of the classes stay as they are: a SAM to start from has none, or others.
 
         Raises:
             BundleError: names the keys that are missing, unexpected or of another shape.
         """
         adapted = self.has_lora
         reference = self.merged_state_dict()
+        if new_classes:
+            kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
+            state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept
         fitted = fit_state_dict(state, reference, self.spec.global_blocks, source)
         if adapted:
             fitted = lora.split_state_dict(self.image_encoder, fitted)

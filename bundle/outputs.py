@@ -27,54 +27,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.config import PathLike
-from monai.data import FolderLayoutBase, ImageWriter, PILWriter
+import numpy as np
+from monai.config import NdarrayOrTensor, PathLike
+from monai.data import FolderLayoutBase, ImageWriter, NibabelWriter, PILWriter
+from monai.utils import convert_data_type
 
 from bundle.data import MASK_FOLDERS
 from bundle.errors import BundleError
+from bundle.files import stem_of
 
 
 def _absolute(path: PathLike) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
-def mask_names(images: Sequence[Path]) -> dict[Path, str]:
+def mask_names(images: Sequence[Path], extension: str = ".png") -> dict[Path, str]:
     """Return a file name for the mask of each image, unique also where upper and lower case are the same.
 
     `a.jpg` gives `a.png`. Images that share a stem get their extension into the name, `a_jpg.png` and `a_png.png`,
     and a counter where that is not enough. The names depend on the set of images, not on their order.
     """
     unique = sorted(set(images))
-    shared = Counter(image.stem.casefold() for image in unique)
-    names = {image: f"{image.stem}.png" for image in unique if shared[image.stem.casefold()] == 1}
+    shared = Counter(stem_of(image).casefold() for image in unique)
+    names = {image: stem_of(image) + extension for image in unique if shared[stem_of(image).casefold()] == 1}
     taken = {name.casefold() for name in names.values()}
     for image in unique:
         if image in names:
             continue
-        base = f"{image.stem}_{image.suffix.lstrip('.')}"
-        name, count = f"{base}.png", 1
+        base = f"{stem_of(image)}_{image.name[len(stem_of(image)) :].lstrip('.')}"
+        name, count = base + extension, 1
         while name.casefold() in taken:
             count += 1
-            name = f"{base}_{count}.png"
+            name = f"{base}_{count}{extension}"
         names[image] = name
         taken.add(name.casefold())
     return names
 
 
 class MaskLayout(FolderLayoutBase):
-    """Map the path of each input image to the path of its mask, `<output_dir>/<stem>.png` (see `mask_names`).
+    """Map the path of each input to the path of its mask, `<output_dir>/<stem><extension>` (see `mask_names`).
 
     Raises:
         BundleError: `output_dir` is a file or a folder that holds an input, or a mask would overwrite an input.
     """
 
-    def __init__(self, output_dir: PathLike, images: Sequence[PathLike]) -> None:
+    def __init__(self, output_dir: PathLike, images: Sequence[PathLike], extension: str = ".png") -> None:
         self.output_dir = _absolute(output_dir)
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise BundleError(f"output_dir {self.output_dir} is a file; expected a folder.")
         inputs = [_absolute(image) for image in images]
         self._refuse_input_folders({image.parent for image in inputs})
-        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs).items()}
+        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs, extension).items()}
         self._refuse_inputs()
 
     def _refuse_input_folders(self, folders: set[Path]) -> None:
@@ -115,6 +118,28 @@ class MaskWriter(PILWriter):
         target = Path(filename)
         ImageWriter.write(self, target, verbose=verbose)
         temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
+        try:
+            super().write(temporary, verbose=False, **kwargs)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class VolumeWriter(NibabelWriter):
+    """MONAI's `NibabelWriter`, but a file is there either whole or not at all, and a volume of one slice stays one."""
+
+    def set_data_array(  # type: ignore[override]
+        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+    ) -> None:
+        """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""
+        values = convert_data_type(data_array, np.ndarray)[0]
+        self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
+        target = Path(filename)
+        ImageWriter.write(self, target, verbose=verbose)
+        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}.nii.gz")
         try:
             super().write(temporary, verbose=False, **kwargs)
             os.replace(temporary, target)

@@ -56,10 +56,14 @@ def boxes_from_logits(
     Raises:
         BundleError: the component is neither of the two.
     """
+    return boxes_from_mask(torch.sigmoid(logits.detach().float()) > threshold, stride, margin, component)
+
+
+def boxes_from_mask(mask: torch.Tensor, stride: int = 4, margin: float = 0.0, component: str = "all") -> torch.Tensor:
+    """As `boxes_from_logits`, of a mask (B, K, h, w), bool."""
     if component not in COMPONENTS:
         raise BundleError(f"prompt_component is '{component}', expected one of {', '.join(COMPONENTS)}.")
-    height, width = logits.shape[-2:]
-    mask = torch.sigmoid(logits.detach().float()) > threshold
+    height, width = mask.shape[-2:]
     mask = largest_component(mask) if component == "largest" else mask
     x_first, x_last, found = _extent(mask.any(dim=-2))
     y_first, y_last, _ = _extent(mask.any(dim=-1))

@@ -48,6 +48,8 @@ class Publisher:
         datalists: the records trained on and validated on, "train" and "validation".
         publish: whether to publish.
         command: knobs to repeat in the next command, "dataset_dir" and "split".
+        labels: names of the classes, from "1".
+        volume: how volumes become images, see `bundle.volumes.volume_settings`; None for images.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Publisher:
         datalists: Mapping[str, Sequence[Mapping[str, Any]]],
         publish: bool = True,
         command: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        volume: Mapping[str, Any] | None = None,
     ) -> None:
         self.bundle_root = Path(bundle_root)
         self.output_dir = Path(output_dir)
@@ -67,6 +71,8 @@ class Publisher:
         self.datalists = datalists
         self.publish = publish
         self.command = dict(command or {})
+        self.labels = dict(labels or {"1": "foreground"})
+        self.volume = volume
         metadata = self.bundle_root / "configs" / "metadata.json"
         self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
 
@@ -99,8 +105,8 @@ class Publisher:
         validated = state.best_metric_epoch > 0
         return describe(
             network,
-            exclusive=False,
-            labels={"0": "background", "1": "foreground"},
+            labels={"0": "background", **self.labels},
+            volume=self.volume,
             intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
             trained_on={
                 "procedural": is_procedural(self.datalists["train"]),

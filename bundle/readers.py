@@ -25,7 +25,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from bundle.errors import BundleError
-from bundle.masks import IMAGE_EXTENSIONS, mask_threshold, open_mask, open_upright
+from bundle.masks import IMAGE_EXTENSIONS, mask_threshold, open_mask, open_upright, why_no_classes
 
 
 def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
@@ -98,8 +98,24 @@ class RGBReader(_DisplayedImageReader):
 
 
 class MaskReader(_DisplayedImageReader):
-    """Read a mask as uint8 0/1 (W, H): 1 where it is above `bundle.masks.mask_threshold`."""
+    """Read a mask as uint8 (W, H): 1 where it is above `bundle.masks.mask_threshold`, or the numbers of classes.
+
+    Args:
+        num_classes: K. From 2 up the values of the file are the classes, 0 to K.
+
+    Raises:
+        BundleError: a file cannot be read, or a value is no class.
+    """
+
+    def __init__(self, num_classes: int = 1) -> None:
+        super().__init__()
+        self.num_classes = num_classes
 
     def open(self, path: str) -> Image.Image:
         mask = open_mask(path)
-        return Image.fromarray((mask > mask_threshold(mask)).astype(np.uint8))
+        if self.num_classes == 1:
+            return Image.fromarray((mask > mask_threshold(mask)).astype(np.uint8))
+        problem = why_no_classes(mask, self.num_classes)
+        if problem:
+            raise BundleError(f"{path} holds {problem}; expected the numbers of the classes, 0 to {self.num_classes}.")
+        return Image.fromarray(mask.astype(np.uint8))

@@ -29,9 +29,11 @@ from scipy.ndimage import distance_transform_edt
 from torch.utils.data import SequentialSampler
 
 from bundle.errors import BundleError
+from bundle.files import stem_of
 from bundle.inferers import segment
 from bundle.readers import open_rgb
-from bundle.transforms import longest_side_size
+from bundle.transforms import longest_side_size, plain
+from bundle.volumes import fullest_slice
 from bundle.weights import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,15 @@ LABEL_COLOR: Color = (255, 255, 255)
 INITIAL_COLOR: Color = (255, 150, 0)
 REFINED_COLOR: Color = (0, 200, 255)
 BOX_COLOR: Color = (255, 238, 70)
+# Of several classes each has its own in every tile; a seventh begins anew.
+CLASS_COLORS: tuple[Color, ...] = (
+    (255, 150, 0),
+    (0, 200, 255),
+    (255, 238, 70),
+    (200, 120, 255),
+    (90, 255, 160),
+    (255, 255, 255),
+)
 DARK: Color = (44, 44, 44)  # strips, titles, inner outlines
 TEXT_COLOR: Color = (236, 236, 236)
 PAGE_COLOR: Color = (255, 255, 255)
@@ -111,15 +122,15 @@ def draw_panel(
     label: np.ndarray,
     initial: np.ndarray,
     refined: np.ndarray,
-    box_xyxy: Sequence[float] | None,
+    boxes_xyxy: Sequence[Sequence[float]],
     captions: Sequence[str],
 ) -> np.ndarray:
-    """Draw four tiles side by side: image, label, y0 with its box, and y1, with a caption under each.
+    """Draw four tiles side by side: image, label, y0 with its boxes, and y1, with a caption under each.
 
     Args:
         image: (H, W, 3) uint8, upright, as are the masks.
-        label: (H, W) bool; so are `initial` (y0) and `refined` (y1).
-        box_xyxy: x0, y0, x1, y1 in pixels of the image, both ends inclusive; None draws no box.
+        label: (K, H, W) bool; so are `initial` (y0) and `refined` (y1).
+        boxes_xyxy: x0, y0, x1, y1 of each box in pixels of the image, both ends inclusive.
         captions: four texts; what is too long for its tile is cut.
 
     Returns:
@@ -129,10 +140,10 @@ def draw_panel(
     tiles = [
         _draw_tile(image),
         _draw_tile(image, label, LABEL_COLOR),
-        _draw_tile(image, initial, INITIAL_COLOR, box_xyxy),
+        _draw_tile(image, initial, INITIAL_COLOR, boxes_xyxy),
         _draw_tile(image, refined, REFINED_COLOR),
     ]
-    colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR)
+    colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR) if len(label) == 1 else (None,) * 4
     height = tiles[0].height
     panel = Image.new("RGB", (4 * TILE_SIZE + 3 * GAP, height + STRIP_HEIGHT), PAGE_COLOR)
     for column, (tile, caption, color) in enumerate(zip(tiles, captions, colors, strict=True)):
@@ -145,27 +156,31 @@ def draw_panel(
 
 def _draw_tile(
     image: np.ndarray,
-    mask: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
     color: Color = LABEL_COLOR,
-    box_xyxy: Sequence[float] | None = None,
+    boxes_xyxy: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
+    """The color is that of a single mask."""
     height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
     size = (width * OVERSAMPLING, height * OVERSAMPLING)
     tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    if mask is not None:
+    several = masks is not None and len(masks) > 1
+    for index, mask in enumerate(() if masks is None else masks):
         scaled = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        tile = Image.fromarray(draw_overlay(np.asarray(tile), scaled, color, LINE_WIDTH * OVERSAMPLING))
-    if box_xyxy is not None:
-        _draw_box(tile, box_xyxy, size[0] / image.shape[1], size[1] / image.shape[0])
+        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else color
+        tile = Image.fromarray(draw_overlay(np.asarray(tile), scaled, drawn, LINE_WIDTH * OVERSAMPLING))
+    for index, box_xyxy in enumerate(boxes_xyxy):
+        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else BOX_COLOR
+        _draw_box(tile, box_xyxy, size[0] / image.shape[1], size[1] / image.shape[0], drawn)
     return tile.reduce(OVERSAMPLING)
 
 
-def _draw_box(tile: Image.Image, box_xyxy: Sequence[float], scale_x: float, scale_y: float) -> None:
+def _draw_box(tile: Image.Image, box_xyxy: Sequence[float], scale_x: float, scale_y: float, color: Color) -> None:
     x0, y0, x1, y1 = box_xyxy
     left, top = round(x0 * scale_x), round(y0 * scale_y)
     right, bottom = round((x1 + 1) * scale_x) - 1, round((y1 + 1) * scale_y) - 1
     corners = (left, top, max(right, left), max(bottom, top))
-    ImageDraw.Draw(tile).rectangle(corners, outline=BOX_COLOR, width=LINE_WIDTH * OVERSAMPLING)
+    ImageDraw.Draw(tile).rectangle(corners, outline=color, width=LINE_WIDTH * OVERSAMPLING)
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str, color: Color | None) -> None:
@@ -230,7 +245,7 @@ def box_on_image(box_xyxy: Sequence[float], image_size: int, height: int, width:
 
 
 class PanelSaver:
-    """Draw the best, median and worst cases of an evaluation, one class, after its metrics.
+    """Draw the best, median and worst cases of an evaluation after its metrics; of a volume its fullest slice.
 
     Writes ``<output_dir>/panels/{best,median,worst}_{rank}_{stem}.png`` and ``panels.png`` with all of them, and
     removes panels that an earlier evaluation left there. Only the images drawn go through the network again. The Dice
@@ -240,12 +255,13 @@ class PanelSaver:
         output_dir: folder of the evaluation.
         postprocessing: the evaluator's own: inverts "pred", both passes in one, and splits it into 0/1 masks "pred"
             (y1) and "pred_initial" (y0) on the grid of the label, in reader order (1, W, H).
-        metric_name: metric whose details rank the images, higher is better.
+        metric_name: metric whose details, averaged over the classes, rank the images, higher is better.
         count: images of each kind; 0 writes nothing.
+        volume: how volumes become images, see `bundle.volumes.volume_settings`; None for images.
 
     Raises:
-        BundleError: `count` is negative; when called, the metric is unknown or has several classes, or its details do
-            not follow the dataset one by one.
+        BundleError: `count` is negative; when called, the metric is unknown, or its details do not follow the dataset
+            one by one.
     """
 
     def __init__(
@@ -254,6 +270,7 @@ class PanelSaver:
         postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
         metric_name: str = "val_dice",
         count: int = 2,
+        volume: Mapping[str, Any] | None = None,
     ) -> None:
         if count < 0:
             raise BundleError(f"count of panels is {count}, expected 0 or more.")
@@ -261,6 +278,7 @@ class PanelSaver:
         self.postprocessing = postprocessing
         self.metric_name = metric_name
         self.count = count
+        self.volume = volume
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to an evaluator; its metrics are attached before any handler and so are computed before."""
@@ -268,6 +286,8 @@ class PanelSaver:
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Draw and write the panels."""
+        if self.count == 0:
+            return
         cases = choose_cases(self._scores(engine), self.count)
         if not cases:
             return
@@ -291,46 +311,50 @@ class PanelSaver:
         scores = details[self.metric_name]
         loader: Any = engine.data_loader
         images = len(loader.dataset)
-        if scores.shape != (images, 1):
+        if scores.ndim != 2 or scores.shape[0] != images:
             raise BundleError(
-                f"'{self.metric_name}' has {' x '.join(map(str, scores.shape))} values, expected {images} x 1: "
-                "panels show one class of all images of the dataset."
+                f"'{self.metric_name}' has {' x '.join(map(str, scores.shape))} values, expected a row for each of the "
+                f"{images} images of the dataset."
             )
         if not isinstance(loader.sampler, SequentialSampler):
             raise BundleError("The dataloader of the evaluation shuffles; panels expect the order of the dataset.")
-        return scores[:, 0].cpu().numpy()
+        return scores.mean(dim=1).cpu().numpy()
 
     def _draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
         """Predict one image of the dataset again and draw it; returns the stem of its file name and the panel."""
-        data, box_xyxy = self._predict(engine, place)
+        data, boxes_xyxy = self._predict(engine, place)
         label, initial, refined = data["label"], data["pred_initial"], data["pred"]
         path = Path(data["image"].meta["filename_or_obj"])
         captions = (path.name, "label", f"y0  Dice {_dice(initial, label)}", f"y1  Dice {_dice(refined, label)}")
-        masks = (_upright(label), _upright(initial), _upright(refined))
-        return path.stem, draw_panel(np.asarray(open_rgb(path)), *masks, box_xyxy, captions)
+        if self.volume is None:
+            picture = np.asarray(open_rgb(path))
+            drawn = [_upright(mask) for mask in (label, initial, refined)]
+        else:
+            picture, *drawn = fullest_slice(data["image"], (label, initial, refined), **self.volume)
+        return stem_of(path), draw_panel(picture, drawn[0], drawn[1], drawn[2], boxes_xyxy, captions)
 
-    def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], tuple[float, ...] | None]:
-        """Return an image with its label and masks, as the evaluator has them, and the box of y0 on the image.
+    def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], Sequence[Sequence[float]]]:
+        """Return an image with its label and masks, as the evaluator has them, and the boxes of y0 on the image.
 
-        The box is None where the network does not prompt itself.
+        There are no boxes where the network does not prompt itself, and of volumes they are not drawn.
         """
         loader: Any = engine.data_loader
         batch = list_data_collate([loader.dataset[place]])
         image, label, arguments, _ = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network: Any = getattr(engine.network, "module", engine.network)  # inside DistributedDataParallel
+        boxes: Sequence[Sequence[float]] = ()
         with engine.mode(network), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
             pred = engine.inferer(image, network, *arguments)
-            boxes_xyxy = segment(image, network, *arguments).boxes_xyxy
-        data = self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0])
-        if network.prompt == "none":
-            return data, None
-        width, height = label.shape[-2:]  # reader order
-        return data, box_on_image(boxes_xyxy[0, 0].tolist(), image.shape[-1], height, width)
+            if network.prompt != "none" and self.volume is None:
+                width, height = label.shape[-2:]  # reader order
+                found = segment(image, network, *arguments).boxes_xyxy[0].tolist()
+                boxes = [box_on_image(box_xyxy, image.shape[-1], height, width) for box_xyxy in found]
+        return self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0]), boxes
 
 
 def _upright(mask: torch.Tensor) -> np.ndarray:
-    """Bring a mask (1, W, H) in reader order to (H, W) bool."""
-    return mask[0].T.cpu().numpy() > 0
+    """Bring masks (K, W, H) in reader order to (K, H, W) bool."""
+    return plain(mask).transpose(1, 2).cpu().numpy() > 0
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
@@ -338,4 +362,5 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _dice(prediction: torch.Tensor, label: torch.Tensor) -> str:
-    return f"{compute_dice(prediction[None], label[None], ignore_empty=False).item():.2f}"
+    """Mean over the classes."""
+    return f"{compute_dice(prediction[None], label[None], ignore_empty=False).mean().item():.2f}"

@@ -19,10 +19,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
 from bundle.demo import is_procedural
+
+# Metrics that are shown class by class, and their titles.
+PER_CLASS = {
+    "val_dice": "Dice y1",
+    "val_dice_initial": "Dice y0",
+    "val_hd95": "HD95 (mm)",
+    "val_surface_dice": "surface Dice",
+}
 
 
 def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
@@ -54,6 +63,8 @@ class EvaluationSummary:
         output_dir: folder that ``MetricsSaver`` and ``PanelSaver`` write to.
         datalist: the records evaluated.
         command: knobs to repeat in the next command.
+        labels: names of the classes; of several each has a line of its own.
+        volumes: whether the records are volumes.
     """
 
     def __init__(
@@ -62,11 +73,15 @@ class EvaluationSummary:
         output_dir: str,
         datalist: Sequence[Mapping[str, Any]],
         command: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        volumes: bool = False,
     ) -> None:
         self.bundle_root = bundle_root
         self.output_dir = Path(output_dir)
         self.datalist = datalist
         self.command = dict(command or {})
+        self.labels = dict(labels or {})
+        self.volumes = volumes
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator."""
@@ -75,29 +90,57 @@ class EvaluationSummary:
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print it."""
         metrics = engine.state.metrics
-        kind = "procedural test images" if is_procedural(self.datalist) else "test images"
-        options = {**self.command, "dataset_dir": "FOLDER"}
+        unit = "volumes" if self.volumes else "images"
+        kind = "procedural test" if is_procedural(self.datalist) else "test"
         network: Any = getattr(engine.network, "module", engine.network)
         refined = "y1 expert " if network.prompt == "expert" else "y1 refined"
-        print(
-            f"\n{len(self.datalist)} {kind}; mean over images, foreground only, threshold 0.5, original resolution, "
-            "1 where label and prediction are both empty\n"
-            "              Dice     IoU\n"
-            f"{refined}  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}\n"
-            f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}\n"
-            f"Per image: {self.output_dir}/val_dice_raw.csv and its siblings; pictures: {self.output_dir}/panels\n"
-            "Next, masks of images without labels:\n  "
-            + bundle_command("inferring", ["configs/inference.json"], options, self.bundle_root),
-            flush=True,
-        )
+        lines = [
+            "",
+            f"{len(self.datalist)} {kind} {unit}; mean over {unit}, foreground only, threshold 0.5, original "
+            "resolution, 1 where label and prediction are both empty",
+            "              Dice     IoU",
+            f"{refined}  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}",
+            f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}",
+            *self._class_lines(engine.state.metric_details),
+            f"Of each: {self.output_dir}/val_dice_raw.csv and its siblings",
+        ]
+        if (self.output_dir / "panels").is_dir():
+            lines.append(f"Pictures: {self.output_dir}/panels")
+        configs = ["configs/inference.json", *(["configs/volume.json"] if self.volumes else [])]
+        options = {**self.command, "dataset_dir": "FOLDER"}
+        lines += [
+            f"Next, masks of {unit} without labels:",
+            "  " + bundle_command("inferring", configs, options, self.bundle_root),
+        ]
+        print("\n".join(lines), flush=True)
+
+    def _class_lines(self, details: Mapping[str, torch.Tensor]) -> list[str]:
+        """A line for each of several classes, and for one where distances were measured."""
+        columns = {name: title for name, title in PER_CLASS.items() if name in details}
+        if len(self.labels) < 2 and "val_hd95" not in columns:
+            return []
+        width = max(map(len, self.labels.values()), default=0)
+        lines = ["by class".ljust(width) + "".join(f"  {title}" for title in columns.values())]
+        for index, name in enumerate(self.labels.values()):
+            means = (float(details[key][:, index].nanmean()) for key in columns)
+            cells = (f"{mean:.4f}".rjust(len(title)) for mean, title in zip(means, columns.values(), strict=True))
+            lines.append(name.ljust(max(width, len("by class"))) + "".join(f"  {cell}" for cell in cells))
+        return lines
 
 
 class InferenceSummary:
-    """Print how many masks an inference wrote and where."""
+    """Print how many masks an inference wrote and where.
 
-    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]]) -> None:
+    Args:
+        output_dir: where.
+        datalist: the records.
+        form: of the masks.
+    """
+
+    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], form: str = "0/255 PNG") -> None:
         self.output_dir = Path(output_dir)
         self.datalist = datalist
+        self.form = form
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator of an inference."""
@@ -105,5 +148,5 @@ class InferenceSummary:
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print it."""
-        kind = "procedural images" if is_procedural(self.datalist) else "images"
-        print(f"\nWrote the masks (0/255 PNG) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)
+        kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
+        print(f"\nWrote the masks ({self.form}) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)

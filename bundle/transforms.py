@@ -24,6 +24,13 @@ from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple_rep
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
+from bundle.classes import label_map
+
+
+def plain(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without its metadata, which slows every operation down."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
+
 
 def longest_side_size(height: int, width: int, image_size: int) -> tuple[int, int]:
     """Return (height, width) scaled to a longer side of `image_size` pixels: SAM's rounding, at least 1 pixel."""
@@ -126,6 +133,54 @@ class SplitPassesd(MapTransform):
         return d
 
 
+class SplitClassesd(MapTransform):
+    """Split a map of classes (1, ...) of 0..K into K masks (K, ...) of 0 and 1.
+
+    Of one class it is the map itself, and what has K channels already stays as it is.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._split(d[key])
+        return d
+
+    def _split(self, classes: torch.Tensor) -> torch.Tensor:
+        if classes.shape[0] == self.num_classes:
+            return classes
+        masks = torch.cat([plain(classes) == number for number in range(1, self.num_classes + 1)])
+        return convert_to_dst_type(masks.to(classes.dtype), classes)[0]
+
+
+class MarkClassesd(MapTransform):
+    """Turn logits (K, ...) into label maps, uint8, see `bundle.classes.label_map`.
+
+    Args:
+        exclusive: whether the classes exclude each other.
+        split: give K masks (K, ...) of 0 and 1 also where they do, as metrics want them; otherwise one map (1, ...).
+    """
+
+    def __init__(
+        self, keys: KeysCollection, exclusive: bool = False, split: bool = True, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.exclusive = exclusive
+        self.split = split
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            classes = label_map(plain(d[key])[None], self.exclusive)[0]
+            if self.exclusive and self.split:
+                classes = SplitClassesd(key, d[key].shape[0])({key: classes})[key]
+            d[key] = convert_to_dst_type(classes, d[key], dtype=torch.uint8)[0]
+        return d
+
+
 class RandColorJitterd(RandomizableTransform, MapTransform):
     """Change brightness, contrast, saturation and hue of RGB images (3, H, W) at random, with torchvision's operations.
 
@@ -182,11 +237,10 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
         return d
 
     def _jitter(self, image: torch.Tensor) -> torch.Tensor:
-        plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-        if plain.is_floating_point() and plain.max() > 1:
-            raise ValueError(f"a float image must lie in 0..1, got {plain.max():.1f}: jitter the uint8 image instead.")
-        changed = tvf.to_dtype(plain, torch.float32, scale=True)
+        if image.is_floating_point() and image.max() > 1:
+            raise ValueError(f"a float image must lie in 0..1, got {image.max():.1f}: jitter the uint8 image instead.")
+        changed = tvf.to_dtype(plain(image), torch.float32, scale=True)
         for adjust, amount in self._changes:
             changed = adjust(changed, amount)
-        changed = tvf.to_dtype(changed, plain.dtype, scale=True)
+        changed = tvf.to_dtype(changed, image.dtype, scale=True)
         return convert_to_dst_type(changed, image)[0]

@@ -35,7 +35,7 @@ class UNetBaseline(nn.Module):
     """
 
     sam = "unet"
-    num_classes = 1
+    num_classes, exclusive = 1, False
     prompt, prompt_threshold, prompt_margin, prompt_component = "none", 0.5, 0.0, "all"
     has_lora = False
 
@@ -80,7 +80,7 @@ class UNetBaseline(nn.Module):
         """The weights, on the CPU; there are no adapters."""
         return {key: value.detach().cpu() for key, value in self.state_dict().items()}
 
-    def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights") -> None:
+    def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False) -> None:
         """Load weights; `BundleError` names the keys that are missing or unexpected."""
         require_same_keys(state, self.state_dict(), source)
         self.load_state_dict(state)

@@ -32,8 +32,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 class VolumeReader(ImageReader):
     """Read a volume as (X, Y, Z) with the affine from voxel indices to millimeters, right, anterior, superior.
 
-    A folder is a DICOM series, see `bundle.dicom_series.find_series`; rescale slope and intercept are applied, and the
-    files of the slices go into the metadata as ``dicom_files``. Integers stay integers where the file has no scaling.
+    A folder is a DICOM series, see `bundle.dicom_series.find_series`; rescale slope and intercept are applied. Integers
+    stay integers where the file has no scaling.
 
     Files are opened in `get_data`: what `read` raises `LoadImage` swallows.
 
@@ -57,29 +57,27 @@ class VolumeReader(ImageReader):
         """
         if len(img) != 1:
             raise BundleError(f"{', '.join(img)}: expected one file or folder for a volume.")
-        values, affine, extra = open_volume(img[0])
+        values, affine = open_volume(img[0])
         shape = np.asarray(values.shape)
-        metadata = {
+        metadata: dict[Any, Any] = {
             MetaKeys.AFFINE: affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: affine,
             MetaKeys.SPATIAL_SHAPE: shape,
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
-            **extra,
         }
         return values, metadata
 
 
-def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Values (X, Y, Z), affine (4, 4) to right, anterior, superior, and further metadata."""
+def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z), and the affine (4, 4) to millimeters, right, anterior, superior."""
     name = os.fspath(path)
     if not os.path.exists(name):
         raise BundleError(f"{name} does not exist; expected a volume.")
     if os.path.isdir(name):
         series = find_series(name)
-        return _series_values(series.files), LPS_TO_RAS @ series.affine_lps, {"dicom_files": series.files}
-    values, affine = _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
-    return values, affine, {}
+        return _series_values(series.files), LPS_TO_RAS @ series.affine_lps
+    return _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
 
 
 def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:

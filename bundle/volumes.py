@@ -15,26 +15,79 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import MapTransform, Randomizable, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from monai.transforms import (
+    CastToTyped,
+    Compose,
+    MapTransform,
+    Orientation,
+    Randomizable,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+)
 from monai.utils import convert_to_dst_type
 from tqdm import tqdm
 
 from bundle.classes import label_map
+from bundle.description import description_path, read_description
 from bundle.errors import BundleError
 from bundle.inferers import segment
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
-from bundle.transforms import longest_side_size, resize_bilinear
+from bundle.transforms import longest_side_size, plain, resize_bilinear
+from bundle.volume_reader import open_volume
 
 # How a slice becomes the three channels of an image.
 SLICES_AS_RGB = ("neighbors", "repeat")
+# With the axes to the left, posterior and superior, slices across the third are those that radiologists look at.
+DEFAULTS: Mapping[str, Any] = {
+    "orientation": "LPS",
+    "slice_axis": 2,
+    "slices_as_rgb": "neighbors",
+    "intensity": {"percentiles": [0.5, 99.5]},
+}
 
 
-def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[float]]) -> MapTransform:
+def volume_settings(asked: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """How volumes become images: what is asked for, and for the rest what the weights were trained with, or `DEFAULTS`.
+
+    Args:
+        asked: by the keys of `DEFAULTS`; None leaves it open.
+        weights: a ``model.pt`` whose ``model.json`` may say how volumes were treated; None or a missing file do not.
+
+    Raises:
+        BundleError: a value is not possible, or contradicts the training of the weights.
+    """
+    there = weights is not None and description_path(weights).is_file()
+    trained = read_description(str(weights)).get("volume") if there else None
+    settings = {key: (trained or DEFAULTS)[key] if value is None else value for key, value in asked.items()}
+    for key, value in settings.items():
+        if trained and value != trained[key]:
+            raise BundleError(f"{key} is {value!r}, but {weights} was trained with {trained[key]!r}: leave it out.")
+    orientation = settings["orientation"]
+    letters = sorted(next((pair for pair in ("LR", "AP", "IS") if letter in pair), "") for letter in str(orientation))
+    if letters != ["AP", "IS", "LR"]:
+        raise BundleError(f"orientation is {orientation!r}, expected three letters such as LPS or RAS.")
+    if settings["slice_axis"] not in (0, 1, 2):
+        raise BundleError(f"slice_axis is {settings['slice_axis']!r}, expected 0, 1 or 2.")
+    if settings["slices_as_rgb"] not in SLICES_AS_RGB:
+        raise BundleError(f"slices_as_rgb is {settings['slices_as_rgb']!r}, expected {' or '.join(SLICES_AS_RGB)}.")
+    intensity_transform("image", settings["intensity"])
+    return settings
+
+
+def cached_volumes(cache: float, records: Sequence[Mapping[str, str]]) -> int:
+    """How many volumes and labels, a byte a voxel each, fit into ``cache`` MiB if all are as large as the first."""
+    if cache < 0:
+        raise BundleError(f"cache is {cache}, expected a number of MiB, 0 for no cache.")
+    voxels = open_volume(records[0]["image"])[0].size if records and cache else 1
+    return int(cache * 2**20 / (2 * voxels))
+
+
+def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[float]]) -> Compose:
     """Map intensities to 0..255 and cut off what lies beyond.
 
     Args:
@@ -47,10 +100,11 @@ def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[f
     """
     kind, limits = next(iter(intensity.items()), ("", ())) if isinstance(intensity, Mapping) else ("", ())
     ordered = len(limits) == 2 and limits[0] < limits[1]
+    as_float = CastToTyped(keys, torch.float32)
     if kind == "window" and ordered:
-        return ScaleIntensityRanged(keys, limits[0], limits[1], 0.0, 255.0, clip=True)
+        return Compose([as_float, ScaleIntensityRanged(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
     if kind == "percentiles" and ordered and limits[0] >= 0 and limits[1] <= 100:
-        return ScaleIntensityRangePercentilesd(keys, limits[0], limits[1], 0.0, 255.0, clip=True)
+        return Compose([as_float, ScaleIntensityRangePercentilesd(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
     raise BundleError(
         f"intensity is {intensity!r}, expected {{'window': [-160, 240]}}, as for CT, or {{'percentiles': [0.5, "
         "99.5]}, as for MR."
@@ -67,11 +121,7 @@ def take_slices(volume: torch.Tensor, places: Sequence[int], axis: int, slices_a
         slices_as_rgb: "neighbors": before, at and after each place, the outermost slice being its own neighbor;
             "repeat": three times the same.
 
-    Raises:
-        BundleError: the last argument is neither of the two.
     """
-    if slices_as_rgb not in SLICES_AS_RGB:
-        raise BundleError(f"slices_as_rgb is '{slices_as_rgb}', expected one of {', '.join(SLICES_AS_RGB)}.")
     reach = 1 if slices_as_rgb == "neighbors" else 0
     middle = torch.as_tensor(places)
     last = volume.shape[axis + 1] - 1
@@ -120,7 +170,7 @@ class RandSlicesd(Randomizable, MapTransform):
         self.places = [pool[self.R.randint(len(pool))] for pool in pools]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        volume, label = (_plain(data[key]) for key in (self.image_key, self.label_key))
+        volume, label = (plain(data[key]) for key in (self.image_key, self.label_key))
         self.randomize(label)
         images = take_slices(volume, self.places, self.axis, self.slices_as_rgb)
         labels = (
@@ -153,10 +203,7 @@ class VolumeInferer(Inferer):
         both: bool = False,
         progress: bool = True,
     ) -> None:
-        """Raise `BundleError` where the axis is none."""
         super().__init__()
-        if axis not in (0, 1, 2):
-            raise BundleError(f"slice_axis is {axis}, expected 0, 1 or 2.")
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
         self.exclusive, self.both, self.progress = exclusive, both, progress
 
@@ -167,7 +214,7 @@ class VolumeInferer(Inferer):
         """
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
-        volume = _plain(inputs)[0]
+        volume = plain(inputs)[0]
         maps: torch.Tensor | None = None
         for places in self._batches(volume.shape[self.axis + 1]):
             drawn = self._segment(take_slices(volume, places, self.axis, self.slices_as_rgb), network)
@@ -209,5 +256,20 @@ def as_input(images: torch.Tensor, image_size: int) -> torch.Tensor:
     return F.pad((scaled - mean) / std, (0, image_size - size[1], 0, image_size - size[0]))
 
 
-def _plain(value: torch.Tensor) -> torch.Tensor:
-    return value.as_tensor() if isinstance(value, MetaTensor) else value
+def fullest_slice(
+    image: torch.Tensor, masks: Sequence[torch.Tensor], orientation: str, slice_axis: int, **others: Any
+) -> list[np.ndarray]:
+    """The slice where the first masks cover most: the image (H, W, 3) uint8, then each of the masks (K, H, W) bool.
+
+    Args:
+        image: (1, X, Y, Z) of 0..255, oriented.
+        masks: (K, X, Y, Z) each, 0 or 1, with their affine, not oriented.
+        orientation: see `volume_settings`; so are the rest.
+    """
+    turn = Orientation(axcodes=orientation, labels=None)
+    turned = [plain(turn(mask)).cpu() > 0 for mask in masks]
+    others_axes = [axis for axis in range(4) if axis != slice_axis + 1]
+    place = int(turned[0].sum(dim=others_axes).argmax())
+    picture = take_slices(plain(image).cpu(), [place], slice_axis)[0].permute(1, 2, 0).numpy()
+    cut = (mask.select(slice_axis + 1, place).transpose(1, 2).numpy() for mask in turned)
+    return [np.rint(picture).astype(np.uint8), *cut]

@@ -76,12 +76,23 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
     return network
 
 
+def class_labels(weights: str) -> dict[str, str]:
+    """Names of the classes of a published pair, from "1"."""
+    labels = read_description(weights).get("labels", {"1": "foreground"})
+    return {number: name for number, name in labels.items() if number != "0"}
+
+
+def version(weights: str) -> str:
+    """Version of the bundle that trained a published pair."""
+    return str(read_description(weights).get("version", "unknown"))
+
+
 def start_from(network: SamSP, weights: str | None) -> SamSP:
-    """Load the weights a training starts from, at any image size; None leaves the network as it is."""
+    """Load the weights a training starts from, of any image size and classes; None leaves the network as it is."""
     if weights is not None:
         if not Path(weights).is_file():
             raise BundleError(f"weights '{weights}' is not a file.")
-        network.load_base(load_base_checkpoint(weights), str(weights))
+        network.load_base(load_base_checkpoint(weights), str(weights), new_classes=True)
     return network
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from bundle.data import PARTS, inference_datalist, load_datalists, pair_folder
+from bundle.data import PARTS, class_names, inference_datalist, load_datalists, pair_folder
 from bundle.errors import BundleError
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -503,3 +503,27 @@ def test_decathlon_json_as_it_is(tmp_path: Path) -> None:
     lists = load_datalists(tmp_path / "dataset.json")
     assert sum(map(len, lists.values())) == 2
     assert inference_datalist(tmp_path / "dataset.json") == [{"image": str(tmp_path / "imagesTs" / "c.nii.gz")}]
+
+
+NAMES = [
+    (None, None, None, {"1": "foreground"}),
+    (None, 2, None, {"1": "class 1", "2": "class 2"}),
+    (None, None, {1: "polyp", 2: "tool"}, {"1": "polyp", "2": "tool"}),
+    ({"0": "background", "1": "a", "2": "b"}, None, None, {"1": "a", "2": "b"}),
+    ({"background": 0, "b": 2, "a": 1}, 2, None, {"1": "a", "2": "b"}),
+    ({"1": "a"}, None, {"1": "mine"}, {"1": "mine"}),
+]
+
+
+@pytest.mark.parametrize(("in_json", "num_classes", "labels", "expected"), NAMES)
+def test_names_of_classes(in_json: Any, num_classes: Any, labels: Any, expected: dict, tmp_path: Path) -> None:
+    path = tmp_path / ("dataset.json" if in_json else "folder")
+    path.write_text(json.dumps({"labels": in_json}))
+    assert class_names(path, num_classes, labels) == expected
+
+
+def test_names_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"num_classes is 3, but there are 1 labels: {'1': 'a'}"):
+        class_names(tmp_path, 3, {"1": "a"})
+    with pytest.raises(BundleError, match=r"labels is {'2': 'b'}; expected names for the numbers from 1 on"):
+        class_names(tmp_path, None, {"2": "b"})

@@ -21,6 +21,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from bundle.dicom_seg import write_seg
+from bundle.dicom_series import find_series
 from bundle.errors import BundleError
 from bundle.volume_reader import open_volume
 from tests.conftest import SHARED_DATA
@@ -36,11 +37,11 @@ def read(path: Path) -> tuple[highdicom.seg.Segmentation, list[pydicom.Dataset]]
 
 
 def test_read_back_with_geometry_and_references(tmp_path: Path) -> None:
-    values, affine, extra = open_volume(SERIES)
+    values, affine = open_volume(SERIES)
     masks = np.zeros((2, *values.shape), dtype=np.uint8)
     masks[0, 20:120, 40:60, 5:8] = 1
     masks[1, 100:200, 200:310, 7:20] = 1
-    write_seg(tmp_path / "a.dcm", masks, extra["dicom_files"], LABELS, "1.2.3")
+    write_seg(tmp_path / "a.dcm", masks, find_series(SERIES).files, LABELS, "1.2.3")
 
     segmentation, sources = read(tmp_path / "a.dcm")
     assert [segment.segment_label for segment in (segmentation.get_segment_description(n) for n in (1, 2))] == [
@@ -67,8 +68,8 @@ def _places(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def test_nothing_marked_is_a_segmentation_too(tmp_path: Path) -> None:
-    values, _, extra = open_volume(SERIES)
-    write_seg(tmp_path / "a.dcm", np.zeros((2, *values.shape), np.uint8), extra["dicom_files"], LABELS, "1.2.3")
+    values, _ = open_volume(SERIES)
+    write_seg(tmp_path / "a.dcm", np.zeros((2, *values.shape), np.uint8), find_series(SERIES).files, LABELS, "1.2.3")
     segmentation, _ = read(tmp_path / "a.dcm")
     assert segmentation.number_of_segments == 2
     assert segmentation.pixel_array.sum() == 0 and segmentation.NumberOfFrames >= 25

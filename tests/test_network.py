@@ -48,15 +48,16 @@ def test_both_passes_equal_segment_anything_for_a_batch_with_three_boxes(
 
     boxes = torch.tensor([[[4.0, 8.0, 31.0, 47.0]], [[0.0, 0.0, 63.0, 63.0]], [[32.0, 0.0, 63.0, 15.0]]])
 
-    def masks_with_these_boxes(logits: torch.Tensor, stride: int, *args: float) -> torch.Tensor:
+    def masks_with_these_boxes(logits: torch.Tensor) -> torch.Tensor:
         """y0 of random weights has no useful box: put hand-made masks through the real SP(), the second one empty."""
         made = torch.full((3, 1, 16, 16), -9.0)
         for index in (0, 2):
             x0, y0, x1, y1 = boxes[index, 0].int().tolist()
             made[index, 0, y0 // 4 : y1 // 4 + 1, x0 // 4 : x1 // 4 + 1] = 9.0
-        return boxes_from_logits(made, stride, *args)
+        return self_prompt(made)
 
-    monkeypatch.setattr("bundle.network.boxes_from_logits", masks_with_these_boxes)
+    self_prompt = network.self_prompt
+    monkeypatch.setattr(network, "self_prompt", masks_with_these_boxes)
     output = network.segment(image)
 
     assert torch.equal(output.boxes_xyxy, boxes)
@@ -210,12 +211,35 @@ def test_a_windowed_table_of_another_length_is_other_weights(toy: str) -> None:
         network.load_base(state, "some.pth")
 
 
+def test_a_sam_without_classes_is_where_several_start_from(toy: str) -> None:
+    base = SamSP(sam=toy, trainable="full").merged_state_dict()
+    network = SamSP(sam=toy, num_classes=3)
+    tokens = network.class_tokens.weight.detach().clone()
+    network.load_base(base, "a base", new_classes=True)
+    assert torch.equal(network.class_tokens.weight, tokens)
+    with pytest.raises(BundleError, match=r"1 missing \(class_tokens\.weight\)"):
+        network.load_base(base, "a model")
+
+
+@torch.no_grad()
+def test_boxes_of_exclusive_classes_do_not_cover_each_other(toy: str) -> None:
+    network = SamSP(sam=toy, num_classes=2, exclusive=True)
+    initial = torch.full((1, 2, 16, 16), -5.0)
+    initial[0, 0, 2:8, 2:8] = 4.0
+    initial[0, 1, 5:12, 2:8] = 6.0  # wins where both are
+    boxes = network.self_prompt(initial)[0]
+    assert boxes.tolist() == [[8.0, 8.0, 31.0, 19.0], [8.0, 20.0, 31.0, 47.0]]
+    network.exclusive = False
+    assert network.self_prompt(initial)[0, 0].tolist() == [8.0, 8.0, 31.0, 31.0]
+
+
 BAD_SETTINGS = [
     ({"sam": "vit_x"}, "vit_x"),
     ({"image_size": 100}, "image_size is 100"),
     ({"trainable": "all"}, "trainable is 'all'"),
     ({"prompt": "me"}, "prompt is 'me'"),
     ({"lora_rank": 0}, "lora_rank is 0"),
+    ({"num_classes": 0}, "num_classes is 0"),
     ({"prompt_threshold": 1.5}, r"prompt_threshold is 1\.5"),
     ({"prompt_margin": -0.1}, r"prompt_margin -0\.1"),
 ]

@@ -207,9 +207,9 @@ def test_overlay_stays_within_the_mask() -> None:
     ("height", "width", "tile_height"), [(60, 90, 213), (100, 50, 320), (2000, 1000, 320), (1, 900, 1)]
 )
 def test_panel_has_four_tiles_of_one_size(height: int, width: int, tile_height: int) -> None:
-    mask = corner_shape(height, width)
+    mask = corner_shape(height, width)[None]
     captions = ("a very long name of an image that goes on and on and on.jpeg", *CAPTIONS[1:])
-    panel = draw_panel(picture(height, width), mask, mask, ~mask, (0, 0, width - 1, height - 1), captions)
+    panel = draw_panel(picture(height, width), mask, mask, ~mask, [(0, 0, width - 1, height - 1)], captions)
     assert panel.dtype == np.uint8
     assert panel.shape == (tile_height + report.STRIP_HEIGHT, 4 * report.TILE_SIZE + 3 * report.GAP, 3)
     assert (panel[:, report.TILE_SIZE : COLUMN] == report.PAGE_COLOR).all(), "a caption leaves its tile"
@@ -218,7 +218,7 @@ def test_panel_has_four_tiles_of_one_size(height: int, width: int, tile_height: 
 def test_masks_go_to_their_tiles() -> None:
     shape = corner_shape(60, 90)
     masks = (shape, shape[::-1], shape[:, ::-1])
-    panel = draw_panel(picture(60, 90), masks[0], masks[1], masks[2], None, CAPTIONS)
+    panel = draw_panel(picture(60, 90), masks[0][None], masks[1][None], masks[2][None], (), CAPTIONS)
     plain, *tiles = tiles_of(panel, 60, 90)
     for tile, mask in zip(tiles, masks, strict=True):
         expected = np.asarray(Image.fromarray(mask).resize((320, 213), Image.Resampling.NEAREST))
@@ -226,14 +226,27 @@ def test_masks_go_to_their_tiles() -> None:
 
 
 def test_box_is_on_the_initial_tile_with_x_along_the_width() -> None:
-    empty = np.zeros((160, 320), dtype=bool)
+    empty = np.zeros((1, 160, 320), dtype=bool)
     image = np.full((160, 320, 3), DARK, dtype=np.uint8)
-    panel = draw_panel(image, empty, empty, empty, (200, 20, 299, 59), CAPTIONS)
+    panel = draw_panel(image, empty, empty, empty, [(200, 20, 299, 59)], CAPTIONS)
     plain, label, initial, refined = tiles_of(panel, 160, 320)
     assert np.array_equal(plain, label)
     assert np.array_equal(plain, refined)
     assert box_of(is_box(initial)) == (200, 20, 299, 59)
     assert not is_box(initial)[30:50, 210:290].any()
+
+
+def test_every_class_has_its_color_in_every_tile() -> None:
+    masks = np.zeros((2, 60, 90), dtype=bool)
+    masks[0, 5:25, 5:40], masks[1, 30:55, 50:85] = True, True
+    image = np.full((60, 90, 3), DARK, dtype=np.uint8)
+    panel = draw_panel(image, masks, masks, masks, [(5, 5, 39, 24), (50, 30, 84, 54)], CAPTIONS)
+    _, label, _, refined = tiles_of(panel, 60, 90)
+    assert np.array_equal(label, refined)
+    for mask, color in zip(masks, report.CLASS_COLORS, strict=False):
+        scaled = np.asarray(Image.fromarray(mask).resize((320, 213), Image.Resampling.NEAREST))
+        outline = np.abs(label.astype(int) - color).max(axis=2) < 40
+        assert outline.sum() > 200 and (outline & ~scaled).sum() < 0.1 * outline.sum()
 
 
 def test_box_on_image_undoes_scaling_and_padding() -> None:
@@ -310,7 +323,7 @@ def test_wrong_use_is_named(tmp_path: Path, datalist: list[dict[str, str]], brig
     with pytest.raises(BundleError, match="shuffles"):
         evaluator_for(datalist, bright, tmp_path / "out", shuffle=True).run()
     evaluator = evaluator_for(datalist, bright, tmp_path / "out")
-    with pytest.raises(BundleError, match="'val_dice' has 2 x 1 values, expected 5 x 1"):
+    with pytest.raises(BundleError, match="'val_dice' has 2 x 1 values, expected a row for each of the 5 images"):
         evaluator.state.epoch_length = 2
         evaluator.run()
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,14 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from bundle.readers import RGBReader
-from bundle.transforms import RandColorJitterd, ResizeLongestSided, SplitPassesd, longest_side_size
+from bundle.transforms import (
+    MarkClassesd,
+    RandColorJitterd,
+    ResizeLongestSided,
+    SplitClassesd,
+    SplitPassesd,
+    longest_side_size,
+)
 
 MEAN = np.array([123.675, 116.28, 103.53])
 DEVIATION = np.array([58.395, 57.12, 57.375])
@@ -206,3 +213,16 @@ def test_color_jitter_refuses_a_float_image_on_the_scale_of_uint8() -> None:
     """After `RandAffined` an image is float 0..255: jittered as 0..1 it would come out black."""
     with pytest.raises(ValueError, match=r"0\.\.1, got 200"):
         RandColorJitterd("image", prob=1.0)({"image": torch.full((3, 4, 4), 200.0)})
+
+
+def test_classes_split_and_marked() -> None:
+    classes = MetaTensor(torch.tensor([[[0, 1, 2], [3, 2, 1]]], dtype=torch.uint8), meta={"a": 1})
+    split = SplitClassesd("label", 3)({"label": classes})["label"]
+    assert split.dtype == torch.uint8 and split.meta["a"] == 1
+    assert split.tolist() == [[[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0]], [[0, 0, 0], [1, 0, 0]]]
+    assert SplitClassesd("label", 1)({"label": classes})["label"] is classes
+
+    logits = MetaTensor(torch.tensor([[[-1.0, 2.0]], [[3.0, 1.0]]]), meta={"a": 1})
+    marked = MarkClassesd("pred", exclusive=True)({"pred": logits})["pred"]
+    assert marked.tolist() == [[[0, 1]], [[1, 0]]] and marked.meta["a"] == 1
+    assert MarkClassesd("pred", exclusive=False)({"pred": logits})["pred"].tolist() == [[[0, 1]], [[1, 1]]]

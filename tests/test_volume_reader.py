@@ -23,6 +23,7 @@ import pytest
 import SimpleITK as sitk
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 
+from bundle.dicom_series import find_series
 from bundle.errors import BundleError
 from bundle.volume_reader import VolumeReader, open_volume
 from tests.conftest import SHARED_DATA
@@ -72,7 +73,7 @@ def write_series(
 
 
 def test_nifti_as_it_is(tmp_path: Path, values: np.ndarray) -> None:
-    found, affine, _ = open_volume(write_nifti(tmp_path / "a.nii.gz", values, OBLIQUE))
+    found, affine = open_volume(write_nifti(tmp_path / "a.nii.gz", values, OBLIQUE))
     assert np.array_equal(found, values) and found.dtype == np.int16
     np.testing.assert_allclose(affine, OBLIQUE, atol=1e-6)
 
@@ -87,7 +88,7 @@ def test_itk_formats_have_the_affine_of_the_nifti_itk_writes(
     image.SetDirection(direction.flatten())
     for name in (f"a.{extension}", "a.nii"):
         sitk.WriteImage(image, str(tmp_path / name))
-    (found, affine, _), (expected, expected_affine, _) = (
+    (found, affine), (expected, expected_affine) = (
         open_volume(tmp_path / name) for name in (f"a.{extension}", "a.nii")
     )
     assert np.array_equal(found, expected) and np.array_equal(found, values)
@@ -96,11 +97,11 @@ def test_itk_formats_have_the_affine_of_the_nifti_itk_writes(
 
 def test_a_series_is_sorted_by_position_and_rescaled(tmp_path: Path, values: np.ndarray) -> None:
     paths = write_series(tmp_path / "series", values)
-    found, affine, extra = open_volume(tmp_path / "series")
+    found, affine = open_volume(tmp_path / "series")
     assert np.array_equal(found, values)  # the writer stored them without the intercept of -1024
     stored = sitk.ReadImage(str(paths[0]))
     assert stored.GetMetaData("0028|1052").strip() == "-1024"
-    assert extra["dicom_files"] == [str(path) for path in paths]
+    assert find_series(tmp_path / "series").files == [str(path) for path in paths]
     expected = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.array(
         [[0.7, 0, 0, -11], [0, 0.8, 0, 23.5], [0, 0, 2.5, 7.25], [0, 0, 0, 1]]
     )
@@ -189,14 +190,14 @@ def test_every_orientation_goes_there_and_back(codes: str, tmp_path: Path, value
 
 @pytest.mark.skipif(not (SHARED_DATA / "dicom-mr").is_dir(), reason="the DICOM series of ../shared/data is not here")
 def test_a_real_series_and_its_mask_lie_in_the_same_place() -> None:
-    (image, affine, extra), (mask, mask_affine, _) = (
+    (image, affine), (mask, mask_affine) = (
         open_volume(SHARED_DATA / "dicom-mr" / name) for name in ("t1post", "mask_tumor")
     )
-    assert image.shape == mask.shape == (260, 320, 25) and len(extra["dicom_files"]) == 25
+    assert image.shape == mask.shape == (260, 320, 25)
     np.testing.assert_allclose(affine, mask_affine, atol=1e-3)
     assert mask.sum() == 2641 and np.count_nonzero(mask.sum(axis=(0, 1))) == 7
     reference = sitk.ImageSeriesReader()
-    reference.SetFileNames(extra["dicom_files"])
+    reference.SetFileNames(find_series(SHARED_DATA / "dicom-mr" / "t1post").files)
     itk = reference.Execute()
     corner = np.array(itk.TransformIndexToPhysicalPoint((259, 319, 24))) * (-1, -1, 1)
     np.testing.assert_allclose((affine @ (259, 319, 24, 1))[:3], corner, atol=0.05)
