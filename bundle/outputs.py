@@ -128,7 +128,7 @@ class MaskWriter(PILWriter):
 class VolumeWriter(NibabelWriter):
     """MONAI's `NibabelWriter`, but a file is there either whole or not at all, and a volume of one slice stays one."""
 
-    def set_data_array(  # type: ignore[override]
+    def set_data_array(
         self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
     ) -> None:
         """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""

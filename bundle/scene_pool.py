@@ -33,6 +33,18 @@ from bundle.scenes import VERSION, Scene, draw_scene
 from bundle.scenes.labels import LARGEST, SMALLEST
 
 IMAGES, LABELS = "images.npy", "labels.npy"
+VALIDATION_SEED, TEST_SEED = 1, 2
+
+
+def training_scenes(folder: str | os.PathLike[str], count: int, seed: int) -> Path:
+    """The pool to train on, see `ensure_scenes`.
+
+    Raises:
+        BundleError: the seed is that of the validation or of the test.
+    """
+    if seed in (VALIDATION_SEED, TEST_SEED):
+        raise BundleError(f"scenes_seed is {seed}, but the scenes of that seed are for validation or for the test.")
+    return ensure_scenes(folder, count, seed)
 
 
 def ensure_scenes(folder: str | os.PathLike[str], count: int, seed: int, size: int = 256) -> Path:

@@ -30,7 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "geometry": {"task": "geometry", "image_size": 128, "smallest_crop": 96, "prompts": 4, "epochs": 1},
     "near": {"image_size": 128, "smallest_crop": 96, "largest_crop": 192, "rounds": 1, "epochs": 5},
-    "whole": {"publish": True},
+    "whole": {},
+    "fresh": {
+        "scenes_seed": 3,
+        "epochs": 3,
+        "learning_rate": 4e-4,
+        "matrix_learning_rate": 1e-3,
+        "publish": True,
+    },
 }
 
 

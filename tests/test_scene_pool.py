@@ -85,3 +85,9 @@ def test_nothing_to_ask_for_gives_empty_masks() -> None:
     masks = scene_pool.SampleMasksd(3)({"labels": labels})["masks"]
     assert masks.shape == (3, 20, 20) and masks.sum() == 0
     assert scene_pool.SampleMasksd(None)({"labels": labels})["masks"].shape == (0, 20, 20)
+
+
+@pytest.mark.parametrize("seed", [scene_pool.VALIDATION_SEED, scene_pool.TEST_SEED])
+def test_nobody_trains_on_the_scenes_of_the_test(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"scenes_seed is {seed}, but the scenes of that seed are for"):
+        scene_pool.training_scenes(tmp_path, 2, seed)
