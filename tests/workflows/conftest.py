@@ -15,10 +15,35 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from bundle import demo
 from tests.workflows.commands import META
+
+# Oblique, anisotropic, and not in the order of MONAI's axes.
+AFFINE = np.array([[0.0, -1.4, 0.2, 10.0], [1.2, 0.0, 0.0, -20.0], [0.1, 0.2, 3.0, 5.0], [0, 0, 0, 1]])
+
+
+def draw_blocks(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A volume (30, 24, 8) with a bright and a brighter block on noise, and its classes."""
+    rng = np.random.default_rng(seed)
+    x, y, z = rng.integers(2, 8), rng.integers(2, 6), rng.integers(0, 3)
+    label = np.zeros((30, 24, 8), dtype=np.uint8)
+    label[x : x + 10, y : y + 9, z : z + 4] = 1
+    label[x + 10 : x + 18, y : y + 9, z + 1 : z + 5] = 2
+    return (rng.normal(0, 40, label.shape) + 400.0 * label).astype(np.int16), label
+
+
+def write_blocks(folder: Path, count: int) -> Path:
+    """Volumes of `draw_blocks` as NIfTI in ``images`` and ``labels``."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for seed in range(count):
+        for name, values in zip(("images", "labels"), draw_blocks(seed), strict=True):
+            nibabel.save(nibabel.Nifti1Image(values, AFFINE), folder / name / f"case{seed}.nii.gz")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import pytest
 
 from bundle import demo
 from tests.conftest import ROOT
+from tests.workflows.conftest import write_blocks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--epochs", "1", "--image_size", "64", "--num_workers", "0", "--device", "cpu"]
@@ -36,12 +37,13 @@ def examples(marker: str) -> list[str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what the commands need, with the dataset that the README speaks of."""
+    """A copy of what the commands need, with the datasets that the README speaks of."""
     copy = tmp_path / "a copy"  # a path with a space
     for folder in ("bundle", "configs", "models/base"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     demo.make_demo(copy / "my_polyps", count=14, seed=5)
     (copy / "my_polyps" / demo.MARKER).unlink()
+    write_blocks(copy / "my_volumes", count=10)
     stems = sorted(path.stem for path in (copy / "my_polyps" / "images").iterdir())
     (copy / "test.txt").write_text("\n".join(stems[:2]))
     (copy / "videos.csv").write_text("stem,video\n" + "\n".join(f"{s},{i // 2}" for i, s in enumerate(stems)))
@@ -72,6 +74,7 @@ def test_every_command_of_the_readme_runs(checkout: Path) -> None:
         assert "Error" not in done.stderr, command
     for name in ("models/model.pt", "models/previous", "output/evaluation/panels/panels.png", "output/masks"):
         assert (checkout / name).exists(), name
+    assert len(list((checkout / "output" / "masks").glob("*.nii.gz"))) == 10
 
 
 def test_the_python_example_runs() -> None:

@@ -25,34 +25,19 @@ from PIL import Image
 from bundle.volume_reader import open_volume
 from tests.conftest import ROOT, SHARED_DATA
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, refused
+from tests.workflows.conftest import AFFINE, draw_blocks, write_blocks
 
 VOLUME = str(ROOT / "configs" / "volume.json")
-AFFINE = np.array([[0.0, -1.4, 0.2, 10.0], [1.2, 0.0, 0.0, -20.0], [0.1, 0.2, 3.0, 5.0], [0, 0, 0, 1]])
-
-
-def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A volume (30, 24, 8) with a bright and a brighter block on noise, and its classes."""
-    rng = np.random.default_rng(seed)
-    x, y, z = rng.integers(2, 8), rng.integers(2, 6), rng.integers(0, 3)
-    label = np.zeros((30, 24, 8), dtype=np.uint8)
-    label[x : x + 10, y : y + 9, z : z + 4] = 1
-    label[x + 10 : x + 18, y : y + 9, z + 1 : z + 5] = 2
-    return (rng.normal(0, 40, label.shape) + 400.0 * label).astype(np.int16), label
 
 
 @pytest.fixture(scope="module")
 def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten volumes in the layout of the Medical Segmentation Decathlon; procedural blocks."""
-    folder = tmp_path_factory.mktemp("brains")
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir()
-    for seed in range(10):
-        for kind, values in zip(("imagesTr", "labelsTr"), draw(seed), strict=True):
-            nibabel.save(nibabel.Nifti1Image(values, AFFINE), folder / kind / f"case{seed}.nii.gz")
+    """Ten volumes with the datalist of the Medical Segmentation Decathlon; procedural blocks."""
+    folder = write_blocks(tmp_path_factory.mktemp("brains"), count=10)
     content = {
         "labels": {"0": "background", "1": "front", "2": "back"},
-        "training": [{key: f"./{key}sTr/case{seed}.nii.gz" for key in ("image", "label")} for seed in range(10)],
-        "test": ["./imagesTr/case0.nii.gz"],
+        "training": [{key: f"./{key}s/case{seed}.nii.gz" for key in ("image", "label")} for seed in range(10)],
+        "test": ["./images/case0.nii.gz"],
     }
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
@@ -73,19 +58,19 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
     front = next(line for line in said.splitlines() if line.startswith("front"))
     assert len(front.split()) == 5 and "HD95 (mm)" in said
 
-    command("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "imagesTr"))
+    command("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"))
     masks = root / "output" / "masks"
     assert sorted(path.name for path in masks.iterdir()) == sorted(f"case{seed}.nii.gz" for seed in range(10))
     dice = []
     for seed in range(10):
         written = nibabel.load(masks / f"case{seed}.nii.gz")
         np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
-        found, label = np.asarray(written.dataobj), draw(seed)[1]
+        found, label = np.asarray(written.dataobj), draw_blocks(seed)[1]
         assert found.shape == label.shape and found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1, 2}
         dice += [2 * ((found == k) & (label == k)).sum() / ((found == k).sum() + (label == k).sum()) for k in (1, 2)]
     assert np.mean(dice) > 0.5  # a swapped or mirrored axis has less
 
-    other = refused("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "imagesTr"), slice_axis=0)
+    other = refused("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"), slice_axis=0)
     assert "slice_axis is 0, but" in other and "was trained with 2" in other
 
 
@@ -122,7 +107,7 @@ def train_once(root: Path, folder: Path, **more: Any) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_every_axis_of_a_volume_of_one_slice(axis: int, root: Path, brains: Path, tmp_path: Path) -> None:
     train_once(root, brains, slice_axis=axis, orientation="RAS", slices_as_rgb="repeat")
-    flat = nibabel.Nifti1Image(draw(0)[0][:, :, :1], AFFINE)
+    flat = nibabel.Nifti1Image(draw_blocks(0)[0][:, :, :1], AFFINE)
     nibabel.save(flat, tmp_path / "flat.nii.gz")
     command("inferring", [INFER, VOLUME], root, dataset_dir=str(tmp_path / "flat.nii.gz"))
     written = nibabel.load(root / "output" / "masks" / "flat.nii.gz")
@@ -131,7 +116,7 @@ def test_every_axis_of_a_volume_of_one_slice(axis: int, root: Path, brains: Path
 
 
 def test_what_cannot_be_trained_on(root: Path, brains: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    values, label = draw(1)
+    values, label = draw_blocks(1)
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     moved = AFFINE.copy()
