@@ -84,19 +84,20 @@ def write_seg(
     if not found:
         raise BundleError('highdicom is not installed; expected it for DICOM SEG: pip install ".[volumes]".')
     import pydicom
+    from pydicom.sr.codedict import codes
 
     if masks.ndim != 4 or masks.shape[0] != len(labels) or masks.shape[3] != len(files):
         raise BundleError(f"Masks {masks.shape} do not fit {len(labels)} labels and {len(files)} slices.")
     sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=NAME, family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence, version=version
+        name=NAME, family=codes.DCM.ArtificialIntelligence, version=version
     )
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=labels[number],
-            segmented_property_category=pydicom.sr.codedict.codes.SCT.Tissue,
-            segmented_property_type=pydicom.sr.codedict.codes.SCT.Tissue,
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )

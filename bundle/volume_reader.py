@@ -84,7 +84,7 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
     import nibabel  # volumes alone need it
 
     try:
-        image = nibabel.load(name)
+        image: Any = nibabel.load(name)
         shape = image.shape
         values = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
