@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.metrics import compute_iou
 from PIL import Image
+from scipy.spatial import ConvexHull
 
 from bundle.errors import BundleError
 from bundle.pretraining import Exam, boxes_of_masks, innermost_points
@@ -33,7 +34,18 @@ from bundle.weights import write_atomically
 PROMPTS = ("box", "point_single", "point")
 # Limits between small, medium and large objects, as a fraction of the scene.
 SIZES = (("under 1 %", 0.0, 0.01), ("1 to 5 %", 0.01, 0.05), ("over 5 %", 0.05, 1.0))
+# An object fills its convex hull by this share at least, or it is what others leave of it: a crescent, a ring.
+COMPACT = 0.75
 POINT_COLOR, POINT_RADIUS = (255, 238, 70), 3
+
+
+class Row(NamedTuple):
+    """One object of the exam."""
+
+    kind: str
+    area: float  # a fraction of the scene
+    hull_share: float
+    iou: np.ndarray  # (3,), see `PROMPTS`
 
 
 class ExamReport:
@@ -62,7 +74,7 @@ class ExamReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _start(self, engine: SupervisedEvaluator) -> None:
-        self.rows: list[tuple[str, float, np.ndarray]] = []
+        self.rows: list[Row] = []
         self.panels: list[np.ndarray] = []
         self.titles: list[str] = []
 
@@ -72,7 +84,9 @@ class ExamReport:
         shown = exam.logits > 0
         iou = compute_iou(shown, exam.target > 0).cpu().numpy()  # (P, 3)
         area = exam.target[:, 0].float().mean(dim=(1, 2)).cpu().numpy()
-        self.rows += [(self.kinds[place], float(a), row) for a, row in zip(area, iou, strict=True)]
+        shares = [hull_share(mask) for mask in (exam.target[:, 0] > 0).cpu().numpy()]
+        rows = zip(area.tolist(), shares, iou, strict=True)
+        self.rows += [Row(self.kinds[place], size, share, row) for size, share, row in rows]
         if place in self.drawn and len(iou):
             index = int(np.argsort(area)[len(area) // 2])
             self.panels.append(_draw(engine.state.output["image"][0], exam, index, iou[index]))
@@ -81,8 +95,10 @@ class ExamReport:
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Write and print."""
         table = {"all": _means(self.rows)}
-        table |= {kind: _means([row for row in self.rows if row[0] == kind]) for kind in sorted(set(self.kinds))}
-        table |= {name: _means([row for row in self.rows if low <= row[1] < high]) for name, low, high in SIZES}
+        table |= {kind: _means([row for row in self.rows if row.kind == kind]) for kind in sorted(set(self.kinds))}
+        table |= {name: _means([row for row in self.rows if low <= row.area < high]) for name, low, high in SIZES}
+        table["compact"] = _means([row for row in self.rows if row.hull_share >= COMPACT])
+        table["not compact"] = _means([row for row in self.rows if row.hull_share < COMPACT])
         text = json.dumps(table, indent=1) + "\n"
         write_atomically(self.output_dir / "exam.json", lambda path: path.write_text(text, encoding="utf-8"))
         lines = [f"{'mean IoU':12} objects    box  point  point, single mask"]
@@ -95,15 +111,26 @@ class ExamReport:
             sheet = draw_sheet(self.panels, self.titles)
             path = self.output_dir / "exam.png"
             write_atomically(path, lambda partial: Image.fromarray(sheet).save(partial, "PNG"))
-        scenes = f"{len(self.kinds)} procedural test scenes; exact box, innermost point; mean over objects"
+        scenes = (
+            f"{len(self.kinds)} procedural test scenes; exact box, innermost point; mean over objects; compact ones "
+            f"fill {COMPACT:.0%} of their convex hull"
+        )
         print("\n".join(["", scenes, *lines, f"Wrote exam.json and exam.png to {self.output_dir}"]), flush=True)
 
 
-def _means(rows: Sequence[tuple[str, float, np.ndarray]]) -> dict[str, Any]:
+def hull_share(mask: np.ndarray) -> float:
+    """Area of a mask (H, W), not empty, as a fraction of that of its convex hull."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    corners = [(x, row + end) for x, row in zip((*first, *last), (*rows, *rows), strict=True) for end in (0, 1)]
+    return float(mask.sum() / ConvexHull(corners).volume)  # of a plane figure the volume is its area
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Any]:
     """Number of objects and mean IoU after each prompt."""
     if not rows:
         return {"objects": 0}
-    means = np.mean([iou for *_, iou in rows], axis=0)
+    means = np.mean([row.iou for row in rows], axis=0)
     return {"objects": len(rows)} | {name: round(float(value), 4) for name, value in zip(PROMPTS, means, strict=True)}
 
 

@@ -33,7 +33,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
     "whole": {},
     "fresh": {
         "scenes_seed": 3,
-        "epochs": 3,
+        "epochs": 2,
         "learning_rate": 4e-4,
         "matrix_learning_rate": 1e-3,
         "publish": True,

@@ -12,11 +12,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from bundle import pretraining
 from bundle.errors import BundleError
+from bundle.exam import hull_share
 from bundle.network import SamSP
 from bundle.pretraining import Answer, Conversation, ConversationLoss, Exam, PromptedSam
 from tests.conftest import randomize
@@ -228,3 +230,17 @@ def test_bfloat16_gives_about_the_same_and_float32_out(person: PromptedSam, scen
     torch.testing.assert_close(close, exact, rtol=0.1, atol=0.1 * exact.abs().max().item())
     ConversationLoss()(person.train()(image, masks)).backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in person.parameters())
+
+
+def test_share_of_the_convex_hull() -> None:
+    mask = np.zeros((40, 50), dtype=bool)
+    mask[5:25, 10:40] = True
+    assert hull_share(mask) == pytest.approx(1)
+    mask[10:25, 15:35] = False  # an arch
+    assert hull_share(mask) == pytest.approx(1 - 300 / 600)
+    single = np.zeros((4, 4), dtype=bool)
+    single[2, 3] = True
+    assert hull_share(single) == pytest.approx(1)
+    rows, columns = np.ogrid[:64, :64]
+    disk = (rows - 31.5) ** 2 + (columns - 31.5) ** 2 < 25**2
+    assert hull_share(disk) > 0.95

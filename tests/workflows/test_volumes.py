@@ -13,6 +13,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +177,22 @@ def test_errors_of_series_reach_the_user(root: Path, brains: Path, tmp_path: Pat
         writer.Execute(image)
     said = refused("inferring", [INFER, VOLUME], root, dataset_dir=str(tmp_path))
     assert "holds 2 DICOM series; expected one in a folder" in said
+
+
+@pytest.mark.slow
+def test_a_large_volume_needs_less_than_3_gb(tmp_path: Path) -> None:
+    """512 x 512 x 300 int16 with the embedded SAM as it is shipped, in a process of its own."""
+    values = np.random.default_rng(0).integers(-1000, 1000, (512, 512, 300), dtype=np.int16)
+    values[100:300, 150:350, 50:250] += 1500
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "large.nii")
+    del values
+    options = ["--dataset_dir", str(tmp_path / "large.nii"), "--output_dir", str(tmp_path / "masks")]
+    options += ["--weights", str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), "--num_workers", "0", "--device", "cpu"]
+    config = "['configs/inference.json','configs/volume.json']"
+    command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", config, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"peak memory {peak:.2f} GiB")
+    assert peak * 2**30 < 3e9
+    assert nibabel.load(tmp_path / "masks" / "large.nii.gz").shape == (512, 512, 300)
