@@ -110,14 +110,16 @@ class MaskLayout(FolderLayoutBase):
         return mask
 
 
-class MaskWriter(PILWriter):
-    """MONAI's `PILWriter` for PNG files, but a file is there either whole or not at all."""
+class _WholeFileWriter(ImageWriter):
+    """Comes before a writer of MONAI's among the bases: a file is then there either whole or not at all."""
+
+    extension: str
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
         target = Path(filename)
         ImageWriter.write(self, target, verbose=verbose)
-        temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
+        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}{self.extension}")
         try:
             super().write(temporary, verbose=False, **kwargs)
             os.replace(temporary, target)
@@ -125,8 +127,16 @@ class MaskWriter(PILWriter):
             temporary.unlink(missing_ok=True)
 
 
-class VolumeWriter(NibabelWriter):
-    """MONAI's `NibabelWriter`, but a file is there either whole or not at all, and a volume of one slice stays one."""
+class MaskWriter(_WholeFileWriter, PILWriter):
+    """MONAI's `PILWriter` for PNG files."""
+
+    extension = ".png"
+
+
+class VolumeWriter(_WholeFileWriter, NibabelWriter):
+    """MONAI's `NibabelWriter`; a volume of one slice stays a volume."""
+
+    extension = ".nii.gz"
 
     def set_data_array(
         self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
@@ -134,14 +144,3 @@ class VolumeWriter(NibabelWriter):
         """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""
         values = convert_data_type(data_array, np.ndarray)[0]
         self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
-
-    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
-        target = Path(filename)
-        ImageWriter.write(self, target, verbose=verbose)
-        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}.nii.gz")
-        try:
-            super().write(temporary, verbose=False, **kwargs)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -191,7 +191,6 @@ class VolumeInferer(Inferer):
         batch_size: slices that go through the network at a time.
         exclusive: see `bundle.classes.label_map`.
         both: also the label map of y0, after that of y1.
-        progress: show a bar, on a terminal.
     """
 
     def __init__(
@@ -201,11 +200,10 @@ class VolumeInferer(Inferer):
         batch_size: int = 8,
         exclusive: bool = True,
         both: bool = False,
-        progress: bool = True,
     ) -> None:
         super().__init__()
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
-        self.exclusive, self.both, self.progress = exclusive, both, progress
+        self.exclusive, self.both = exclusive, both
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
@@ -227,7 +225,7 @@ class VolumeInferer(Inferer):
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)
-        bar = tqdm(starts, desc="slices", unit="batch", disable=None if self.progress else True, leave=False)
+        bar = tqdm(starts, desc="slices", unit="batch", disable=None, leave=False)
         for start in bar:
             yield range(start, min(start + self.batch_size, slices))
 
