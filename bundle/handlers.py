@@ -188,7 +188,7 @@ class History:
     def _start(self, engine: SupervisedTrainer) -> None:
         done = engine.state.epoch  # 0, or the epoch that a run is resumed from
         if done and self.path.is_file():
-            self.rows = [row for row in json.loads(self.path.read_text()) if row["epoch"] <= done]
+            self.rows = [row for row in json.loads(self.path.read_text(encoding="utf-8")) if row["epoch"] <= done]
         self.started = time.monotonic() - 60 * (self.rows[-1]["minutes"] if self.rows else 0.0)
 
     def __call__(self, engine: SupervisedTrainer) -> None:

@@ -61,9 +61,9 @@ class Exam(NamedTuple):
 class PromptedSam(nn.Module):
     """SAM and a simulated person, as in SAM's own training (Segment Anything, section 3 and appendix A).
 
-    Half of the objects are asked for by a box with some noise, half by one random point in them. In each further round
-    a point is added where mask and object differ, and the mask so far goes back in as a prompt. The embedding of an
-    image is computed once for all its prompts. There is no null prompt and no self-prompt here: that is what SAM-SP
+    Some objects are asked for by a box with some noise, the others by one random point in them. In each further round a
+    point is added where mask and object differ, and the mask so far goes back in as a prompt. The embedding of an image
+    is computed once for all its prompts. There is no null prompt and no self-prompt here: that is what SAM-SP
     adds later.
 
     Args:
@@ -72,19 +72,30 @@ class PromptedSam(nn.Module):
         task: "objects" asks for the objects of the scene. "geometry" teaches the decoder alone what prompts mean: the
             embedding is blank, a box asks for the filled box and a point for the disk around it. Trained on objects
             from the start, a decoder learns to ignore its prompts.
+        box_share: fraction of an image's objects that are asked for by a box; SAM has one half.
         bfloat16: compute products in half the bits, about 1.4 times as fast on a CPU that has instructions for it;
             weights, logits and loss stay float32.
     """
 
-    def __init__(self, network: SamSP, rounds: int = 2, task: str = "objects", bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        network: SamSP,
+        rounds: int = 2,
+        task: str = "objects",
+        box_share: float = 0.5,
+        bfloat16: bool = False,
+    ) -> None:
         super().__init__()
         if task not in TASKS:
             raise BundleError(f"task is '{task}', expected one of {', '.join(TASKS)}.")
         if rounds < 1:
             raise BundleError(f"rounds is {rounds}, expected 1 or more.")
+        if not 0 <= box_share <= 1:
+            raise BundleError(f"box_share is {box_share}, expected a fraction between 0 and 1.")
         self.network = network.requires_grad_(True)
         self.rounds = rounds
         self.task = task
+        self.box_share = box_share
         self.use_bfloat16 = bfloat16
         if task == "geometry":
             network.image_encoder.requires_grad_(False)
@@ -106,8 +117,8 @@ class PromptedSam(nn.Module):
         """All rounds about every object, see `forward`."""
         stride = self.network.stride
         embedding = self._embed(image).repeat_interleave(masks.shape[1], dim=0)
+        by_box = shared_out(masks.shape[1], self.box_share).repeat(len(masks)).to(masks.device)
         masks = masks.flatten(0, 1)[:, None].float()
-        by_box = torch.arange(len(masks), device=masks.device) % 2 == 0
         boxes_xyxy = noisy_boxes(boxes_of_masks(masks), self.network.image_size)
         target = F.avg_pool2d(masks, stride)
         points_xy = [random_points(target, stride)]
@@ -194,6 +205,12 @@ class PromptedSam(nn.Module):
         px, py = (points_xy[:, axis, None, None] + 0.5 for axis in (0, 1))
         disk = (x - px) ** 2 + (y - py) ** 2 <= (DISK_RADIUS * size) ** 2
         return torch.where(by_box[:, None, None], box, disk)[:, None].float()
+
+
+def shared_out(count: int, share: float) -> torch.Tensor:
+    """Mark a share of ``count`` rows, evenly spread and the first among them: bool, (count,)."""
+    marked = torch.ceil(torch.arange(count + 1, dtype=torch.float64) * share)
+    return marked[1:] > marked[:-1]
 
 
 def best_guess(answer: Answer) -> torch.Tensor:

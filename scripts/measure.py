@@ -74,14 +74,14 @@ def peak_memory_mib(case: Case) -> float | None:
     step = make_step(case)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _status_kib("VmRSS")
     step()
     return (_status_kib("VmHWM") - before) / 1024
 
 
 def _status_kib(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
@@ -136,7 +136,7 @@ def in_own_process(request: dict[str, Any]) -> Any:
     """
     command = [sys.executable, "-m", "scripts.benchmark", "--request", json.dumps(request)]
     environment = {**os.environ, **(EXACT_MEMORY if "memory" in request else {})}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         raise RuntimeError(f"{request} ended with code {done.returncode}.\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -168,7 +168,7 @@ def machine() -> dict[str, Any]:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

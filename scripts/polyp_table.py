@@ -94,7 +94,7 @@ def measured_paces(plan: Plan, path: Path) -> dict[str, float]:
         rows = [row for row in ROWS.values() if row.seeds]
         seconds = measure_paces(rows, records, plan.knobs, plan.threads)
         found = {"machine": {**machine(), "threads": plan.threads}, "batch_size": BATCH_SIZE, "step_seconds": seconds}
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(found, indent=1) + "\n"))
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
     return json.loads(path.read_text(encoding="utf-8"))["step_seconds"]
 
 

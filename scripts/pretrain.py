@@ -36,6 +36,14 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 2,
         "learning_rate": 4e-4,
         "matrix_learning_rate": 1e-3,
+    },
+    "boxes": {
+        "scenes_seed": 4,
+        "smallest_crop": 224,
+        "box_share": 0.75,
+        "epochs": 2,
+        "learning_rate": 4e-4,
+        "matrix_learning_rate": 1e-3,
         "publish": True,
     },
 }

@@ -43,12 +43,12 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     path = tmp_path / "new" / "benchmark.json"
     options = "--only encoder,training,difference --sam vit_tiny --sizes 64 --repeats 2 --no-memory --output"
     command = [sys.executable, "-m", "scripts.benchmark", *options.split(), str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "| encoder | vit_tiny | 64 | merged |" in done.stdout and str(path) in done.stdout.splitlines()[-1]
     assert "benchmark:" in done.stderr
 
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     assert {"cpu", "cores", "threads", "torch"} <= result["machine"].keys()
     assert result["peak_gflops"]["best"] >= result["peak_gflops"]["matmul"] > 0
     timed = {(row["task"], row["implementation"]): row for row in result["rows"] if row["task"] != "difference"}
@@ -168,6 +168,6 @@ def test_forms_are_compared_once_and_left_out_of_a_quick_run() -> None:
 
 
 def test_the_table_in_the_docs_is_that_of_the_recorded_run() -> None:
-    result = json.loads((ROOT / "docs" / "benchmark.json").read_text())
-    assert tables.markdown(result) in (ROOT / "docs" / "performance.md").read_text()
+    result = json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8"))
+    assert tables.markdown(result) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert all(bar["met"] for bar in result["bars"])

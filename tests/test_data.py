@@ -43,7 +43,7 @@ def make_dataset(root: Path, stems: Iterable[str] = STEMS, masks: str = "masks",
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
 
@@ -52,7 +52,7 @@ def write_groups(path: Path) -> str:
 
 
 def write_json(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -445,7 +445,7 @@ def test_kvasir_as_published() -> None:
 @needs_real
 def test_clinicdb_by_sequence() -> None:
     table = REAL / "splits" / "clinicdb_sequences.csv"
-    sequences = dict(line.split(",") for line in table.read_text().split()[1:])
+    sequences = dict(line.split(",") for line in table.read_text(encoding="utf-8").split()[1:])
     parts = load_datalists(REAL / "cvc-clinicdb", {"groups": str(table)})
     found = [{sequences[stem] for stem in stems_of(parts[part])} for part in PARTS]
     assert all(found)
@@ -477,7 +477,7 @@ def test_volumes_and_series_pair_by_their_names(tmp_path: Path) -> None:
     assert [tuple(Path(record[key]).name for key in ("image", "label")) for record in records] == [
         ("a.1.nii.gz", "a.1.nii"), ("b.nrrd", "b.mha"), ("series", "series.nii.gz"),
     ]  # fmt: skip
-    (tmp_path / "test.txt").write_text("series\nb.nrrd\n")
+    (tmp_path / "test.txt").write_text("series\nb.nrrd\n", encoding="utf-8")
     lists = load_datalists(tmp_path, {"test": str(tmp_path / "test.txt"), "validation": 0})
     assert [Path(record["image"]).name for record in lists["test"]] == ["b.nrrd", "series"]
     assert inference_datalist(tmp_path / "images" / "series") == [{"image": str(tmp_path / "images" / "series")}]
@@ -499,7 +499,7 @@ def test_decathlon_json_as_it_is(tmp_path: Path) -> None:
         "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"],
         "test": ["./imagesTs/c.nii.gz"],
     }  # fmt: skip
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     lists = load_datalists(tmp_path / "dataset.json")
     assert sum(map(len, lists.values())) == 2
     assert inference_datalist(tmp_path / "dataset.json") == [{"image": str(tmp_path / "imagesTs" / "c.nii.gz")}]
@@ -518,7 +518,7 @@ NAMES = [
 @pytest.mark.parametrize(("in_json", "num_classes", "labels", "expected"), NAMES)
 def test_names_of_classes(in_json: Any, num_classes: Any, labels: Any, expected: dict, tmp_path: Path) -> None:
     path = tmp_path / ("dataset.json" if in_json else "folder")
-    path.write_text(json.dumps({"labels": in_json}))
+    path.write_text(json.dumps({"labels": in_json}), encoding="utf-8")
     assert class_names(path, num_classes, labels) == expected
 
 

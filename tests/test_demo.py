@@ -84,7 +84,7 @@ def test_same_seed_same_bytes_another_seed_other_pictures(demo: Path, tmp_path: 
 
 
 def test_the_marker_says_procedural(demo: Path) -> None:
-    marker = json.loads((demo / MARKER).read_text())
+    marker = json.loads((demo / MARKER).read_text(encoding="utf-8"))
     assert marker["procedural"] is True and (marker["seed"], marker["count"]) == (3, COUNT)
 
 
@@ -120,7 +120,7 @@ def test_ensure_demo_replaces_an_outdated_or_incomplete_demo_set(tmp_path: Path)
     next((folder / "masks").iterdir()).unlink()
     assert contents(ensure_demo(folder, count=2)) == wanted
     ensure_demo(folder, count=1, seed=9)
-    assert len(datalist(folder)) == 1 and json.loads((folder / MARKER).read_text())["seed"] == 9
+    assert len(datalist(folder)) == 1 and json.loads((folder / MARKER).read_text(encoding="utf-8"))["seed"] == 9
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -134,7 +134,7 @@ def test_ensure_demo_leaves_a_foreign_folder_untouched(tmp_path: Path, marker: s
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "patient.jpg").write_bytes(b"precious")
     if marker is not None:
-        (folder / MARKER).write_text(marker)
+        (folder / MARKER).write_text(marker, encoding="utf-8")
     before = contents(folder)
     with pytest.raises(BundleError, match=r"mine.* demo set"):
         ensure_demo(folder, count=1)
@@ -151,7 +151,7 @@ def test_ensure_demo_does_not_delete_what_a_user_put_into_a_demo_set(tmp_path: P
 
 
 def test_ensure_demo_refuses_a_file(tmp_path: Path) -> None:
-    (tmp_path / "demo").write_text("a file")
+    (tmp_path / "demo").write_text("a file", encoding="utf-8")
     with pytest.raises(BundleError, match="is a file"):
         ensure_demo(tmp_path / "demo", count=1)
 
@@ -182,5 +182,5 @@ def test_is_procedural_is_decided_from_the_datalist(
     assert not is_procedural([{"label": records[0]["label"]}, {"image": np.zeros((2, 2))}, {"image": None}])
     monkeypatch.chdir(demo / "images")
     assert is_procedural([{"image": Path(records[0]["image"]).name}])
-    (tmp_path / "images" / MARKER).write_text("{}")
+    (tmp_path / "images" / MARKER).write_text("{}", encoding="utf-8")
     assert is_procedural([foreign])

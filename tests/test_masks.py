@@ -121,7 +121,7 @@ def save_truncated(path: Path) -> None:
 
 
 def save_text(path: Path) -> None:
-    path.write_text("no image")
+    path.write_text("no image", encoding="utf-8")
 
 
 def save_nothing(path: Path) -> None:

@@ -22,23 +22,25 @@ from monai.bundle import verify_net_in_out
 
 from tests.conftest import ROOT
 
-METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text())
+METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
 SCHEMA = ROOT.parent / "shared" / "notes" / "meta_schema_20240725.json"
 
 
 def test_metadata_fits_its_schema() -> None:
     if not SCHEMA.is_file():
         pytest.skip(f"needs the schema in {SCHEMA}")
-    Draft201909Validator(json.loads(SCHEMA.read_text())).validate(METADATA)
+    Draft201909Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(METADATA)
 
 
 def test_metadata_agrees_with_the_project() -> None:
-    project = (ROOT / "pyproject.toml").read_text()
-    citation = (ROOT / "CITATION.cff").read_text()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     version = METADATA["version"]
     assert f'version = "{version}"' in project and f"version: {version}\n" in citation
     assert version in METADATA["changelog"]
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    pins = dict(
+        re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     said = {**METADATA["required_packages_version"], "monai": METADATA["monai_version"]}
     said |= {"torch": METADATA["pytorch_version"], "numpy": METADATA["numpy_version"]}
     assert {name: pins[name] for name in said} == said
@@ -56,5 +58,5 @@ def test_network_is_what_the_metadata_say(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
 def test_configs_are_formatted_as_the_zoo_wants(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"

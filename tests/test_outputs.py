@@ -193,7 +193,7 @@ def test_folder_of_inputs_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_as_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(BundleError, match="is a file"):
         MaskLayout(tmp_path / "out", [tmp_path / "in" / "a.jpg"])
 

@@ -35,9 +35,11 @@ def splits(tmp_path: Path) -> Path:
     """Lists of 40 images of Kvasir and 12 sequences of 5 frames, of which every fifth image is PraNet's for testing."""
     for name, count in (("kvasir", 40), ("clinicdb", 60)):
         stems = [str(index) for index in range(count)]
-        (tmp_path / f"pranet_{name}_test.txt").write_text("\n".join(stems[::5]))
-        (tmp_path / f"pranet_{name}_train.txt").write_text("\n".join(s for i, s in enumerate(stems) if i % 5))
-    with open(tmp_path / "clinicdb_sequences.csv", "w", newline="") as file:
+        (tmp_path / f"pranet_{name}_test.txt").write_text("\n".join(stems[::5]), encoding="utf-8")
+        (tmp_path / f"pranet_{name}_train.txt").write_text(
+            "\n".join(s for i, s in enumerate(stems) if i % 5), encoding="utf-8"
+        )
+    with open(tmp_path / "clinicdb_sequences.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("stem", "sequence"), *((index, f"s{index // 5}") for index in range(60))])
     return tmp_path
 
@@ -131,7 +133,7 @@ def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
             "tests": {"trained": {"kvasir": {"dice": [0.5, None, 1], "iou": []}}}}  # fmt: skip
     write_cell(tmp_path / "a.json", cell)
     assert read_cells(tmp_path) == {"a": [cell]}
-    assert '"dice": [0.5, null, 1]' in (tmp_path / "a.json").read_text()
+    assert '"dice": [0.5, null, 1]' in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
 def test_tables_go_between_their_markers() -> None:

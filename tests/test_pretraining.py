@@ -20,7 +20,7 @@ from bundle import pretraining
 from bundle.errors import BundleError
 from bundle.exam import hull_share
 from bundle.network import SamSP
-from bundle.pretraining import Answer, Conversation, ConversationLoss, Exam, PromptedSam
+from bundle.pretraining import Answer, Conversation, ConversationLoss, Exam, PromptedSam, shared_out
 from tests.conftest import randomize
 
 
@@ -198,7 +198,12 @@ def test_rows_without_an_object_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"task": "poems"}, "task is 'poems'"), ({"rounds": 0}, "rounds is 0")]
+    ("settings", "words"),
+    [
+        ({"task": "poems"}, "task is 'poems'"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"box_share": 1.5}, "box_share is 1.5"),
+    ],
 )
 def test_bad_settings(toy: str, settings: dict, words: str) -> None:
     with pytest.raises(BundleError, match=words):
@@ -244,3 +249,8 @@ def test_share_of_the_convex_hull() -> None:
     rows, columns = np.ogrid[:64, :64]
     disk = (rows - 31.5) ** 2 + (columns - 31.5) ** 2 < 25**2
     assert hull_share(disk) > 0.95
+
+
+@pytest.mark.parametrize(("share", "marked"), [(0.5, "10101010"), (0.75, "11101110"), (0, "00000000"), (1, "11111111")])
+def test_a_share_of_the_prompts_is_boxes(share: float, marked: str) -> None:
+    assert "".join(str(int(one)) for one in shared_out(8, share)) == marked

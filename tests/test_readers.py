@@ -125,7 +125,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
 def damaged_file(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.png"
     if kind == "text":
-        path.write_text("no image")
+        path.write_text("no image", encoding="utf-8")
     if kind == "truncated":
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)

@@ -31,7 +31,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pool_holds_the_scenes_of_its_seed(pool: Path) -> None:
-    marker = json.loads((pool / MARKER).read_text())
+    marker = json.loads((pool / MARKER).read_text(encoding="utf-8"))
     assert marker["procedural"] and marker["seed"] == 5 and marker["count"] == 4
     for record in scene_pool.scene_records(pool):
         item = scene_pool.LoadScened()(record)

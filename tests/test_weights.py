@@ -40,7 +40,7 @@ def pair(toy: str, tmp_path: Path) -> Path:
 def test_a_pair_is_a_plain_state_dict_and_its_description(pair: Path) -> None:
     state = torch.load(pair, weights_only=True)
     assert "image_encoder.blocks.0.attn.qkv.weight" in state and not any("lora" in key for key in state)
-    description = json.loads(pair.with_suffix(".json").read_text())
+    description = json.loads(pair.with_suffix(".json").read_text(encoding="utf-8"))
     assert description["sam"] == "toy" and description["image_size"] == 64 and description["note"] == "x"
     assert description["sha256"] == weights.sha256_of(pair)
     assert {path.name for path in pair.parent.iterdir()} == {"model.pt", "model.json"}
@@ -70,7 +70,7 @@ def test_missing_changed_and_incomplete_files(pair: Path, toy: str) -> None:
     torch.save({}, pair)
     with pytest.raises(BundleError, match="sha256 differ"):
         weights.load_weights(network, str(pair))
-    pair.with_suffix(".json").write_text('{"sam": "toy"}')
+    pair.with_suffix(".json").write_text('{"sam": "toy"}', encoding="utf-8")
     with pytest.raises(BundleError, match=r"model.json lacks image_size"):
         weights.network_for(str(pair))
     pair.with_suffix(".json").unlink()
@@ -111,15 +111,15 @@ def test_weights_that_are_not_finite_are_not_written(toy: str, tmp_path: Path) -
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
 
     def fail(path: Path) -> None:
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         weights.write_atomically(target, fail)
-    assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert target.read_text(encoding="utf-8") == "old" and [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_only_plain_state_dicts_are_read(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(BundleError, match="cannot be read as weights"):
         load_base_checkpoint(tmp_path / "evil.pth")
     assert "code" not in capsys.readouterr().out
-    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.pth").write_text("hello", encoding="utf-8")
     with pytest.raises(BundleError, match="cannot be read as weights"):
         load_base_checkpoint(tmp_path / "text.pth")
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "nested.pth")

@@ -56,7 +56,7 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
         and f"--dataset_dir {dataset}" in said
     )
     model = root / "models" / "model.pt"
-    description = json.loads((root / "models" / "model.json").read_text())
+    description = json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))
     assert description["sha256"] == sha256_of(model) and not description["trained_on"]["procedural"]
     assert description["trained_on"]["train_images"] == 12 and description["version"]
     for name in ("last.pt", "best.pt", "model.pt", "model.json", "tensorboard", "validation/val_dice_raw.csv"):
@@ -68,7 +68,7 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
     assert re.search(r"y1 refined +\d\.\d{4} +\d\.\d{4}\n", said) and re.search(r"y0 initial +\d\.\d{4}", said)
     folder = root / "output" / "evaluation"
     for name in ("val_dice", "val_iou", "val_dice_initial", "val_iou_initial"):
-        rows = (folder / f"{name}_raw.csv").read_text().strip().splitlines()
+        rows = (folder / f"{name}_raw.csv").read_text(encoding="utf-8").strip().splitlines()
         assert len(rows) == 1 + 1 and "procedural_" in rows[1]  # a header and one test image
     assert (folder / "panels" / "panels.png").is_file()
 
@@ -156,7 +156,7 @@ def test_what_the_network_marks_is_what_is_scored(
     )
     folder = dataset if source == "procedural" else request.getfixturevalue("kvasir")
     stems = sorted(path.stem for path in (folder / "images").iterdir())[:6]
-    (tmp_path / "test.txt").write_text("\n".join(stems))
+    (tmp_path / "test.txt").write_text("\n".join(stems), encoding="utf-8")
     split = {"test": str(tmp_path / "test.txt"), "validation": 0}
     right = dice_of_the_oracle(root, folder, split)
     assert right["val_dice"] > 0.97 and right["val_dice_initial"] > 0.97
@@ -263,7 +263,7 @@ def test_demo_is_never_published(root: Path, procedural: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "procedural" in said and not (root / "models").exists()
     assert f"--weights {root / 'output' / 'model.pt'}" in said
-    assert json.loads((root / "output" / "model.json").read_text())["trained_on"]["procedural"]
+    assert json.loads((root / "output" / "model.json").read_text(encoding="utf-8"))["trained_on"]["procedural"]
     command("evaluating", EVALUATE, root, dataset_dir=str(procedural), weights=str(root / "output" / "model.pt"))
     assert "procedural test images" in capsys.readouterr().out
 
@@ -327,7 +327,7 @@ def test_a_single_pass_is_trained_and_evaluated_as_such(
 ) -> None:
     settings = {**SMALL, "epochs": 1, "prompt": "none", "trainable": "decoder"}
     command("training", TRAIN, root, dataset_dir=str(dataset), **settings)
-    assert json.loads((root / "models" / "model.json").read_text())["prompt"] == "none"
+    assert json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))["prompt"] == "none"
     assert not (root / "output" / "adapter").exists()
     capsys.readouterr()
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
@@ -385,7 +385,7 @@ def test_without_validation_the_last_network_is_published(root: Path, dataset: P
         run_id="run", init_id=None, final_id=None, config_file=TRAIN, bundle_root=str(root), **FILES,
         image_size=64, num_workers=0, device="cpu", sam_checkpoint="random", **override,
     )  # fmt: skip
-    description = json.loads((root / "models" / "model.json").read_text())
+    description = json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))
     assert description["validation"] is None and description["trained_on"]["train_images"] == 3
     assert not (root / "data").exists()  # the demo set was not made
 
@@ -405,7 +405,7 @@ def test_properties_of_a_bundle(config: str | list[str], kind: str, root: Path, 
     workflow.initialize()
     sys.excepthook = hook
     assert workflow.check_properties() == []
-    assert workflow.version == json.loads(Path(META).read_text())["version"]
+    assert workflow.version == json.loads(Path(META).read_text(encoding="utf-8"))["version"]
 
 
 def test_a_switched_knob_does_something(root: Path, dataset: Path) -> None:
@@ -451,7 +451,7 @@ def test_a_command_ends_with_its_sentence_and_a_status(root: Path, dataset: Path
     words += ["--meta_file", META, "--logging_file", FILES["logging_file"]]
     words += ["--dataset_dir", str(dataset), "--weights", "nowhere.pt"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: There are no weights at nowhere.pt")
     assert "Traceback" not in done.stderr
@@ -484,7 +484,7 @@ def test_an_error_in_a_worker_is_one_sentence_too(
                  "output_dir": tmp_path / "masks", "num_workers": 1},
     )  # fmt: skip
     words = [sys.executable, *shlex.split(said)[1:]]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 1
     assert "broken.jpg" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr  # ignite's log on stdout may quote the worker's

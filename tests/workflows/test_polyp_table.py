@@ -41,10 +41,10 @@ def sources(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     demo.make_demo(tmp_path / "clinicdb", count=14, seed=8)
     stems = sorted(path.stem for path in (tmp_path / "clinicdb" / "images").iterdir())
     for name in ("kvasir", "clinicdb"):
-        (splits / f"pranet_{name}_test.txt").write_text("\n".join(stems[:2]))
-        (splits / f"pranet_{name}_train.txt").write_text("\n".join(stems[2:]))
+        (splits / f"pranet_{name}_test.txt").write_text("\n".join(stems[:2]), encoding="utf-8")
+        (splits / f"pranet_{name}_train.txt").write_text("\n".join(stems[2:]), encoding="utf-8")
     rows = ["stem,sequence", *(f"{stem},s{index}" for index, stem in enumerate(stems))]
-    (splits / "clinicdb_sequences.csv").write_text("\n".join(rows))
+    (splits / "clinicdb_sequences.csv").write_text("\n".join(rows), encoding="utf-8")
     places = {"kvasir": tmp_path / "kvasir", "clinicdb": tmp_path / "clinicdb", "splits": splits,
               "results": tmp_path / "results", "data": tmp_path / "joint", "work": tmp_path / "work"}  # fmt: skip
     return [word for key, path in places.items() for word in (f"--{key}", str(path))]
@@ -54,22 +54,24 @@ def test_table_from_the_command(
     sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(pace, "STEPS", 1)
-    (tmp_path / "results.md").write_text("# Polyps\n<!-- table: main -->\n<!-- end -->\n")
+    (tmp_path / "results.md").write_text("# Polyps\n<!-- table: main -->\n<!-- end -->\n", encoding="utf-8")
     rows = ["--rows", "decoder", "unet_lr_0.001", "--minutes", "0.0001", "--jobs", "2", "--image_size", "64"]
     polyp_table.main([*sources, *rows])
     assert "decoder only, SAM-SP | 1 | 1 |" in capsys.readouterr().out
-    assert "| decoder only, SAM-SP | 1 | 1 |" in (tmp_path / "results.md").read_text()
+    assert "| decoder only, SAM-SP | 1 | 1 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
     assert Image.open(tmp_path / "results" / "curves.png").width > 800
 
-    paces = json.loads((tmp_path / "results" / "pace.json").read_text())["step_seconds"]
+    paces = json.loads((tmp_path / "results" / "pace.json").read_text(encoding="utf-8"))["step_seconds"]
     assert len(paces) == 6 and all(seconds > 0 for seconds in paces.values())
-    cell = json.loads((tmp_path / "results" / "cells" / "decoder_seed0.json").read_text())
+    cell = json.loads((tmp_path / "results" / "cells" / "decoder_seed0.json").read_text(encoding="utf-8"))
     assert cell["epochs"] == 1 and [row["epoch"] for row in cell["curve"]] == [1]
     assert "val_box_iou" in cell["curve"][0] and "--trainable decoder" in cell["training"]
     found: dict[str, Any] = cell["tests"]["trained"]
     assert [len(found[test]["weighted_f"]) for test in ("kvasir", "clinicdb", "sequences")] == [2, 2, 5]
     assert found["kvasir"]["dice"] != found["clinicdb"]["dice"]
-    unet = json.loads((tmp_path / "results" / "cells" / "unet_lr_0.001_seed0.json").read_text())["tests"]["trained"]
+    unet = json.loads((tmp_path / "results" / "cells" / "unet_lr_0.001_seed0.json").read_text(encoding="utf-8"))[
+        "tests"
+    ]["trained"]
     assert unet["kvasir"]["dice"] == unet["kvasir"]["dice_initial"] != found["kvasir"]["dice"]
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -79,7 +81,7 @@ def test_table_from_the_command(
     polyp_table.main([*sources, *rows])
 
     path = tmp_path / "results" / "cells" / "decoder_seed0.json"
-    path.write_text(path.read_text().replace(cell["base_sha256"], "0" * 64))
+    path.write_text(path.read_text(encoding="utf-8").replace(cell["base_sha256"], "0" * 64))
     with pytest.raises(
         BundleError, match=r"decoder_seed0.json was made with another sam_vit_tiny.pt: remove it and .*"
     ):
@@ -88,7 +90,9 @@ def test_table_from_the_command(
 
 def test_a_training_that_fails_names_its_log(sources: list[str], tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "pace.json").write_text(json.dumps({"step_seconds": {"decoder_self": 1.0}}))
+    (tmp_path / "results" / "pace.json").write_text(
+        json.dumps({"step_seconds": {"decoder_self": 1.0}}), encoding="utf-8"
+    )
     with pytest.raises(
         BundleError, match=r"training decoder_seed0 failed; the last line of .*log\.txt is: .*image_size"
     ):
@@ -100,12 +104,12 @@ def test_every_image_has_its_measures(root: Path, dataset: Path) -> None:
     """Every image has every value, and Dice is that of the evaluation's own file."""
     command("training", TRAIN, root, dataset_dir=str(dataset), **SMALL)
     command("evaluating", MEASURE, root, dataset_dir=str(dataset), panels=0)
-    found = json.loads((root / "output" / "evaluation" / "measures.json").read_text())
+    found = json.loads((root / "output" / "evaluation" / "measures.json").read_text(encoding="utf-8"))
     assert len(found["stem"]) == len(found["mae"]) == len(found["val_dice"])
     assert {"val_dice", "val_iou", "val_dice_initial", "val_box_iou", "mae", "s_measure", "e_measure", "weighted_f"} < (
         found.keys()
     )
-    csv = (root / "output" / "evaluation" / "val_dice_raw.csv").read_text().strip().splitlines()[1:]
+    csv = (root / "output" / "evaluation" / "val_dice_raw.csv").read_text(encoding="utf-8").strip().splitlines()[1:]
     assert [float(line.split(",")[-1]) for line in csv] == pytest.approx(found["val_dice"], abs=1e-4)
     assert all(0 <= value <= 1 for name, values in found.items() if name != "stem" for value in values)
 

@@ -51,10 +51,10 @@ def test_pretrain_examine_and_start_from_it(
     said = capsys.readouterr().out
     assert re.search(r"procedural validation scenes: \d\.\d{4}", said) and "examining" in said
     base = root / "models" / "base" / "sam_vit_tiny.pt"
-    description = json.loads(base.with_suffix(".json").read_text())
+    description = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
     assert description["sha256"] == sha256_of(base) and description["recipe"]["prompts"] == 4
     assert "no real image" in description["pretrained_on"]
-    history = json.loads((root / "output" / "pretrain" / "history.json").read_text())
+    history = json.loads((root / "output" / "pretrain" / "history.json").read_text(encoding="utf-8"))
     assert [row["epoch"] for row in history] == [1, 2] and {"train_loss", "val_iou", "minutes"} <= history[0].keys()
     first, second = load(Path(start)), load(base)
     assert first.keys() == second.keys()
@@ -63,7 +63,7 @@ def test_pretrain_examine_and_start_from_it(
     command("examining", EXAMINE, root, scenes_dir=scenes_dir, test_scenes=3, num_workers=0, device="cpu", pictures=2)
     said = capsys.readouterr().out
     assert re.search(r"3 procedural test scenes.*\n.*\nall +\d+ +\d\.\d{3} +\d\.\d{3}", said)
-    exam = json.loads((root / "output" / "exam" / "exam.json").read_text())
+    exam = json.loads((root / "output" / "exam" / "exam.json").read_text(encoding="utf-8"))
     assert exam["all"]["objects"] > 0 and 0 <= exam["all"]["box"] <= 1
     assert (root / "output" / "exam" / "exam.png").is_file()
 
@@ -84,7 +84,7 @@ def test_a_pretraining_goes_on_where_it_stopped(root: Path, scenes_dir: str) -> 
     knobs = {**TINY, "scenes_dir": scenes_dir, "bfloat16": False}
     command("pretraining", PRETRAIN, root, **{**knobs, "epochs": 1})
     command("pretraining", PRETRAIN, root, resume=True, **knobs)
-    history = json.loads((root / "output" / "pretrain" / "history.json").read_text())
+    history = json.loads((root / "output" / "pretrain" / "history.json").read_text(encoding="utf-8"))
     assert [row["epoch"] for row in history] == [1, 2]
     assert history[0]["minutes"] <= history[1]["minutes"]
 

@@ -45,8 +45,10 @@ def checkout(tmp_path: Path) -> Path:
     (copy / "my_polyps" / demo.MARKER).unlink()
     write_blocks(copy / "my_volumes", count=10)
     stems = sorted(path.stem for path in (copy / "my_polyps" / "images").iterdir())
-    (copy / "test.txt").write_text("\n".join(stems[:2]))
-    (copy / "videos.csv").write_text("stem,video\n" + "\n".join(f"{s},{i // 2}" for i, s in enumerate(stems)))
+    (copy / "test.txt").write_text("\n".join(stems[:2]), encoding="utf-8")
+    (copy / "videos.csv").write_text(
+        "stem,video\n" + "\n".join(f"{s},{i // 2}" for i, s in enumerate(stems)), encoding="utf-8"
+    )
     return copy
 
 
@@ -68,7 +70,7 @@ def test_every_command_of_the_readme_runs(checkout: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     for command in commands:
         done = subprocess.run(
-            shortened(command), cwd=checkout, env=environment, capture_output=True, text=True, check=False
+            shortened(command), cwd=checkout, env=environment, capture_output=True, encoding="utf-8", check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         assert "Error" not in done.stderr, command
@@ -89,7 +91,7 @@ def test_the_table_of_knobs_is_that_of_the_config() -> None:
     """Each knob of train.json stands in the README, and no other."""
     import json
 
-    config = json.loads((ROOT / "configs" / "train.json").read_text())
+    config = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
     first = list(config).index("dataset_dir")
     knobs = set(list(config)[first : list(config).index("torch_device")])
     table = README.split("## Knobs")[1].split("\n## ")[0]

@@ -42,14 +42,14 @@ def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": [{key: f"./{key}s/case{seed}.nii.gz" for key in ("image", "label")} for seed in range(10)],
         "test": ["./images/case0.nii.gz"],
     }
-    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
 def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys: pytest.CaptureFixture) -> None:
     data = {"dataset_dir": str(brains / "dataset.json"), "split": {"test": 2, "validation": 1}}
     command("training", [TRAIN, VOLUME], root, **data, **{**SMALL, "epochs": 12, "val_interval": 6, "batch_size": 2})
-    description = json.loads((root / "models" / "model.json").read_text())
+    description = json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))
     assert description["labels"] == {"0": "background", "1": "front", "2": "back"}
     assert (description["num_classes"], description["exclusive"]) == (2, True)
     assert description["volume"]["orientation"] == "LPS" and "percentiles" in description["volume"]["intensity"]
@@ -190,7 +190,7 @@ def test_a_large_volume_needs_less_than_3_gb(tmp_path: Path) -> None:
     options += ["--weights", str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), "--num_workers", "0", "--device", "cpu"]
     config = "['configs/inference.json','configs/volume.json']"
     command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", config, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory {peak:.2f} GiB")
