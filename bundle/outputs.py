@@ -128,9 +128,26 @@ class _WholeFileWriter(ImageWriter):
 
 
 class MaskWriter(_WholeFileWriter, PILWriter):
-    """MONAI's `PILWriter` for PNG files."""
+    """MONAI's `PILWriter` for PNG files; K maps become K files, `a_1.png` to `a_K.png` instead of `a.png`."""
 
     extension = ".png"
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write one file, or one for each channel; `verbose` logs their names."""
+        target, maps = Path(filename), self.data_obj
+        if maps.ndim == 2:
+            super().write(target, verbose=verbose, **kwargs)
+            return
+        for number in range(maps.shape[-1]):
+            self.data_obj = maps[..., number]
+            super().write(target.with_name(f"{stem_of(target)}_{number + 1}.png"), verbose=verbose, **kwargs)
+
+
+def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
+    """What PNG masks hold, in words, and the largest value to scale 0 and 1 to, None for numbers of classes."""
+    if num_classes == 1:
+        return "0/255 PNG", 255
+    return ("PNG of class numbers", None) if exclusive else ("0/255 PNG, one for each class", 255)
 
 
 class VolumeWriter(_WholeFileWriter, NibabelWriter):

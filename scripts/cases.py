@@ -37,6 +37,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "encoder": (SEGMENT_ANYTHING, "vanilla", "merged"),
     "inference": (SEGMENT_ANYTHING, "one_decode", "sam_sp"),
     "training": (SEGMENT_ANYTHING, "sam_sp", "sam_sp_checkpointing", "sam_sp_bfloat16"),
+    "classes": ("decode", "one_class", "three_classes"),
     "forms": ATTENTION_FORMS,
 }
 
@@ -60,7 +61,13 @@ def cases_of(task: str, sam: str, image_size: int) -> list[Case]:
 
 def make_step(case: Case) -> Step:
     """Build what a case needs and return the function that is measured."""
-    makers = {"encoder": _encoder, "forms": _encoder, "inference": _inference, "training": _training}
+    makers = {
+        "encoder": _encoder,
+        "forms": _encoder,
+        "inference": _inference,
+        "training": _training,
+        "classes": _classes,
+    }
     return makers[case.task](case)
 
 
@@ -126,6 +133,22 @@ def _inference(case: Case) -> Step:
     def step() -> torch.Tensor:
         with torch.no_grad():
             return infer()
+
+    return step
+
+
+def _classes(case: Case) -> Step:
+    """Image to logits at input resolution for one or three classes; "decode" is one decode for one class alone."""
+    torch.manual_seed(0)
+    classes = 3 if case.implementation == "three_classes" else 1
+    network = SamSP(sam=case.sam, image_size=case.image_size, num_classes=classes, trainable="full").eval()
+    image = random_image(case.image_size)
+    with torch.no_grad():
+        embedding = network.image_encoder(image)
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            return network.decode(embedding, None)[0] if case.implementation == "decode" else network(image)
 
     return step
 

@@ -18,6 +18,7 @@ from typing import Any
 
 DIFFERENCE_LIMIT = 1e-4
 WAITING_LIMIT = 0.05
+EXTRA_CLASS_LIMIT = 2.2
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,23 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
         if len(values) == 2:
             name = f"{bar.name}: {bar.implementation} / {bar.reference}, {bar.sam} at {bar.image_size} px"
             checked.append(_check(name, values[0] / values[1], bar.limit))
+    checked += [_check(*found, EXTRA_CLASS_LIMIT) for found in extra_classes(result["rows"])]
     differences = [value for row in result["rows"] for value in row.get("difference", {}).values()]
     if differences:
         checked.append(_check("largest difference", max(differences), DIFFERENCE_LIMIT))
     if "data" in result:
         checked.append(_check("share of a step spent waiting for data", result["data"]["waiting_share"], WAITING_LIMIT))
     return checked
+
+
+def extra_classes(rows: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
+    """What a class more costs in whole inference, in single decodes, for each network and size that was measured."""
+    seconds = {(r["sam"], r["image_size"], r["implementation"]): r["seconds"] for r in rows if r["task"] == "classes"}
+    found = []
+    for sam, size in dict.fromkeys(key[:2] for key in seconds):
+        decode, one, three = (seconds[sam, size, name] for name in ("decode", "one_class", "three_classes"))
+        found.append((f"a class more, time: in single decodes, {sam} at {size} px", (three - one) / 2 / decode))
+    return found
 
 
 def _check(name: str, value: float, limit: float) -> dict[str, Any]:

@@ -108,6 +108,9 @@ def test_each_step_runs_and_repeats(small: str, task: str) -> None:
     results = [[make() for _ in range(2)] for make in map(cases.make_step, cases.cases_of(task, small, 64))]
     if task == "training":
         return
+    if task == "classes":  # other networks, each with its own shape
+        assert [tuple(first.shape[:2]) for first, _ in results] == [(1, 1), (1, 1), (1, 3)]
+        return
     assert all(torch.equal(first, second) for first, second in results)
     if task != "inference":  # there the second pass is no part of the reference
         for first, _ in results:
@@ -137,6 +140,14 @@ def test_bars() -> None:
 
     met, missed = (tables.bars(rows(ours)) for ours in (2.0, 2.1))
     assert [bar["met"] for bar in met + missed] == [True, False] and met[0]["value"] == 1
+
+
+def test_the_cost_of_a_class_more() -> None:
+    common = {"task": "classes", "sam": "vit_b", "image_size": 512}
+    seconds = {"decode": 2.0, "one_class": 10.0, "three_classes": 18.0}
+    rows = [{**common, "implementation": name, "seconds": value} for name, value in seconds.items()]
+    ((name, value),) = tables.extra_classes(rows)
+    assert value == 2 and "vit_b at 512" in name
 
 
 def test_a_process_that_fails_says_why() -> None:

@@ -220,3 +220,15 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         writer.write(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_independent_classes_become_a_file_each(tmp_path: Path) -> None:
+    maps = torch.zeros(2, 4, 3)
+    maps[0, 1], maps[1, :, 2] = 1, 1  # reader order: (K, width, height)
+    writer = MaskWriter(output_dtype=np.uint8, scale=255)
+    writer.set_data_array(MetaTensor(maps), channel_dim=0)
+    writer.write(tmp_path / "a.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_1.png", "a_2.png"]
+    for number, expected in enumerate(maps, 1):
+        written = np.asarray(Image.open(tmp_path / f"a_{number}.png"))
+        assert np.array_equal(written, expected.numpy().T * 255)

@@ -165,6 +165,14 @@ def test_images_of_two_classes(root: Path, dataset: Path, tmp_path: Path, capsys
     found = np.asarray(Image.open(next((root / "output" / "masks").iterdir())))
     assert set(np.unique(found)) <= {0, 1, 2} and (found[: len(found) // 4, : found.shape[1] // 3] == 2).mean() > 0.5
 
+    # each class for itself: a file for each
+    command("training", TRAIN, root, **data, labels=labels, exclusive=False, **{**SMALL, "epochs": 1})
+    capsys.readouterr()
+    command("inferring", INFER, root, dataset_dir=str(tmp_path / "images"), output_dir=str(root / "each"))
+    assert "0/255 PNG, one for each class" in capsys.readouterr().out
+    stems = [path.stem for path in (tmp_path / "images").iterdir()]
+    assert {path.name for path in (root / "each").iterdir()} == {f"{stem}_{k}.png" for stem in stems for k in (1, 2)}
+
 
 def test_errors_of_series_reach_the_user(root: Path, brains: Path, tmp_path: Path) -> None:
     train_once(root, brains)
