@@ -42,7 +42,8 @@ def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 class PlainErrors:
     """Pass every error on, without a traceback in the log; first in the list, before ``StatsHandler`` logs one.
 
-    Ignite takes an error for handled where a handler of errors does not raise: a command would go on as if all was well.
+    Ignite takes an error for handled where a handler of errors does not raise: a command would go on as if all were
+    well.
     """
 
     def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
