@@ -2,7 +2,8 @@
 # make test      style, types and tests
 # make setup     creates .venv with everything that all need (their first half)
 # make setup-label  creates .venv-label with a MONAI Label server, see docs/monai_label.md
-# make test-label   drives real servers as clients do; those parts of it that need nothing else are in make test
+# make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them; what needs
+#                neither is in make test
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/pretraining.md; after a stop it goes on
 
 PYTHON ?= python3
