@@ -19,12 +19,14 @@ import nibabel
 import numpy as np
 import pytest
 from highdicom.seg import segread
+from PIL import Image
 
 from tests.label import debian
 from tests.label.client import Client, Server
 from tests.label.conftest import app_models
 from tests.label.orthanc import Orthanc, find_plugin
-from tests.label.test_volumes import by_command, received, write_series
+from tests.label.test_volumes import STUDY, by_command, received, write_series
+from tests.label.viewer import opened, run_model
 from tests.workflows.conftest import draw_blocks
 
 MODEL = "sam_sp_volume"
@@ -92,6 +94,24 @@ def test_a_series_gives_dicom_seg(client: Client, uid: str, tmp_path: Path) -> N
         assert segmentation.get_segment_description(segment).SegmentLabel == NAMES[segment - 1]
         frames = segmentation.get_volume(segment_numbers=[segment], combine_segments=False).array
         assert np.count_nonzero(frames) == np.count_nonzero(classes == number)
+
+
+def test_ohif_shows_the_mask(client: Client, tmp_path: Path) -> None:
+    pytest.importorskip("playwright", reason="needs playwright: make test-label")
+    chromium = debian.find("chromium", "usr/lib/chromium/chromium")
+    if chromium is None:
+        pytest.skip("needs Chromium: make test-label, or apt-get install chromium")
+    with opened(chromium, client.url, STUDY) as page:
+        pictures = []
+        for name in ("before", "after"):
+            page.screenshot(path=tmp_path / f"{name}.png")
+            pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int))
+            if name == "before":
+                run_model(page)
+    viewport = (slice(150, 750), slice(320, 530))  # of the first viewport, without its texts
+    before, after = (picture[viewport] for picture in pictures)
+    assert (np.ptp(before, axis=-1) < 5).mean() > 0.95  # the images are gray, and masks have colors
+    assert (np.abs(before - after).max(axis=-1) > 5).mean() > 0.01
 
 
 def test_a_label_is_stored_in_the_archive_and_retrains_the_model(

@@ -29,6 +29,8 @@ from tests.workflows.commands import INFER, command
 from tests.workflows.conftest import draw_blocks
 
 MODEL = "sam_sp_volume"
+UID = "1.2.826.0.1.3680043.8.498"
+STUDY = f"{UID}.1"
 TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 # Along the axes, mirrored, with the axes in another order, and oblique; millimeters.
 AFFINES = {
@@ -58,8 +60,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_series(folder: Path, values: np.ndarray, modality: str = "MR") -> str:
     """Write (X, Y, Z) as slices; the SeriesInstanceUID."""
-    root = "1.2.826.0.1.3680043.8.498"
-    uids = {"0020|000d": f"{root}.1", "0020|000e": f"{root}.2", "0020|0052": f"{root}.3"}
+    uids = {"0020|000d": STUDY, "0020|000e": f"{UID}.2", "0020|0052": f"{UID}.3"}
     for number in range(values.shape[2]):
         image = sitk.GetImageFromArray(values[None, :, :, number].transpose(0, 2, 1))
         image.SetSpacing((1.2, 1.4, 3.0))
@@ -67,7 +68,7 @@ def write_series(folder: Path, values: np.ndarray, modality: str = "MR") -> str:
             **uids,
             "0008|0060": modality,
             "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"{root}.4.{number + 1}",
+            "0008|0018": f"{UID}.4.{number + 1}",
             "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
             "0008|0020": "20260101",
             "0008|0030": "120000",
