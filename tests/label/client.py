@@ -32,6 +32,7 @@ from tests.conftest import ROOT
 PYTHON = ROOT / ".venv-label" / "bin" / "python"
 READY = "Ctrl-C stops the server."
 TIMEOUT = 300
+UNDER_WAY = ("SUBMITTED", "PENDING", "RUNNING")
 
 
 class Answer(NamedTuple):
@@ -80,9 +81,10 @@ class Client:
             method="POST",
         )
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            assert json.load(answer)["status"] == "SUBMITTED"
-        while (state := self.get("/train/"))["status"] in ("SUBMITTED", "PENDING", "RUNNING"):
+            state = json.load(answer)
+        while state["status"] in UNDER_WAY:
             time.sleep(0.5)
+            state = self.get("/train/")
         return state["status"], "\n".join(state["details"])
 
     def _send(
