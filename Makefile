@@ -1,14 +1,21 @@
 # make train     trains on the procedural demo set and says what to do next
 # make test      style, types and tests
 # make setup     creates .venv with everything that all need (their first half)
+# make setup-label  creates .venv-label with a MONAI Label server, see docs/monai_label.md
+# make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them; what needs
+#                neither is in make test
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/pretraining.md; after a stop it goes on
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LABEL := .venv-label
+LABEL_BIN := $(LABEL)/bin
+LABEL_INSTALLED := $(LABEL)/.installed
+LABEL_CONSTRAINTS := constraints-label.txt
 
-.PHONY: setup train test pretrain clean
+.PHONY: setup setup-label train test test-label pretrain clean
 
 setup: $(INSTALLED)
 
@@ -17,10 +24,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[test]"
 	touch $@
 
+setup-label: $(LABEL_INSTALLED)
+
+$(LABEL_INSTALLED): requirements-label.txt requirements-label-nodeps.txt $(LABEL_CONSTRAINTS)
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL_BIN)/python -m pip install --quiet --constraint $(LABEL_CONSTRAINTS) -r requirements-label.txt
+	$(LABEL_BIN)/python -m pip install --quiet --constraint $(LABEL_CONSTRAINTS) --no-deps -r requirements-label-nodeps.txt
+	touch $@
+
 train: setup
 	$(BIN)/python -m monai.bundle run training --config_file configs/train.json
 
-test: setup
+test: setup setup-label
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

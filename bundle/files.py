@@ -16,8 +16,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from bundle.masks import IMAGE_EXTENSIONS
-
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")
 NIFTI = (".nii.gz", ".nii")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)

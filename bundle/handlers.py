@@ -25,7 +25,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
-from bundle.errors import BundleError, find_bundle_error
+from bundle.errors import BundleError
 from bundle.weights import write_atomically
 
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
@@ -40,7 +40,11 @@ def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class PlainErrors:
-    """Pass a `BundleError` on without a traceback in the log; first in the list, before ``StatsHandler`` logs one."""
+    """Pass every error on, without a traceback in the log; first in the list, before ``StatsHandler`` logs one.
+
+    Ignite takes an error for handled where a handler of errors does not raise: a command would go on as if all were
+    well.
+    """
 
     def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
         """Attach to any engine."""
@@ -48,8 +52,7 @@ class PlainErrors:
 
     def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:
         """Ignite stops at the first handler that raises."""
-        if find_bundle_error(error) is not None:
-            raise error
+        raise error
 
 
 class CheckpointKeeper:

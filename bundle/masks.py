@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bundle.errors import BundleError
+from bundle.files import VOLUME_EXTENSIONS, extension_of
+from bundle.volume_reader import LPS_TO_RAS, open_volume
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")
 # What Pillow raises on missing, truncated, malformed or absurdly large files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 # Gray masks saved as color JPEG differ between channels by this fraction of the brightest value at most.
@@ -57,11 +58,15 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     A palette mask is read by its index, a 1-bit mask as 0/1, 16 and 32 bits are kept. Of a mask in color the gray value
     is taken; fully transparent pixels are 0.
 
+    A volume of one slice is the mask of an image as 3D Slicer saves it.
+
     Raises:
         BundleError: the file is missing, is no image, is damaged, has several pages, color, or values that are not
             finite.
     """
     name = os.fspath(path)
+    if extension_of(name) in VOLUME_EXTENSIONS:
+        return _open_slice(name)
     upright = open_upright(path, "a mask")
     values = np.asarray(upright)
     if upright.mode == "1":
@@ -73,6 +78,20 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BundleError(f"{name} holds values that are not finite; expected a binary mask.")
     return values
+
+
+def _open_slice(name: str) -> np.ndarray:
+    """Read a volume (W, H, 1) as a mask (H, W), if it lies where ITK, and so 3D Slicer, sees an image file."""
+    values, affine = open_volume(name)
+    if values.shape[2] != 1:
+        raise BundleError(f"{name} has {values.shape[2]} slices; expected a mask of an image, which is one.")
+    steps = (LPS_TO_RAS @ affine)[:2, :2]
+    if not (np.diag(steps) > 0).all() or np.abs(steps[[0, 1], [1, 0]]).max() > 1e-6:
+        raise BundleError(
+            f"{name} lies turned or mirrored to its image; expected columns that run to the left and rows that run to "
+            "posterior, as 3D Slicer and ITK write them."
+        )
+    return values[:, :, 0].T
 
 
 def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +161,11 @@ class VolumeWriter(_WholeFileWriter, NibabelWriter):
         """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""
         values = convert_data_type(data_array, np.ndarray)[0]
         self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine as it is, without resampling; the other arguments change nothing.
+
+        MONAI's own looks at the first two axes alone, and fails where they are not those of the affine, as in sagittal
+        and coronal volumes.
+        """
+        self.affine = convert_data_type(self.get_meta_info(meta_dict)[1], np.ndarray)[0]

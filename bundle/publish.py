@@ -131,9 +131,11 @@ class Publisher:
         lines += ["Wrote", *(f"  {path}" for path in written)]
         if procedural:
             lines.append("The data were procedural, so models/ stays as it is.")
-        configs = ["configs/train.json", "configs/evaluate.json"]
-        command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
-        print("\n".join(["", *lines, "Next, on the test images:", f"  {command}"]), flush=True)
+        if procedural or self.command.get("dataset_dir"):  # a MONAI Label server gives records alone
+            configs = ["configs/train.json", "configs/evaluate.json"]
+            command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
+            lines += ["Next, on the test images:", f"  {command}"]
+        print("\n".join(["", *lines]), flush=True)
 
 
 class BasePublisher:

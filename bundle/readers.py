@@ -25,7 +25,8 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from bundle.errors import BundleError
-from bundle.masks import IMAGE_EXTENSIONS, mask_threshold, open_mask, open_upright, why_no_classes
+from bundle.files import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, extension_of
+from bundle.masks import mask_threshold, open_mask, open_upright, why_no_classes
 
 
 def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
@@ -110,6 +111,12 @@ class MaskReader(_DisplayedImageReader):
     def __init__(self, num_classes: int = 1) -> None:
         super().__init__()
         self.num_classes = num_classes
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether all are images, or volumes of one slice."""
+        return super().verify_suffix(filename) or all(
+            extension_of(path) in VOLUME_EXTENSIONS for path in ensure_tuple(filename)
+        )
 
     def open(self, path: str) -> Image.Image:
         mask = open_mask(path)

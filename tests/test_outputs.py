@@ -16,16 +16,17 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import AsDiscreted, Compose, Invertd, SaveImaged
+from monai.transforms import AsDiscreted, Compose, Invertd, SaveImage, SaveImaged
 from monai.utils import convert_to_tensor
 from PIL import Image
 
 from bundle.errors import BundleError
-from bundle.outputs import MaskLayout, MaskWriter
+from bundle.outputs import MaskLayout, MaskWriter, VolumeWriter
 from bundle.transforms import SplitPassesd
 from tests.test_readers import STORED_AS, save_with_orientation
 from tests.test_transforms import preprocessing
@@ -232,3 +233,22 @@ def test_independent_classes_become_a_file_each(tmp_path: Path) -> None:
     for number, expected in enumerate(maps, 1):
         written = np.asarray(Image.open(tmp_path / f"a_{number}.png"))
         assert np.array_equal(written, expected.numpy().T * 255)
+
+
+def test_a_sagittal_volume_keeps_its_affine(tmp_path: Path) -> None:
+    """Its axes run to anterior, superior and right: the first two columns say nothing about the first axis of space."""
+    affine = np.array([[0.0, 0.0, 3.0, 7.0], [-1.2, 0.0, 0.0, -9.0], [0.0, 1.4, 0.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
+    label = (torch.arange(24).reshape(1, 2, 3, 4) % 3).to(torch.uint8)
+    image = tmp_path / "sagittal.nii.gz"
+    save = SaveImage(
+        output_ext=".nii.gz",
+        output_dtype=np.uint8,
+        resample=False,
+        print_log=False,
+        writer=VolumeWriter,
+        folder_layout=MaskLayout(tmp_path / "masks", [image], extension=".nii.gz"),
+    )
+    save(MetaTensor(label, meta={"filename_or_obj": str(image), "affine": torch.as_tensor(affine)}))
+    written = nibabel.load(tmp_path / "masks" / "sagittal.nii.gz")
+    np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), label[0].numpy())

@@ -16,6 +16,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -211,3 +212,20 @@ def test_sixteen_bit_color_keeps_its_upper_eight_bits(tmp_path: Path) -> None:
     values = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 1000
     write_sixteen_bit_color(tmp_path / "deep.png", values)
     assert np.array_equal(np.asarray(open_rgb(tmp_path / "deep.png")), values >> 8)
+
+
+def test_a_mask_from_3d_slicer_is_a_volume_of_one_slice(tmp_path: Path) -> None:
+    mask = np.zeros((5, 7), dtype=np.int16)
+    mask[1, 2:6] = 1
+    path = tmp_path / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(mask.T[..., None], np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    reader = MaskReader()
+    assert reader.verify_suffix(str(path))
+    np.testing.assert_array_equal(reader.get_data(reader.read(str(path)))[0], mask.T)
+    for affine, shape, said in (
+        (np.eye(4), (7, 5, 1), "lies turned or mirrored to its image"),
+        (np.diag([-1.0, -1.0, 1.0, 1.0]), (7, 5, 2), "has 2 slices"),
+    ):
+        nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), affine), path)
+        with pytest.raises(BundleError, match=said):
+            reader.get_data([str(path)])

@@ -1,0 +1,99 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Serve models to 3D Slicer and OHIF through MONAI Label: ``python -m scripts.label --studies FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.errors import BundleError
+from bundle.label_server import LabelServer, require_installed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Lay out the app folder, run the server until somebody stops it."""
+    options = parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a shell runs in the background
+        signal.signal(number, signal.default_int_handler)
+    try:
+        require_installed(ROOT)
+        serve(options)
+    except BundleError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped.", flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.label", description=__doc__)
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--studies", type=Path, help="folder of images or volumes; labels are kept in it")
+    images.add_argument("--dicomweb", metavar="URL", help="DICOMweb server, such as http://127.0.0.1:8042/dicom-web")
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="2d, volume (that of models/), or the path of a model.pt; may be repeated "
+        "(default: 2d, or volume with --dicomweb)",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="start from zero: an untrained model of these labels"
+    )
+    parser.add_argument("--fresh", action="store_true", help="put aside what was retrained in the app folder")
+    parser.add_argument("--modality", default="CT", help="modality of the series of a DICOMweb server (default: CT)")
+    parser.add_argument("--app", type=Path, default=ROOT / "output" / "monai_label", help="app folder of the server")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without any password")
+    parser.add_argument("--port", type=int, default=8000)
+    return parser.parse_args(arguments)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Start a server with the models asked for, say where it is, and end it when this process is told to end."""
+    from bundle.label_app import add_model, lay_out_app  # after the check of what is installed
+
+    if options.studies is not None and not options.studies.is_dir():
+        raise BundleError(f"--studies is {options.studies}, which is no folder; expected one with images.")
+    app = options.app.resolve()
+    lay_out_app(app)
+    asked = options.model or ["volume" if options.dicomweb else "2d"]
+    models = [add_model(app, ROOT, model, options.labels, options.fresh) for model in asked]
+    for model in models:
+        print(f"Model {model.name} ({', '.join(model.labels.values())}): {model.weights}")
+    studies = options.dicomweb or str(options.studies.resolve())
+    server = LabelServer(app, [model.name for model in models], studies, options.modality, options.host, options.port)
+    print(f"Starting, which takes some seconds; log: {server.log}", flush=True)
+    try:
+        server.start()
+        print(addresses(server, options), flush=True)
+        server.wait()
+    finally:
+        server.stop()
+
+
+def addresses(server: LabelServer, options: argparse.Namespace) -> str:
+    """What a person needs to know once the server answers."""
+    lines = [f"3D Slicer: module MONAI Label, server {server.url}"]
+    if options.dicomweb:
+        lines += [f"OHIF:      {server.url}/ohif/ (series of modality {options.modality}; --modality for others)"]
+    else:
+        lines += ["OHIF:      needs --dicomweb URL; a folder is for 3D Slicer and the API"]
+    lines += [f"API:       {server.url}/docs", "Ctrl-C stops the server."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

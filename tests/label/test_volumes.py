@@ -1,0 +1,177 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Volumes and a real server: voxels and geometry are those of the commands, also after the model was retrained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from bundle.volume_reader import LPS_TO_RAS, open_volume
+from tests.conftest import ROOT
+from tests.label.client import Client, Server
+from tests.label.conftest import VOLUME, app_models
+from tests.workflows.commands import INFER, command
+from tests.workflows.conftest import draw_blocks
+
+MODEL = "sam_sp_volume"
+UID = "1.2.826.0.1.3680043.8.498"
+STUDY = f"{UID}.1"
+TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
+# Along the axes, mirrored, with the axes in another order, and oblique; millimeters.
+AFFINES = {
+    "straight": np.diag([1.2, 1.4, 3.0, 1.0]),
+    "mirrored": np.diag([-1.2, 1.4, -3.0, 1.0]),
+    "permuted": np.array([[0.0, 0.0, 3.0, 7.0], [-1.2, 0.0, 0.0, -9.0], [0.0, 1.4, 0.0, 4.0], [0.0, 0.0, 0.0, 1.0]]),
+    "oblique": np.block([[TURN @ np.diag([1.2, 1.4, 3.0]), np.array([[10.0], [-20.0], [5.0]])], [0.0, 0.0, 0.0, 1.0]]),
+}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("volumes")
+    for seed, (name, affine) in enumerate(AFFINES.items()):
+        nibabel.save(nibabel.Nifti1Image(draw_blocks(seed)[0], affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DICOM series of the first volume."""
+    folder = tmp_path_factory.mktemp("dicom") / "series 1"
+    folder.mkdir()
+    write_series(folder, draw_blocks(0)[0])
+    return folder
+
+
+def write_series(folder: Path, values: np.ndarray, modality: str = "MR") -> str:
+    """Write (X, Y, Z) as slices; the SeriesInstanceUID."""
+    uids = {"0020|000d": STUDY, "0020|000e": f"{UID}.2", "0020|0052": f"{UID}.3"}
+    for number in range(values.shape[2]):
+        image = sitk.GetImageFromArray(values[None, :, :, number].transpose(0, 2, 1))
+        image.SetSpacing((1.2, 1.4, 3.0))
+        tags = {
+            **uids,
+            "0008|0060": modality,
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+            "0008|0018": f"{UID}.4.{number + 1}",
+            "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+            "0008|0020": "20260101",
+            "0008|0030": "120000",
+            "0008|103e": "procedural blocks",
+            "0010|0010": "Procedural^Phantom",
+            "0010|0020": "phantom",
+            "0020|0011": "1",
+            "0020|0013": str(number + 1),
+            "0020|0032": f"-10\\-20\\{5 + 3 * number}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "3",
+        }
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{number:03}.dcm"))
+        writer.Execute(image)
+    return uids["0020|000e"]
+
+
+@pytest.fixture(scope="module")
+def server(
+    studies: Path, volume_model: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with both kinds of models."""
+    app = tmp_path_factory.mktemp("app")
+    running = Server("--studies", studies, "--model", volume_model, "--model", image_model, "--app", app)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Client:
+    return server.client
+
+
+def by_command(weights: Path, volumes: Path, output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Label maps that ``inferring`` writes and their affines, by the name of the volume."""
+    command(
+        "inferring", [INFER, VOLUME], ROOT, dataset_dir=str(volumes), weights=str(weights), output_dir=str(output),
+        device="cpu", num_workers=0,
+    )  # fmt: skip
+    return {path.name.split(".")[0]: open_volume(path) for path in output.glob("*.nii.gz")}
+
+
+def received(client: Client, image: str, folder: Path, **params: str) -> tuple[np.ndarray, np.ndarray]:
+    """Label map and affine of an answer."""
+    answer = client.infer(MODEL, image, params)
+    assert answer.status == 200, answer
+    path = folder / answer.name
+    path.write_bytes(answer.content)
+    return open_volume(path)
+
+
+def test_two_models_in_one_server(client: Client, tmp_path: Path) -> None:
+    models = client.get("/info/")["models"]
+    assert models[MODEL]["labels"] == {"front": 1, "back": 2} and models[MODEL]["dimension"] == 3
+    assert models["sam_sp_2d"]["labels"] == {"polyp": 1}
+    flat = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8))
+    sitk.WriteImage(flat, str(tmp_path / "noise.png"))
+    assert client.infer("sam_sp_2d", file=tmp_path / "noise.png").name.endswith(".png")
+
+
+@pytest.mark.parametrize("again", ["once", "twice"])
+def test_voxels_and_geometry_are_those_of_the_command(
+    again: str, client: Client, studies: Path, volume_model: Path, tmp_path: Path
+) -> None:
+    expected = by_command(volume_model, studies, tmp_path / "command")
+    assert set(expected) == set(AFFINES)
+    for name, (classes, _) in expected.items():
+        found, affine = received(client, name, tmp_path)
+        np.testing.assert_array_equal(found, classes, err_msg=name)
+        np.testing.assert_allclose(affine, AFFINES[name], atol=1e-4, err_msg=name)
+        assert found.any() and found.dtype == np.uint8
+    found, affine = received(client, "permuted", tmp_path, result_extension=".nrrd")
+    np.testing.assert_array_equal(found, expected["permuted"][0])
+    np.testing.assert_allclose(affine, AFFINES["permuted"], atol=1e-4)
+
+
+def test_a_dicom_folder_gives_nifti(client: Client, series: Path, volume_model: Path, tmp_path: Path) -> None:
+    classes, where = by_command(volume_model, series, tmp_path / "command")["series 1"]
+    found, affine = received(client, str(series), tmp_path)
+    assert found.any()
+    np.testing.assert_array_equal(found, classes)
+    np.testing.assert_allclose(affine, where, atol=1e-4)
+    np.testing.assert_allclose(LPS_TO_RAS @ affine, [[1.2, 0, 0, -10], [0, 1.4, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+
+
+def test_labels_retrain_the_model_that_is_used_next(
+    server: Server, client: Client, studies: Path, tmp_path: Path
+) -> None:
+    """The last test of this module: it changes the model."""
+    models = app_models(server, MODEL)
+    before = models.joinpath("model.pt").read_bytes()
+    for seed, (name, affine) in enumerate(AFFINES.items()):
+        path = tmp_path / f"{name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(draw_blocks(seed)[1], affine), path)
+        assert client.save_label(name, path, ["front", "back"]).status == 200
+    status, details = client.train(MODEL, max_epochs=1, val_split=0.25)
+    assert status == "DONE" and "Best Dice of y1 on 1 validation" in details, details
+    assert models.joinpath("model.pt").read_bytes() != before
+    described = json.loads((models / "model.json").read_text(encoding="utf-8"))
+    assert described["labels"] == {"0": "background", "1": "front", "2": "back"} and described["volume"]
+    expected = by_command(models / "model.pt", studies / "oblique.nii.gz", tmp_path / "command")["oblique"][0]
+    np.testing.assert_array_equal(received(client, "oblique", tmp_path)[0], expected)
