@@ -77,7 +77,7 @@ def images_with_different_boxes(
                 return torch.stack(list(found.values()))
     raise BundleError(
         f"An export is checked on {count} images for which the network draws different boxes, but it drew only "
-        f"{len(found)} on the first {looked_at} inputs: name a folder of more images with --dataset_dir, or train further."
+        f"{len(found)} on the first {looked_at} inputs: name a folder of more images with --dataset_dir, or train on."
     )
 
 

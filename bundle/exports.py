@@ -100,10 +100,8 @@ class Exporter:
 
     def _papers(self) -> dict[str, str]:
         """Name and text of the JSON files that say what the network is and how its input is made."""
-        metadata, inference = (
-            json.loads((self.configs / name).read_text(encoding="utf-8"))
-            for name in ("metadata.json", "inference.json")
-        )
+        names = ("metadata.json", "inference.json")
+        metadata, inference = (json.loads((self.configs / name).read_text(encoding="utf-8")) for name in names)
         description = read_description(self.weights)
         papers = {
             "metadata.json": metadata_of(self.network, metadata, description),
