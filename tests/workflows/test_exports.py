@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The commands that take a network out of the bundle: exports, the demo of ONNX, small artefacts, MONAI's own exports."""
+"""The commands that take a network out: exports, the demo of ONNX, small artefacts, MONAI's own exports."""
 
 from __future__ import annotations
 
@@ -85,6 +85,12 @@ def test_onnx_and_its_demo_mark_what_an_inference_marks(trained: Path, dataset: 
     assert missing.returncode == 1 and missing.stderr == "Error: none.png is not a file.\n"
 
 
+def demo(python: list[str], *words: str | Path) -> subprocess.CompletedProcess:
+    """Run the script of the demo."""
+    command = [*python, str(ROOT / "scripts" / "onnx_demo.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+
+
 def sha256(weights: str) -> str:
     return read_description(weights)["sha256"]
 
@@ -123,6 +129,7 @@ def test_small_artefacts_become_the_same_model_again(trained: Path, tmp_path: Pa
     assert "trained on another base" in sentence
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_monais_own_exports_work_for_one_image_at_a_time(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
