@@ -209,14 +209,16 @@ def write_onnx(network: SamSP, path: Path, papers: Mapping[str, str]) -> None:
 
 
 def load_onnx(path: Path) -> Runner:
-    """The model in onnxruntime on the CPU.
+    """The model in onnxruntime on the CPU, with as many threads as PyTorch has.
 
     Raises:
         BundleError: onnxruntime is missing.
     """
     with _needs_export_extra():
         import onnxruntime
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(["pred"], {"image": images.cpu().numpy()})[0])

@@ -100,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(r"/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
             siblings = [{"rfilename": name} for name in self.hub.files]
             self._answer({"id": "/".join(path.split("/")[3:5]), "sha": COMMIT, "siblings": siblings, "tags": []})
+        elif path.endswith("/refs"):
+            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": COMMIT} for tag in self.hub.tags]
+            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": COMMIT}
+            self._answer({"branches": [branch], "tags": tags, "converts": []})
         elif "/tree/" in path:
             self._answer(
                 [{"type": "file", "path": n, "size": len(c), "oid": _oid(c)} for n, c in self.hub.files.items()]

@@ -129,8 +129,8 @@ def test_the_hub_takes_it_and_gives_it_back(unzipped: Path, tmp_path: Path) -> N
             "--bundle_dir", unzipped.parent, "--token", "hf_stand_in", "--version", VERSION,
             "--tag_as_latest_version", "True", cwd=tmp_path, **environment,
         )  # fmt: skip
-        assert [(one["organization"], one["name"], one["private"]) for one in hub.repositories] == [
-            ("somebody", "polyps", True)
+        assert [(one["organization"], one["name"], one["visibility"]) for one in hub.repositories] == [
+            ("somebody", "polyps", "private")
         ]
         assert set(hub.tags) == {VERSION, "latest_version"}
         card = hub.files["README.md"].decode()
