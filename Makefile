@@ -44,7 +44,7 @@ test: setup setup-label
 
 test-label: setup setup-label
 	$(BIN)/python -m tests.label.debian
-	$(BIN)/python -m pip install --quiet --constraint $(LABEL_CONSTRAINTS) playwright
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m pytest tests/label
 
 bundle: setup
