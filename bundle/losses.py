@@ -73,10 +73,11 @@ def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 class SamSPLoss(nn.Module):
     """L = Dice(y1, y) + distill_weight * KL(y0, y1) + initial_weight * Dice(y0, y), on the low-resolution logits.
 
-    Dice is MONAI's, of the probabilities of each class in each image, then averaged. Of a class that an image does not
-    have, Dice has no gradient; m / (m + `ABSENT_AREA`) takes its place, where m is the mean probability: what is marked
-    there is wrong, however little it is. The label comes at input resolution and is averaged over the area of each
-    low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
+    Dice is MONAI's, of the probabilities of each class in each image, then averaged; with ``batch_dice`` the images of
+    a batch count as one. Of a class that is not there, Dice has no gradient; m / (m + `ABSENT_AREA`) takes its place,
+    where m is the mean probability: what is marked there is wrong, however little it is. The label comes at input
+    resolution and is averaged over the area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0
+    and the loss reduces to Dice(y0, y).
 
     Args:
         distill_weight: alpha of the paper, which does not give its value.
@@ -84,6 +85,8 @@ class SamSPLoss(nn.Module):
         distill_temperature: see `SelfDistillationLoss`.
         initial_weight: weight of a Dice term on y0, 0 in the paper.
         exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
+        batch_dice: one Dice of each class for the whole batch. Where many images lack a class, as slices of volumes do,
+            Dice of single images is easiest lowered by marking nothing anywhere, and training ends there.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class SamSPLoss(nn.Module):
         distill_temperature: float = 1.0,
         initial_weight: float = 0.0,
         exclusive: bool = False,
+        batch_dice: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_dice = batch_dice
         self.dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5, reduction="none")
         self.distillation = SelfDistillationLoss(distill_direction, distill_temperature, exclusive)
         self.exclusive = exclusive
@@ -117,8 +122,10 @@ class SamSPLoss(nn.Module):
             return loss
 
     def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean over images and classes, a scalar."""
+        """Mean over images and classes, or over classes, a scalar."""
         probability = probabilities(logits, self.exclusive)
+        if self.batch_dice:
+            probability, target = (maps.transpose(0, 1).flatten(1, 2)[None] for maps in (probability, target))
         marked = probability.flatten(2).mean(dim=2)
         present = target.flatten(2).any(dim=2)
         return torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA)).mean()

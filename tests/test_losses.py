@@ -132,6 +132,25 @@ def test_a_class_that_an_image_lacks_is_no_poison(exclusive: bool) -> None:
     assert loss > right + 0.2 and (wrong.grad[:, 1, 6:, 6:] > 1e-3).all()
 
 
+def test_dice_of_a_batch_is_that_of_monai() -> None:
+    logits, label = torch.randn(3, 2, 8, 8), (torch.rand(3, 2, 8, 8) > 0.7).float()
+    label[0, 1] = 0
+    loss = SamSPLoss(distill_weight=0, batch_dice=True)(output_of(logits, logits.clone()), label)
+    expected = DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(torch.sigmoid(logits), label)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("batch_dice", "grows"), [(False, False), (True, True)])
+def test_where_half_of_the_slices_lack_a_class_marking_nothing_is_no_way_out(batch_dice: bool, grows: bool) -> None:
+    """A small probability everywhere: with Dice of the batch alone the loss falls when there is more of it."""
+    label = torch.zeros(8, 2, 16, 16)
+    label[:4, 0, :4, :4] = label[4:, 1, :4, :4] = 1
+    bias = torch.tensor(-4.0, requires_grad=True)
+    logits = bias.expand(8, 2, 16, 16)
+    SamSPLoss(exclusive=True, batch_dice=batch_dice)(output_of(logits, logits + 0), label).backward()
+    assert bias.grad is not None and (bias.grad.item() < 0) == grows
+
+
 def test_label_maps() -> None:
     logits = torch.tensor([[-1.0, 2.0, 3.0, -1.0], [-2.0, 1.0, 4.0, 1.0]])[None, :, None]  # (1, 2, 1, 4)
     assert label_map(logits, exclusive=True)[0, 0, 0].tolist() == [0, 1, 2, 2]
