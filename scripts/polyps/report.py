@@ -222,7 +222,7 @@ def draw_curves(cells: Cells, path: Path) -> None:
                 share = [point["epoch"] / cell["epochs"] * cell["budget_minutes"] for point in cell["curve"]]
                 label = row.name if cell is cells[row.name][0] else None
                 axes.plot(share, [point[measure] for point in cell["curve"]], color=f"C{index}", label=label, lw=1.2)
-        axes.set(title=title, xlabel="minutes of training steps", ylim=(0.4, 1))
+        axes.set(title=title, xlabel="minutes of training steps", ylim=(0, 1))
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8, loc="lower right")
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
