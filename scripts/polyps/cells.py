@@ -80,14 +80,18 @@ def is_done(cell: Cell, plan: Plan) -> bool:
     """Whether the JSON file of a cell is there.
 
     Raises:
-        BundleError: it is, but with another pre-trained SAM.
+        BundleError: it is, but of another pre-trained SAM or of other knobs than its row has now.
     """
     path = plan.cells / f"{cell.name}.json"
     if not path.is_file():
         return False
-    if json.loads(path.read_text(encoding="utf-8"))["base_sha256"] != base_sha256(cell.row):
+    made = json.loads(path.read_text(encoding="utf-8"))
+    remedy = f"remove it and {plan.work / cell.name} to train it anew."
+    if made["base_sha256"] != base_sha256(cell.row):
+        raise BundleError(f"{path} was made with another {BASE.name}: {remedy}")
+    if made["knobs"] != cell.row.knobs:
         raise BundleError(
-            f"{path} was made with another {BASE.name}: remove it and {plan.work / cell.name} to train it anew."
+            f"{path} was made with the knobs {made['knobs']}, its row has {dict(cell.row.knobs)}: {remedy}"
         )
     return True
 
@@ -103,7 +107,8 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
     Raises:
         BundleError: a command failed; its log is named.
     """
-    result: dict[str, Any] = {"row": cell.row.name, "seed": cell.seed, "base_sha256": base_sha256(cell.row)}
+    facts = {"row": cell.row.name, "seed": cell.seed, "knobs": dict(cell.row.knobs)}
+    result: dict[str, Any] = {**facts, "base_sha256": base_sha256(cell.row)}
     weights = BASE
     if epochs is not None:
         weights = plan.work / cell.name / "model.pt"

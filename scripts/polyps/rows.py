@@ -31,7 +31,7 @@ class Row:
         knobs: of ``configs/train.json``, besides those that all rows share.
         seeds: one cell each; none where nothing is trained.
         unet: mix ``configs/unet.json`` over.
-        prompts: what is evaluated: the knob ``prompt`` as trained (None), or another.
+        prompts: what is tested: the knob ``prompt`` as trained (None), or another; nothing where validation is enough.
     """
 
     name: str
@@ -49,8 +49,11 @@ class Row:
         return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}"
 
 
-LORA: Knobs = {"trainable": "lora"}
-FULL: Knobs = {"trainable": "full"}
+# Each family with the rate that validation chose among those of RATES below.
+LORA: Knobs = {"trainable": "lora", "learning_rate": 1e-3}
+DECODER: Knobs = {"trainable": "decoder", "learning_rate": 1e-3}
+FULL: Knobs = {"trainable": "full", "learning_rate": 3e-4}
+UNET: Knobs = {"learning_rate": 1e-3}
 
 # As published: nothing is trained here.
 PRETRAINED = Row(
@@ -63,10 +66,10 @@ MAIN = (
     Row("sam_sp", "+ self-prompt + self-distillation: SAM-SP", LORA, (0, 1), prompts=(None, "expert")),
     Row("full_none", "full, no self-prompt", {**FULL, "prompt": "none"}, (0, 1)),
     Row("full", "full, SAM-SP", FULL, (0, 1), prompts=(None, "expert")),
-    Row("unet", "MONAI U-Net", {}, (0, 1), unet=True),
+    Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
 )
 TRAINED_PART = (
-    Row("decoder", "decoder only, SAM-SP", {"trainable": "decoder"}),
+    Row("decoder", "decoder only, SAM-SP", DECODER),
     Row("full_random", "full, SAM-SP, from random weights", {**FULL, "sam_checkpoint": "random"}, (0, 1)),
 )
 SWEEPS = (
@@ -79,13 +82,19 @@ SWEEPS = (
     Row("initial_1", "Dice on y0 as well (initial_weight 1)", {**LORA, "initial_weight": 1}),
     Row("largest", "box around the largest component", {**LORA, "prompt_component": "largest"}),
 )
-# What the rates were chosen by, on validation.
+# What else was tried of the rates: these networks see validation images only, never a test image.
 RATES = tuple(
-    Row(f"{name}_lr_{rate:g}", f"{name}, learning rate {rate:g}", {**knobs, "learning_rate": rate}, unet=name == "unet")
+    Row(
+        f"{name}_lr_{rate:g}",
+        f"{name}, learning rate {rate:g}",
+        {**knobs, "learning_rate": rate},
+        unet=name == "unet",
+        prompts=(),
+    )
     for name, knobs, rates in (
-        ("sam_sp", LORA, (1e-3, 3e-3)),
+        ("sam_sp", LORA, (3e-4, 3e-3)),
         ("full", FULL, (1e-4, 1e-3)),
-        ("unet", {}, (1e-3, 3e-3)),
+        ("unet", UNET, (3e-4, 3e-3)),
     )
     for rate in rates
 )

@@ -55,7 +55,7 @@ def test_table_from_the_command(
 ) -> None:
     monkeypatch.setattr(pace, "STEPS", 1)
     (tmp_path / "results.md").write_text("# Polyps\n<!-- table: main -->\n<!-- end -->\n", encoding="utf-8")
-    rows = ["--rows", "decoder", "unet_lr_0.001", "--minutes", "0.0001", "--jobs", "2", "--image_size", "64"]
+    rows = ["--rows", "decoder", "unet", "full_lr_0.001", "--minutes", "0.0001", "--jobs", "2", "--image_size", "64"]
     polyp_table.main([*sources, *rows])
     assert "decoder only, SAM-SP | 1 | 1 |" in capsys.readouterr().out
     assert "| decoder only, SAM-SP | 1 | 1 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -69,10 +69,11 @@ def test_table_from_the_command(
     found: dict[str, Any] = cell["tests"]["trained"]
     assert [len(found[test]["weighted_f"]) for test in ("kvasir", "clinicdb", "sequences")] == [2, 2, 5]
     assert found["kvasir"]["dice"] != found["clinicdb"]["dice"]
-    unet = json.loads((tmp_path / "results" / "cells" / "unet_lr_0.001_seed0.json").read_text(encoding="utf-8"))[
-        "tests"
-    ]["trained"]
-    assert unet["kvasir"]["dice"] == unet["kvasir"]["dice_initial"] != found["kvasir"]["dice"]
+    unet = json.loads((tmp_path / "results" / "cells" / "unet_seed1.json").read_text(encoding="utf-8"))["tests"]
+    dice = unet["trained"]["kvasir"]["dice"]
+    assert dice == unet["trained"]["kvasir"]["dice_initial"] != found["kvasir"]["dice"]
+    rate = json.loads((tmp_path / "results" / "cells" / "full_lr_0.001_seed0.json").read_text(encoding="utf-8"))
+    assert rate["validation"] and rate["tests"] == {}  # no test image takes part in choosing a rate
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("nothing is left to run")
@@ -81,10 +82,14 @@ def test_table_from_the_command(
     polyp_table.main([*sources, *rows])
 
     path = tmp_path / "results" / "cells" / "decoder_seed0.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(cell["base_sha256"], "0" * 64))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(cell["base_sha256"], "0" * 64), encoding="utf-8")
     with pytest.raises(
         BundleError, match=r"decoder_seed0.json was made with another sam_vit_tiny.pt: remove it and .*"
     ):
+        polyp_table.main([*sources, *rows])
+    path.write_text(text.replace('"learning_rate": 0.001', '"learning_rate": 0.5'), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"decoder_seed0.json was made with the knobs .*0\.5.*, its row has .*0\.001"):
         polyp_table.main([*sources, *rows])
 
 
