@@ -4,6 +4,7 @@
 # make setup-label  creates .venv-label with a MONAI Label server, see docs/monai_label.md
 # make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them; what needs
 #                neither is in make test
+# make bundle    writes dist/polyp_sam_sp_segmentation_v<version>.zip, what a user needs and nothing else
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/pretraining.md; after a stop it goes on
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ LABEL_BIN := $(LABEL)/bin
 LABEL_INSTALLED := $(LABEL)/.installed
 LABEL_CONSTRAINTS := constraints-label.txt
 
-.PHONY: setup setup-label train test test-label pretrain clean
+.PHONY: setup setup-label train test test-label bundle pretrain clean
 
 setup: $(INSTALLED)
 
@@ -46,8 +47,11 @@ test-label: setup setup-label
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m pytest tests/label
 
+bundle: setup
+	$(BIN)/python -m scripts.make_bundle
+
 pretrain: setup
 	$(BIN)/python -m scripts.pretrain
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -270,7 +270,7 @@ def _relative_scores(
 
 def _relative_table(rel_pos: torch.Tensor, n: int) -> torch.Tensor:
     """(2n - 1, d) -> (n, n, d): entry [i, j] is the row for distance i - j."""
-    index = torch.arange(n, device=rel_pos.device)
+    index = torch.ones_like(rel_pos[:n, 0], dtype=torch.long).cumsum(dim=0) - 1  # arange would tie a trace to a device
     return rel_pos[index[:, None] - index[None, :] + n - 1]
 
 

@@ -23,7 +23,9 @@ COMPONENTS = ("all", "largest")
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """First and last index of True along the last axis, and whether there is any; (..., n) -> three times (...)."""
     n = occupied.shape[-1]
-    index = torch.arange(n, device=occupied.device)
+    index = (
+        torch.ones_like(occupied, dtype=torch.long).cumsum(dim=-1) - 1
+    )  # arange would tie a traced graph to a device
     first = torch.where(occupied, index, n).amin(dim=-1)
     last = torch.where(occupied, index, -1).amax(dim=-1)
     return first, last, occupied.any(dim=-1)
@@ -96,10 +98,11 @@ def largest_component(mask: torch.Tensor) -> torch.Tensor:
         (B, K, h, w), bool; empty masks stay empty.
     """
     b, k, h, w = mask.shape
-    number = torch.arange(1, h * w + 1, device=mask.device, dtype=torch.float32).reshape(1, 1, h, w) * mask
+    number = torch.ones_like(mask[0, 0], dtype=torch.float32).flatten().cumsum(dim=0).reshape(1, 1, h, w) * mask
     for _ in range(h + w):
         number = F.max_pool2d(number, kernel_size=3, stride=1, padding=1) * mask
     pieces = number.reshape(b, k, h * w).long()
-    sizes = torch.zeros(b, k, h * w + 1, device=mask.device).scatter_add(2, pieces, mask.reshape(b, k, h * w).float())
+    foreground = mask.reshape(b, k, h * w).float()
+    sizes = F.pad(torch.zeros_like(foreground), (0, 1)).scatter_add(2, pieces, foreground)
     largest = sizes.argmax(dim=2)[..., None, None]
     return mask & (number.long() == largest)

@@ -22,7 +22,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
-from bundle import lora
+from bundle.adapters import write_adapters
 from bundle.demo import is_procedural
 from bundle.errors import BundleError
 from bundle.handlers import BEST
@@ -37,8 +37,9 @@ class Publisher:
     """At the end of a training write the weights file, publish it, and say what to do next.
 
     The best network, or the last one where there was no validation, goes merged to ``output_dir/model.pt`` with its
-    ``model.json``, and the adapters in peft's format to ``output_dir/adapter``. Unless the data are procedural or
-    ``publish`` is false, the pair then replaces the one in ``models``. After an exception none of this happens.
+    ``model.json``, and small artefacts of a training with adapters to ``output_dir/adapter`` (`bundle.adapters`).
+    Unless the data are procedural or ``publish`` is false, the pair then replaces the one in ``models``. After an
+    exception none of this happens.
 
     Args:
         bundle_root: its ``models`` is where one publishes.
@@ -88,11 +89,11 @@ class Publisher:
             raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
         if validated:
             network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
-        pair = write_pair(network.merged_state_dict(), self._description(network, engine), self.output_dir / "model.pt")
+        description = self._description(network, engine)
+        pair = write_pair(network.merged_state_dict(), description, self.output_dir / "model.pt")
         written = [pair, pair.with_suffix(".json")]
         if network.has_lora:
-            lora.save_adapter(network.image_encoder, self.output_dir / "adapter")
-            written.append(self.output_dir / "adapter")
+            written.append(write_adapters(network, self.output_dir / "adapter", description))
         procedural = is_procedural(self.datalists["train"])
         published = self.publish and not procedural
         if published:

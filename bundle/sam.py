@@ -172,7 +172,9 @@ class BatchedMaskDecoder(MaskDecoder):
 class CachedPromptEncoder(PromptEncoder):
     """SAM's prompt encoder, with the dense positional encoding computed once and not in each forward.
 
-    It is derived from a weight, so it is made anew when weights are loaded, and is itself not among them.
+    It is derived from a weight, so it is made anew when weights are loaded, and is itself not among them. Boxes alone,
+    or no prompt at all, are embedded without an empty tensor that SAM makes on a device of its own choice: a traced
+    graph then runs on every device.
     """
 
     dense_pe: torch.Tensor
@@ -181,6 +183,19 @@ class CachedPromptEncoder(PromptEncoder):
         super().__init__(**arguments)
         self.register_buffer("dense_pe", super().get_dense_pe(), persistent=False)
         self.register_load_state_dict_post_hook(_renew_dense_pe)
+
+    def forward(
+        self,
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points ((N, T, 2), (N, T)), boxes (N, 4) and masks (N, 1, 4H, 4W) -> sparse (N, T, C), dense (N, C, H, W)."""
+        if points is not None or masks is not None:
+            return super().forward(points, boxes, masks)
+        no_mask = self.no_mask_embed.weight
+        sparse = no_mask[None, :0] if boxes is None else self._embed_boxes(boxes)
+        return sparse, no_mask[..., None, None].expand(sparse.shape[0], -1, *self.image_embedding_size)
 
     def get_dense_pe(self) -> torch.Tensor:
         """(1, C, H, W), one vector for each position of the embedding."""

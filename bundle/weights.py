@@ -133,10 +133,16 @@ def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any]
     if broken:
         raise BundleError(f"{weights} is not written: '{broken[0]}' and {len(broken) - 1} more weights are not finite.")
     weights = Path(weights)
-    write_atomically(weights, lambda path: torch.save(dict(state), path))
+    write_atomically(weights, lambda path: _save(dict(state), path))
     text = json.dumps({**description, "sha256": sha256_of(weights)}, indent=4) + "\n"
     write_atomically(description_path(weights), lambda path: path.write_text(text, encoding="utf-8"))
     return weights
+
+
+def _save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write through a file object: given a path, torch puts its name into the file, and so into the sha256."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
 
 
 def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:

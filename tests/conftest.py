@@ -12,17 +12,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from absl import logging as absl_logging
 
 from bundle import sam
 from bundle.network import SamSP
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# absl, which comes with OpenVINO and TensorBoard, logs to the stderr that it finds when it is imported. Where a command
+# sets logging up anew it closes that stream, unless it is the process's own: pytest's, and the run ends without a word.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # SAM's own layout at a toy size: windowed and global blocks, patch 16.
 TOY = sam.SamSpec(

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft201909Validator
-from monai.bundle import verify_net_in_out
+from monai.bundle import download_large_files, verify_metadata, verify_net_in_out
 
+from bundle.checkpoints import BASE_URL, OFFICIAL
 from tests.conftest import ROOT
 
 METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
@@ -60,3 +63,43 @@ def test_network_is_what_the_metadata_say(monkeypatch: pytest.MonkeyPatch) -> No
 def test_configs_are_formatted_as_the_zoo_wants(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
+
+
+def test_monai_verifies_the_metadata(tmp_path: Path) -> None:
+    """``python -m monai.bundle verify_metadata``, which downloads nothing where the schema is there already."""
+    if not SCHEMA.is_file():
+        pytest.skip(f"needs the schema in {SCHEMA}")
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(ROOT / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+def test_large_files_are_fetched_into_the_bundle_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MONAI's own command, with its download caught; the sum is the one that a training checks."""
+    fetched: list[dict] = []
+    monkeypatch.setattr("monai.bundle.scripts.download_url", lambda **arguments: fetched.append(arguments))
+    shutil.copy(ROOT / "large_files.yml", tmp_path)
+    download_large_files(bundle_path=str(tmp_path))
+    by_file = {official.file: official for official in OFFICIAL.values()}
+    for arguments in fetched:
+        path = Path(arguments["filepath"])
+        assert path.parent == tmp_path.resolve() / "models" / "base"
+        assert (arguments["hash_type"], arguments["hash_val"]) == ("sha256", by_file[path.name].sha256)
+        assert arguments["url"] == BASE_URL + path.name
+    assert fetched
+
+
+def test_no_file_of_the_repository_is_large() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    large = [name for name in listed.split("\0") if (ROOT / name).is_file() and (ROOT / name).stat().st_size > 25e6]
+    assert large == []
+
+
+def test_the_model_card_has_the_sections_of_the_zoo() -> None:
+    """And ASCII alone: MONAI reads it in the encoding of the user's locale when it pushes to the hub."""
+    card = (ROOT / "docs" / "README.md").read_text(encoding="ascii")
+    sections = (
+        "Authors", "Tags", "Model Description", "Intended Use", "Data", "Performance", "Additional Usage Steps",
+        "System Configuration", "Limitations", "Citation Info", "References", "License",
+    )  # fmt: skip
+    missing = [name for name in sections if f"\n## {name}\n" not in card]
+    assert card.startswith("# ") and "\n### Preprocessing\n" in card and missing == []

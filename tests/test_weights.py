@@ -109,6 +109,13 @@ def test_weights_that_are_not_finite_are_not_written(toy: str, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_weights_give_the_same_file(toy: str, tmp_path: Path) -> None:
+    """Whatever its name and the process that writes it: a run can be checked by the sha256."""
+    state = SamSP(toy, trainable="decoder").merged_state_dict()
+    first, second = (weights.write_pair(state, {}, tmp_path / name) for name in ("model.pt", "again/other.pt"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old", encoding="utf-8")

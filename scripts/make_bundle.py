@@ -1,0 +1,102 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The bundle as the zip that the model zoo and a user take: ``python -m scripts.make_bundle``, or ``make bundle``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bundle.description import description_path, require_described
+from bundle.errors import BundleError
+from bundle.weights import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "polyp_sam_sp_segmentation"
+# What a user needs; tests, CI and this script are for those who change the bundle.
+FOLDERS = ("bundle", "configs", "docs", "models", "scripts")
+FILES = ("CITATION.cff", "LICENSE", "NOTICE", "README.md", "constraints.txt", "large_files.yml", "pyproject.toml")
+LEFT_OUT = ("scripts/make_bundle.py",)
+# A trained model is part of the bundle, whether or not it is part of the repository.
+MODEL = "models/model.pt"
+# The earliest date a zip can hold: the same files give the same zip.
+DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the zip and say where it is; a `BundleError` ends it with its sentence."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.make_bundle", description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "dist", help="folder of the zip (dist)")
+    options = parser.parse_args(arguments)
+    try:
+        target = make_bundle(ROOT, options.output_dir)
+    except BundleError as error:
+        sys.exit(f"Error: {error}")
+    with zipfile.ZipFile(target) as archive:
+        count = len(archive.namelist())
+        trained = f"{NAME}/{MODEL}" in archive.namelist()
+    what = "" if trained else f"; {MODEL} is not there, so it holds no trained network"
+    print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {count} files{what})")
+    print(f"Next: unzip it, or publish it as docs/export.md says:\n  python -m zipfile -e {target} dist")
+
+
+def make_bundle(root: Path, output_dir: Path) -> Path:
+    """Write ``NAME_vVERSION.zip`` with one folder, NAME, and return its path.
+
+    Args:
+        root: a git checkout of the bundle.
+        output_dir: is made where it is not there.
+
+    Raises:
+        BundleError: a weights file is not the one its description speaks of, or a file is a link.
+    """
+    version = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    names = bundled_files(root)
+    for name in names:
+        if (root / name).is_symlink():
+            raise BundleError(f"{name} is a link; a bundle holds files alone.")
+        if name.endswith(".pt"):
+            require_described(root / name)
+    target = output_dir / f"{NAME}_v{version}.zip"
+    write_atomically(target, lambda path: _write(path, root, names))
+    return target
+
+
+def bundled_files(root: Path) -> list[str]:
+    """Paths of the bundle's files relative to its root, sorted: what git knows or would take, and the trained model."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+    names = {name for name in listed if _is_bundled(name) and (root / name).is_file()}
+    if (root / MODEL).is_file():
+        names |= {MODEL, description_path(MODEL).as_posix()}
+    return sorted(names)
+
+
+def _is_bundled(name: str) -> bool:
+    return name in FILES or (name.split("/")[0] in FOLDERS and "/" in name and name not in LEFT_OUT)
+
+
+def _write(path: Path, root: Path, names: Iterable[str]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, (root / name).read_bytes())
+
+
+if __name__ == "__main__":
+    main()

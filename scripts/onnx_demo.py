@@ -1,0 +1,86 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Segment one image with an exported network: ``python onnx_demo.py model.onnx IMAGE MASK.png``.
+
+This file stands alone: it needs numpy, Pillow and onnxruntime, neither PyTorch nor MONAI nor the rest of the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, segment, write, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="what the bundle's export wrote, model.onnx")
+    parser.add_argument("image", type=Path, help="PNG, JPEG, TIFF or BMP")
+    parser.add_argument("mask", type=Path, help="PNG to write: 0 and 255, of several classes their numbers")
+    options = parser.parse_args(arguments)
+    for path in (options.model, options.image):
+        if not path.is_file():
+            sys.exit(f"Error: {path} is not a file.")
+    session = onnxruntime.InferenceSession(str(options.model), providers=["CPUExecutionProvider"])
+    network = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
+    with Image.open(options.image) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    image, size = prepare(picture, network)
+    (logits,) = session.run(["pred"], {"image": image[None]})
+    mask = mark(enlarge(logits[0], size, picture.size), network)
+    Image.fromarray(mask).save(options.mask)
+    share = np.count_nonzero(mask) / mask.size
+    print(f"Wrote {options.mask}: {share:.1%} of {options.image} is marked. For research, not for diagnosis.")
+
+
+def prepare(picture: Image.Image, network: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Scale an RGB picture to the network's long side, normalize, pad at the bottom and on the right.
+
+    Returns:
+        image (3, S, S), float32, and (height, width) of the picture in it.
+    """
+    side = network["image_size"]
+    scale = side / max(picture.size)
+    width, height = (max(int(length * scale + 0.5), 1) for length in picture.size)
+    scaled = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    image = np.zeros((3, side, side), dtype=np.float32)
+    normalized = (scaled - np.float32(network["intensity"]["mean"])) / np.float32(network["intensity"]["std"])
+    image[:, :height, :width] = normalized.transpose(2, 0, 1)
+    return image, (height, width)
+
+
+def enlarge(logits: np.ndarray, size: tuple[int, int], picture_size: tuple[int, int]) -> np.ndarray:
+    """Logits (K, S, S) without their padding -> (K, height, width) of the picture, bilinear."""
+    height, width = size
+    planes = (Image.fromarray(plane[:height, :width]) for plane in logits)
+    return np.stack([np.asarray(plane.resize(picture_size, Image.Resampling.BILINEAR)) for plane in planes])
+
+
+def mark(logits: np.ndarray, network: Mapping[str, Any]) -> np.ndarray:
+    """Logits (K, height, width) -> mask (height, width), uint8: 0 and 255, or the number of the highest class above 0.
+
+    Classes that do not exclude each other may overlap; here, too, the highest one is kept.
+    """
+    if network["num_classes"] == 1:
+        return (logits[0] > 0).astype(np.uint8) * np.uint8(255)
+    return np.where(logits.max(axis=0) > 0, logits.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
