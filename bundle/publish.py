@@ -123,19 +123,21 @@ class Publisher:
 
     def _report(self, written: Sequence[Path], validated: bool, procedural: bool, weights: Path | None) -> None:
         state = self.evaluator.state
+        unit = "images" if self.volume is None else "volumes"
         if validated:
-            kind = "procedural validation images" if procedural else "validation images"
+            kind = f"procedural validation {unit}" if procedural else f"validation {unit}"
             count = len(self.datalists["validation"])
             lines = [f"Best Dice of y1 on {count} {kind}: {state.best_metric:.4f} (epoch {state.best_metric_epoch})"]
         else:
-            lines = ["There were no validation images: this is the last network, and nobody measured it."]
+            lines = [f"There were no validation {unit}: this is the last network, and nobody measured it."]
         lines += ["Wrote", *(f"  {path}" for path in written)]
         if procedural:
             lines.append("The data were procedural, so models/ stays as it is.")
         if procedural or self.command.get("dataset_dir"):  # a MONAI Label server gives records alone
-            configs = ["configs/train.json", "configs/evaluate.json"]
+            volume = [] if self.volume is None else ["configs/volume.json"]
+            configs = ["configs/train.json", "configs/evaluate.json", *volume]
             command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
-            lines += ["Next, on the test images:", f"  {command}"]
+            lines += [f"Next, on the test {unit}:", f"  {command}"]
         print("\n".join(["", *lines]), flush=True)
 
 

@@ -53,7 +53,7 @@ class Row:
 LORA: Knobs = {"trainable": "lora", "learning_rate": 1e-3}
 DECODER: Knobs = {"trainable": "decoder", "learning_rate": 1e-3}
 FULL: Knobs = {"trainable": "full", "learning_rate": 3e-4}
-UNET: Knobs = {"learning_rate": 1e-3}
+UNET: Knobs = {"learning_rate": 3e-4}
 
 # As published: nothing is trained here.
 PRETRAINED = Row(
@@ -94,7 +94,7 @@ RATES = tuple(
     for name, knobs, rates in (
         ("sam_sp", LORA, (3e-4, 3e-3)),
         ("full", FULL, (1e-4, 1e-3)),
-        ("unet", UNET, (3e-4, 3e-3)),
+        ("unet", UNET, (1e-4, 1e-3, 3e-3)),
     )
     for rate in rates
 )

@@ -53,8 +53,12 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
     assert description["labels"] == {"0": "background", "1": "front", "2": "back"}
     assert (description["num_classes"], description["exclusive"]) == (2, True)
     assert description["volume"]["orientation"] == "LPS" and "percentiles" in description["volume"]["intensity"]
+    said = capsys.readouterr().out
+    assert "Best Dice of y1 on 1 validation volumes" in said
+    assert "'configs/train.json','configs/evaluate.json','configs/volume.json'" in said.replace(f"{ROOT}/", "").replace(
+        f"{root}/", ""
+    )
 
-    capsys.readouterr()
     command("evaluating", [*EVALUATE, VOLUME], root, **data)
     said = capsys.readouterr().out
     assert "2 test volumes; mean over volumes" in said and "configs/volume.json" in said
