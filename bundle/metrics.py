@@ -41,7 +41,7 @@ class BoxIoU(CumulativeIterationMetric):
             boxes_from_logits(initial.float() - 0.5, stride=1),
             boxes_from_logits(without_specks(label).float() - 0.5, stride=1),
         )
-        return torch.where(label.flatten(2).any(dim=2), iou, torch.nan)
+        return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
 
     def aggregate(self) -> torch.Tensor:
         """Mean over images and classes, a scalar."""

@@ -32,7 +32,6 @@ from scripts.polyps.pace import config_files
 from scripts.polyps.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "models" / "base" / "sam_vit_tiny.pt"
 VALIDATIONS = 6  # of a training, about
 
 
@@ -88,7 +87,7 @@ def is_done(cell: Cell, plan: Plan) -> bool:
     made = json.loads(path.read_text(encoding="utf-8"))
     remedy = f"remove it and {plan.work / cell.name} to train it anew."
     if made["base_sha256"] != base_sha256(cell.row):
-        raise BundleError(f"{path} was made with another {BASE.name}: {remedy}")
+        raise BundleError(f"{path} was made with another {cell.row.weights}: {remedy}")
     if made["knobs"] != cell.row.knobs:
         raise BundleError(
             f"{path} was made with the knobs {made['knobs']}, its row has {dict(cell.row.knobs)}: {remedy}"
@@ -97,8 +96,8 @@ def is_done(cell: Cell, plan: Plan) -> bool:
 
 
 def base_sha256(row: Row) -> str | None:
-    """Of the pre-trained SAM that a row starts from; None where it starts from nothing."""
-    return None if row.unet or row.knobs.get("sam_checkpoint") == RANDOM else sha256_of(BASE)
+    """Of the network that a row starts from, or tests as it is; None where it starts from nothing."""
+    return None if row.unet or row.knobs.get("sam_checkpoint") == RANDOM else sha256_of(ROOT / row.weights)
 
 
 def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | None) -> None:
@@ -109,7 +108,7 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
     """
     facts = {"row": cell.row.name, "seed": cell.seed, "knobs": dict(cell.row.knobs)}
     result: dict[str, Any] = {**facts, "base_sha256": base_sha256(cell.row)}
-    weights = BASE
+    weights = ROOT / cell.row.weights
     if epochs is not None:
         weights = plan.work / cell.name / "model.pt"
         if not weights.is_file():

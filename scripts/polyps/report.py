@@ -99,7 +99,7 @@ def main_table(cells: Cells) -> str:
         *(f"{test}: IoU" for test in TESTS),
     ]
     lines = []
-    for row in _rows("pretrained", "main", "trained"):
+    for row in _rows("pretrained", "main", "trained", "shipped"):
         done = cells.get(row.name, [])
         untrained = [(prompt, f"{row.title}, {PRETRAINED[prompt]}") for prompt in row.prompts if prompt in PRETRAINED]
         for prompt, title in ([("trained", row.title)] if row.seeds else untrained) if done else ():
@@ -124,7 +124,7 @@ def saliency_table(cells: Cells) -> str:
 def passes_table(cells: Cells) -> str:
     """Dice of y0, of y1, and of y1 under the expert's box; IoU of SP's box with the true one."""
     lines = []
-    for name in ("pretrained", "sam_sp", "full"):
+    for name in ("pretrained", "sam_sp", "full", "shipped"):
         trained = "trained" if ROWS[name].seeds else "self"
         for test in TESTS if name in cells else ():
             shown = [

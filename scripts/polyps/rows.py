@@ -31,6 +31,7 @@ class Row:
         knobs: of ``configs/train.json``, besides those that all rows share.
         seeds: one cell each; none where nothing is trained.
         unet: mix ``configs/unet.json`` over.
+        weights: what is tested where nothing is trained, from the bundle's root.
         prompts: what is tested: the knob ``prompt`` as trained (None), or another; nothing where validation is enough.
     """
 
@@ -39,6 +40,7 @@ class Row:
     knobs: Knobs = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     unet: bool = False
+    weights: str = "models/base/sam_vit_tiny.pt"
     prompts: tuple[str | None, ...] = (None,)
 
     @property
@@ -58,6 +60,14 @@ UNET: Knobs = {"learning_rate": 3e-4}
 # As published: nothing is trained here.
 PRETRAINED = Row(
     "pretrained", "SAM tiny as pre-trained on procedural scenes", seeds=(), prompts=("none", "self", "expert")
+)
+# The network that comes with the bundle: as `full`, for longer (its model.json says how long).
+SHIPPED = Row(
+    "shipped",
+    "shipped: full, SAM-SP, 24 epochs",
+    seeds=(),
+    weights="models/model.pt",
+    prompts=("self", "expert"),
 )
 
 MAIN = (
@@ -103,6 +113,7 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
     "pretrained": (PRETRAINED,),
     "main": MAIN,
     "trained": TRAINED_PART,
+    "shipped": (SHIPPED,),
     "sweeps": SWEEPS,
 }
 ROWS = {row.name: row for rows in GROUPS.values() for row in rows}

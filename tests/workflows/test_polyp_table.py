@@ -85,7 +85,7 @@ def test_table_from_the_command(
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(cell["base_sha256"], "0" * 64), encoding="utf-8")
     with pytest.raises(
-        BundleError, match=r"decoder_seed0.json was made with another sam_vit_tiny.pt: remove it and .*"
+        BundleError, match=r"decoder_seed0.json was made with another models/base/sam_vit_tiny.pt: remove it and .*"
     ):
         polyp_table.main([*sources, *rows])
     path.write_text(text.replace('"learning_rate": 0.001', '"learning_rate": 0.5'), encoding="utf-8")

@@ -39,7 +39,7 @@ def examples(marker: str) -> list[str]:
 def checkout(tmp_path: Path) -> Path:
     """A copy of what the commands need, with the datasets that the README speaks of."""
     copy = tmp_path / "a copy"  # a path with a space
-    for folder in ("bundle", "configs", "models/base"):
+    for folder in ("bundle", "configs", "models"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     demo.make_demo(copy / "my_polyps", count=14, seed=5)
     (copy / "my_polyps" / demo.MARKER).unlink()
