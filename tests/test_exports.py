@@ -164,6 +164,9 @@ def test_agreement() -> None:
     expected = torch.tensor([-1.0, 1.0, 2.0, -3.0]).reshape(1, 1, 2, 2)
     assert agree(expected + 5e-4, expected, False).is_close
     assert not agree(expected + 2e-3, expected, False).is_close  # same mask, other logits
+    large = expected * 30
+    assert agree(large * (1 + 9e-5), large, False).is_close  # rounding
+    assert not agree(large * (1 + 2e-4), large, False).is_close
     flipped = agree(torch.where(expected == 1, -1e-4, expected), expected, False)
     assert flipped.masks == 0.75 and flipped.logits > 1
     assert not agree(expected * float("nan"), expected, False).is_close
