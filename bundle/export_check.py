@@ -120,8 +120,8 @@ def check(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[
         if not agreement.is_close:
             raise BundleError(
                 f"{name} is not written, for it does not agree with PyTorch: {agreement}; expected at most "
-                f"{LARGEST_DIFFERENCE} (for logits beyond {LARGE:g}: {LARGEST_DIFFERENCE / LARGE} of them) and at least "
-                f"{LEAST_AGREEMENT}."
+                f"{LARGEST_DIFFERENCE} (of logits beyond {LARGE:g} {LARGEST_DIFFERENCE / LARGE} of their size) and at "
+                f"least {LEAST_AGREEMENT}."
             )
         agreements.append(agreement)
     return agreements
