@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser = argparse.ArgumentParser(
         prog="python -m scripts.federated", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7, help="of averaging (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="of averaging (%(default)s)")
     parser.add_argument("--local_epochs", type=int, default=1, help="of each site in a round (%(default)s)")
     parser.add_argument("--kvasir", type=Path, default=SHARED / "kvasir-seg", help="Kvasir-SEG: images and masks")
     parser.add_argument("--clinicdb", type=Path, default=SHARED / "cvc-clinicdb", help="CVC-ClinicDB: images and masks")

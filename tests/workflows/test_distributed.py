@@ -25,12 +25,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DistributedSampler
+from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle import distributed
+from bundle import distributed, measures
 from bundle.errors import BundleError
 from bundle.network import SamSP
 from bundle.weights import describe, write_pair
@@ -68,7 +70,7 @@ def untrained(tmp_path: Path) -> Path:
     return write_pair(network.merged_state_dict(), describe(network, version="0"), tmp_path / "untrained" / "model.pt")
 
 
-def torchrun(processes: int, *words: str, seconds: float = 150) -> str:
+def torchrun(processes: int, *words: str, seconds: float = 400) -> str:
     """What it prints; an error with all of that where it fails."""
     command_line = [*TORCHRUN, str(processes), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -142,16 +144,16 @@ def children_of(process: int) -> Iterator[int]:
     yield from map(int, text.split())
 
 
-def kill_one(options: Sequence[str], masks: Path, after: int, seconds: float = 120) -> int:
-    """Start two processes, kill the second one once masks are there, and return the exit status of torchrun."""
+def kill_one(words: Sequence[str], masks: Path, after: int, seconds: float, processes: int) -> int:
+    """Start some processes, kill the second one once masks are there, and return the exit status of torchrun."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(masks.parent / "log.txt", "ab") as log:
-        job = subprocess.Popen([*TORCHRUN, "2", *options], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        job = subprocess.Popen([*TORCHRUN, str(processes), *words], cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             end = time.monotonic() + seconds
-            while (len(noted_lines(masks)) < after or not is_begun(masks)) and time.monotonic() < end:
+            while (len(noted(masks)) < after or not is_begun(masks)) and time.monotonic() < end:
                 assert job.poll() is None, (masks.parent / "log.txt").read_text(encoding="utf-8", errors="replace")
-                time.sleep(0.02)
+                time.sleep(0.02 + after / 10_000)  # reading many lines takes its time
             ranks = {rank_of(child): child for child in children_of(job.pid)}
             os.kill(ranks["1"], signal.SIGKILL)
             return job.wait(timeout=60)
@@ -160,12 +162,14 @@ def kill_one(options: Sequence[str], masks: Path, after: int, seconds: float = 1
             job.wait()
 
 
-def noted_lines(masks: Path) -> list[bytes]:
-    return [line for path in masks.glob("manifests/*.jsonl") for line in path.read_bytes().splitlines()[1:]]
+def noted(masks: Path) -> list[str]:
+    """Paths in the lines of the manifests that are whole."""
+    lines = [line for path in masks.glob("manifests/*.jsonl") for line in path.read_bytes().split(b"\n")[1:]]
+    return [json.loads(line) for line in lines if line.endswith(b'"')]
 
 
 def is_begun(masks: Path) -> bool:
-    return len(list(masks.glob("manifests/*.jsonl"))) == 2
+    return len(list(masks.glob("manifests/*.jsonl"))) >= 2
 
 
 def rank_of(process: int) -> str | None:
@@ -187,39 +191,67 @@ def test_a_killed_inference_ends_and_goes_on(
     folder = links(tmp_path / "many", sorted((dataset / "images").iterdir()), 400)
     masks = tmp_path / "masks"
     options = inferring(folder, untrained, masks)
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    files = "[" + ",".join(f"'{path}'" for path in SHARDED) + "]"
-    status = kill_one(["-m", "monai.bundle", "run", "inferring", "--config_file", files, *words], masks, after=12)
-    assert status != 0
-
-    torn = masks / "manifests" / "00000.jsonl"
-    torn.write_bytes(torn.read_bytes()[:-4])  # as where the machine went down
-    before = {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
-    kept = {Path(json.loads(line)).stem for line in noted_lines(masks) if line.endswith(b'"')}
-    assert 8 <= len(kept) < 400
+    before = killed(folder, options, masks, after=12)
+    kept = {Path(path).stem for path in noted(masks)}
     other = root / "other.pt"
-    write_pair(
-        {k: v + 1 for k, v in load(untrained).items()}, json.loads(untrained.with_suffix(".json").read_text()), other
-    )
+    description = json.loads(untrained.with_suffix(".json").read_text(encoding="utf-8"))
+    write_pair({key: value + 1 for key, value in load(untrained).items()}, description, other)
     assert "name another --output_dir" in refused("inferring", SHARDED, root, **{**options, "weights": str(other)})
 
     capsys.readouterr()
     command("inferring", SHARDED, root, **options)
     assert f"{len(kept)} of 400 inputs have their masks" in capsys.readouterr().out
-    after = {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
-    assert set(after) == {path.stem for path in folder.iterdir()}
-    again = {name for name in before if after[name] != before[name]}
-    assert not again & kept and len(again) <= 2 * 4  # at most the batch in hand of each
-    names = sorted({Path(line).stem for line in noted_whole(masks)})
-    assert len(noted_whole(masks)) == len(names) == 400
-
+    require_each_once(folder, masks, before, kept)
     command("inferring", SHARDED, root, **options)  # nothing left
     assert "400 of 400" in capsys.readouterr().out
 
 
-def noted_whole(masks: Path) -> list[str]:
-    """Paths in the lines that are whole."""
-    return [json.loads(line) for line in noted_lines(masks) if line.endswith(b'"')]
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+def test_a_hundred_thousand_images(untrained: Path, tmp_path: Path) -> None:
+    """2,000 files, linked 50 times each; killed twice, and gone on with by another number of processes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for number in range(2_000):
+        picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "files" / f"{number:04d}.png", compress_level=1)
+    folder = links(tmp_path / "many", sorted((tmp_path / "files").iterdir()), 100_000)
+    masks = tmp_path / "masks"
+    options = {**inferring(folder, untrained, masks), "batch_size": 16}
+    for after in (20_000, 60_000):
+        before = killed(folder, options, masks, after, seconds=3600, processes=3 if after > 20_000 else 2)
+        kept = {Path(path).stem for path in noted(masks)}
+    begun = time.monotonic()
+    torchrun(2, *command_line(options), seconds=7200)
+    print(f"\nThe last {100_000 - len(kept)} of 100,000 took two processes {time.monotonic() - begun:.0f} s in all")
+    require_each_once(folder, masks, before, kept, in_hand=3 * 16)
+
+
+def killed(
+    folder: Path, options: dict[str, Any], masks: Path, after: int, seconds: float = 400, processes: int = 2
+) -> dict[str, int]:
+    """Infer until one process is killed, and cut its last line; returns when each mask was written."""
+    assert kill_one(command_line(options), masks, after, seconds, processes) != 0
+    assert after <= len(noted(masks)) < len(list(folder.iterdir()))
+    torn = masks / "manifests" / "00000.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-4])  # as where the machine went down
+    return {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+
+
+def require_each_once(folder: Path, masks: Path, before: dict[str, int], kept: set[str], in_hand: int = 8) -> None:
+    """Every input has its mask and its line, and what was noted was not done again."""
+    after = {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+    assert set(after) == {path.stem for path in folder.iterdir()}
+    again = {name for name in before if after[name] != before[name]}
+    assert not again & kept and len(again) <= in_hand  # at most the batch in hand of each
+    names = [Path(path).stem for path in noted(masks)]
+    assert len(names) == len(set(names)) == len(after)
+
+
+def command_line(options: dict[str, Any]) -> list[str]:
+    files = "[" + ",".join(f"'{path}'" for path in SHARDED) + "]"
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "inferring", "--config_file", files, *words]
 
 
 def test_what_several_processes_refuse(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +259,6 @@ def test_what_several_processes_refuse(root: Path, dataset: Path, monkeypatch: p
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert "started by torchrun" in refused("training", PARALLEL, root, dataset_dir=str(dataset), device="cpu")
-    assert "each of several processes" in refused("training", PARALLEL, root, dataset_dir=str(dataset), device="cuda:1")
 
 
 def test_what_is_not_enough_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +266,9 @@ def test_what_is_not_enough_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed.require_shares({"training": [0] * 4, "validation": []})
     with pytest.raises(BundleError, match="3 validation images for 4 processes"):
         distributed.require_shares({"training": [0] * 4, "validation": [0] * 3})
+    monkeypatch.setattr(measures, "world_size", lambda: 4)
+    with pytest.raises(BundleError, match="for one process"):  # its rows follow the dataset
+        measures.ImageMeasures("nowhere", [])
 
 
 @pytest.mark.parametrize(("count", "processes"), [(5, 2), (7, 3), (4, 4)])
