@@ -72,9 +72,9 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group, if there is one; through ignite, which would else take itself for one of several for ever."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        idist.finalize()
 
 
 def rank() -> int:

@@ -25,6 +25,7 @@ training step, which is a little much where the weights have no gradient. The tw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -61,6 +62,7 @@ GPUS = (
 SAMS = ("vit_b", "vit_l", "vit_h")
 
 
+@cache
 def parameters(sam: str) -> tuple[int, int]:
     """P and T with adapters of rank 4, from shapes alone."""
     with torch.device("meta"):
@@ -84,9 +86,12 @@ def images_that_fit(gpu: Gpu, sam: str, image_size: int = 1024, checkpointing: b
     return max(0, int(free / activation_bytes(sam, image_size, checkpointing, half=True)))
 
 
+gflop = cache(encoder_gflop)
+
+
 def seconds_per_image(gpu: Gpu, sam: str, image_size: int = 1024, passes: int = 1) -> float:
     """At `RATE` of the data sheet's rate; an inference is one pass."""
-    return passes * encoder_gflop(sam, image_size) / (RATE * gpu.tflops * 1000)
+    return passes * gflop(sam, image_size) / (RATE * gpu.tflops * 1000)
 
 
 def table(image_size: int = 1024) -> str:

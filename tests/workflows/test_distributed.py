@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -204,6 +205,7 @@ def test_a_killed_inference_ends_and_goes_on(
     require_each_once(folder, masks, before, kept)
     command("inferring", SHARDED, root, **options)  # nothing left
     assert "400 of 400" in capsys.readouterr().out
+    assert idist.get_world_size() == 1 and idist.model_name() == "serial"  # this process is one alone again
 
 
 @pytest.mark.slow
