@@ -25,6 +25,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
+from bundle.distributed import on_main, rank, world_size
 from bundle.errors import BundleError
 from bundle.weights import write_atomically
 
@@ -64,6 +65,10 @@ class CheckpointKeeper:
 
     What an earlier run left in the same folder moves to ``previous``, unless it is resumed.
 
+    Of several processes all have this handler, and the first one writes. What they saved is that of one process, and
+    is resumed by any number of them: where that changes the number of steps of an epoch, the schedule goes on from the
+    same epoch.
+
     Args:
         output_dir: where the two files go.
         save_dict: objects with a state that ``last.pt`` holds; "network" alone goes into ``best.pt``.
@@ -79,7 +84,8 @@ class CheckpointKeeper:
         self, output_dir: str, save_dict: Mapping[str, Any], evaluator: SupervisedEvaluator, resume: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.save_dict = dict(save_dict)
+        # out of DistributedDataParallel, which would put its own name before that of each weight
+        self.save_dict = {name: getattr(item, "module", item) for name, item in save_dict.items()}
         self.evaluator = evaluator
         self.resume = resume
 
@@ -93,17 +99,21 @@ class CheckpointKeeper:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation so far."""
+        """The best validation so far, and how many processes there were."""
         state = self.evaluator.state
-        return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
+        best = {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
+        return {**best, "processes": world_size()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the best validation of an earlier run."""
-        for key, value in state.items():
-            setattr(self.evaluator.state, key, value)
+        for key in ("best_metric", "best_metric_epoch"):
+            setattr(self.evaluator.state, key, state[key])
 
     def _set_aside(self, engine: SupervisedTrainer) -> None:
         """Move what an earlier run left: nobody takes it for this run's, and a forgotten resume loses nothing."""
+        on_main(self._move_to_previous)
+
+    def _move_to_previous(self) -> None:
         previous = self.output_dir / PREVIOUS
         found = [name for name in WRITTEN if (self.output_dir / name).exists()]
         if found:
@@ -118,6 +128,7 @@ class CheckpointKeeper:
             raise BundleError(f"There is nothing to resume: {path} does not exist.")
         states = torch.load(path, map_location="cpu", weights_only=True)
         self._require_same_run(states, engine, path)
+        states = _with_epochs_of(states, engine.state.epoch_length)
         optimizer, scheduler = self.save_dict["optimizer"], self.save_dict["lr_scheduler"]
         asked = [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
         epochs = engine.state.max_epochs
@@ -128,13 +139,15 @@ class CheckpointKeeper:
         for group, settings in zip(optimizer.param_groups, asked, strict=True):
             group.update(settings)
         scheduler.base_lrs = [settings["initial_lr"] for settings in asked]
+        for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def _require_same_run(self, states: Mapping[str, Any], engine: SupervisedTrainer, path: Path) -> None:
         found = {key: value.shape for key, value in states["network"].items()}
         if found != {key: value.shape for key, value in self.save_dict["network"].state_dict().items()}:
             raise BundleError(f"{path} is of another network: resume with the same sam, image_size and trainable.")
         trained, steps = states["trainer"], engine.state.epoch_length
-        if trained["epoch_length"] != steps:
+        if trained["epoch_length"] != steps and states["best"].get("processes", 1) == world_size():
             raise BundleError(
                 f"{path} has {trained['epoch_length']} steps an epoch, this run {steps}: resume with the same images "
                 "and batch_size."
@@ -157,6 +170,8 @@ class CheckpointKeeper:
                 f"was published, and what {self.output_dir} holds of earlier epochs stays."
             )
         states = {name: item.state_dict() for name, item in self._objects(engine).items()}
+        if rank() > 0:
+            return
         # first the best: a run killed in between resumes from the epoch before and does this one again
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
             write_atomically(self.output_dir / BEST, lambda path: torch.save(states["network"], path))
@@ -164,6 +179,19 @@ class CheckpointKeeper:
 
     def _objects(self, engine: SupervisedTrainer) -> dict[str, Any]:
         return {**self.save_dict, "trainer": engine, "best": self}
+
+
+def _with_epochs_of(states: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The states of a training as if its epochs, which it saved whole, had had as many steps as this one's."""
+    trainer, scheduler = states["trainer"], states["lr_scheduler"]
+    if trainer["epoch_length"] == steps:
+        return dict(states)
+    done = trainer["iteration"] // trainer["epoch_length"] * steps
+    return {
+        **states,
+        "trainer": {**trainer, "epoch_length": steps, "iteration": done},
+        "lr_scheduler": {**scheduler, "last_epoch": done, "_step_count": done + 1},
+    }
 
 
 class History:

@@ -24,6 +24,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.utils import optional_import
 
+from bundle.distributed import world_size
 from bundle.errors import BundleError
 from bundle.weights import write_atomically
 
@@ -42,13 +43,15 @@ class ImageMeasures:
         datalist: the images, in the order of the evaluation.
 
     Raises:
-        BundleError: pysodmetrics is not installed.
+        BundleError: pysodmetrics is not installed, or there are several processes.
     """
 
     def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]]) -> None:
         self.sod, found = optional_import("py_sod_metrics")
         if not found:
             raise BundleError('pysodmetrics is not installed; expected it: pip install ".[results]".')
+        if world_size() > 1:
+            raise BundleError("configs/measure.json is for one process: leave out multi_gpu_evaluate.json.")
         self.path = Path(output_dir) / "measures.json"
         self.stems = [Path(str(record["image"])).stem for record in datalist]
 

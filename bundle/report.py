@@ -26,8 +26,8 @@ from monai.engines import SupervisedEvaluator
 from monai.metrics import compute_dice
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
-from torch.utils.data import SequentialSampler
 
+from bundle.distributed import order_of_results
 from bundle.errors import BundleError
 from bundle.files import stem_of
 from bundle.inferers import segment
@@ -316,9 +316,12 @@ class PanelSaver:
                 f"'{self.metric_name}' has {' x '.join(map(str, scores.shape))} values, expected a row for each of the "
                 f"{images} images of the dataset."
             )
-        if not isinstance(loader.sampler, SequentialSampler):
+        places = order_of_results(loader.dataset, loader.sampler)
+        if places is None:
             raise BundleError("The dataloader of the evaluation shuffles; panels expect the order of the dataset.")
-        return scores.mean(dim=1).cpu().numpy()
+        ordered = np.empty(images)
+        ordered[places] = scores.mean(dim=1).cpu().numpy()
+        return ordered
 
     def _draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
         """Predict one image of the dataset again and draw it; returns the stem of its file name and the panel."""

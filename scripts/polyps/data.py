@@ -94,7 +94,7 @@ def divide(folder: Path, splits: Path) -> Polyps:
         for name in ("kvasir", "clinicdb")
         for part in ("train", "test")
     }
-    sequences = _sequences(splits / "clinicdb_sequences.csv")
+    sequences = sequences_of(splits / "clinicdb_sequences.csv")
     ranked = sorted(set(sequences.values()), key=_rank)
     tested, validated = ranked[:TEST_SEQUENCES], ranked[TEST_SEQUENCES : TEST_SEQUENCES + VALIDATION_SEQUENCES]
     frames = lists["clinicdb", "train"]
@@ -122,7 +122,12 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split()
 
 
-def _sequences(path: Path) -> dict[str, str]:
+def sequences_of(path: Path) -> dict[str, str]:
+    """The video sequence of each frame of CVC-ClinicDB, by the stem it has in the joint dataset.
+
+    Raises:
+        BundleError: there is no such file.
+    """
     if not path.is_file():
         raise BundleError(f"{path} does not exist; expected a CSV with the columns stem and sequence.")
     with open(path, encoding="utf-8", newline="") as file:

@@ -1,0 +1,190 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Write a job folder for NVFlare: FedAvg of the bundle over monai-nvflare.
+
+    python -m scripts.federated_job FOLDER --bundle_root /opt/sam_sp --site north=/data/north --site south=/data/south
+
+Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, and a site its images at the path
+given. Further options go to every training, for example --image_size 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bundle.errors import BundleError
+from bundle.federated import KEPT_AT_HOME
+
+# What decides about the shape of the network, and so must be known to the server too.
+NETWORK = ("sam", "image_size", "lora_rank", "lora_alpha")
+CONFIGS = ["configs/train.json", "configs/federated.json"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write it and say how to run it."""
+    options, knobs = parse(arguments)
+    sites = dict(options.site)
+    write_job(options.folder, options.bundle_root, sites, options.rounds, options.local_epochs, knobs)
+    names = ",".join(sites)
+    print(
+        f"Wrote {options.folder}. To try it with all sites on this machine:\n"
+        f"  PYTHONPATH={options.bundle_root} nvflare simulator {options.folder} -w {options.folder}_run -c {names} "
+        f"-t {len(sites)}"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line, and the knobs in it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.federated_job",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="what is written")
+    parser.add_argument("--bundle_root", required=True, help="absolute path of the bundle, the same everywhere")
+    parser.add_argument("--site", type=_site, action="append", required=True, help="NAME=DATASET_DIR, once for each")
+    parser.add_argument("--rounds", type=int, default=10, help="of averaging (%(default)s)")
+    parser.add_argument("--local_epochs", type=int, default=1, help="of each site in a round (%(default)s)")
+    options, further = parser.parse_known_args(arguments)
+    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
+        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
+    keys = [word.removeprefix("--") for word in further[::2]]
+    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+
+
+def _site(text: str) -> tuple[str, str]:
+    name, found, folder = text.partition("=")
+    if not (name and found and folder):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=DATASET_DIR")
+    return name, folder
+
+
+def write_job(
+    folder: Path, bundle_root: str, sites: Mapping[str, str], rounds: int, local_epochs: int, knobs: Mapping[str, Any]
+) -> None:
+    """Write ``meta.json``, an app for the server and one for each site.
+
+    Raises:
+        BundleError: ``bundle_root`` is not absolute.
+    """
+    if not Path(bundle_root).is_absolute():
+        raise BundleError(f"bundle_root is '{bundle_root}', expected an absolute path: a job runs in its own folder.")
+    apps = {"app_server": ["server"], **{f"app_{name}": [name] for name in sites}}
+    _write(folder / "meta.json", {"name": "sam_sp", "min_clients": len(sites), "resource_spec": {}, "deploy_map": apps})
+    server = server_config(bundle_root, len(sites), rounds, knobs)
+    _write(folder / "app_server" / "config" / "config_fed_server.json", server)
+    for name, dataset_dir in sites.items():
+        site = site_config(bundle_root, dataset_dir, rounds, local_epochs, knobs)
+        _write(folder / f"app_{name}" / "config" / "config_fed_client.json", site)
+
+
+def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """NVFlare's own FedAvg of weight differences; the model starts from the SAM that all sites have."""
+    sam = knobs.get("sam", "vit_tiny")
+    checkpoint = knobs.get("sam_checkpoint", f"{bundle_root}/models/base/sam_vit_tiny.pt")
+    network = {"exclusive": True, **{key: knobs[key] for key in NETWORK if key in knobs}, "checkpoint": checkpoint}
+    network |= {"sam": sam, "trainable": "lora"}
+    return {
+        "format_version": 2,
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [
+            {
+                "id": "persistor",
+                "path": "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
+                "args": {
+                    "model": {"path": "bundle.network.SamSP", "args": network},
+                    "exclude_vars": KEPT_AT_HOME,
+                },
+            },
+            {
+                "id": "shareable_generator",
+                "path": "nvflare.app_common.shareablegenerators.full_model_shareable_generator."
+                "FullModelShareableGenerator",
+                "args": {},
+            },
+            {
+                "id": "aggregator",
+                "path": "nvflare.app_common.aggregators.intime_accumulate_model_aggregator."
+                "InTimeAccumulateWeightedAggregator",
+                "args": {"expected_data_kind": "WEIGHT_DIFF"},
+            },
+        ],
+        "workflows": [
+            {
+                "id": "scatter_and_gather",
+                "path": "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+                "args": {
+                    "min_clients": sites,
+                    "num_rounds": rounds,
+                    "start_round": 0,
+                    "wait_time_after_min_received": 0,
+                    "aggregator_id": "aggregator",
+                    "persistor_id": "persistor",
+                    "shareable_generator_id": "shareable_generator",
+                    "train_task_name": "train",
+                    "train_timeout": 0,
+                },
+            }
+        ],
+    }
+
+
+def site_config(
+    bundle_root: str, dataset_dir: str, rounds: int, local_epochs: int, knobs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """MONAI's client on the bundle; it validates what the server sends, and then trains it."""
+    shared = {**knobs, "dataset_dir": dataset_dir}
+    return {
+        "format_version": 2,
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "executors": [
+            {
+                "tasks": ["train"],
+                "executor": {
+                    "id": "executor",
+                    "path": "monai_nvflare.client_algo_executor.ClientAlgoExecutor",
+                    "args": {"client_algo_id": "client_algo", "key_metric": "val_dice"},
+                },
+            }
+        ],
+        "components": [
+            {
+                "id": "client_algo",
+                "path": "monai.fl.client.MonaiAlgo",
+                "args": {
+                    "bundle_root": bundle_root,
+                    "local_epochs": local_epochs,
+                    "config_train_filename": CONFIGS,
+                    "config_evaluate_filename": CONFIGS,
+                    "config_filters_filename": "configs/federated_filters.json",
+                    "train_kwargs": {**shared, "bundle_root": bundle_root, "epochs": rounds * local_epochs},
+                    "eval_kwargs": {**shared, "bundle_root": bundle_root},
+                },
+            }
+        ],
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

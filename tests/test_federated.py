@@ -1,0 +1,155 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What sites exchange, how it is averaged, and three small sites through MONAI's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.fl.utils.constants import WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from bundle import demo, federated
+from bundle.description import read_description
+from bundle.errors import BundleError
+from bundle.network import SamSP
+from scripts import federated_job, federated_model
+from scripts.federated import Plan, federate, test_scores
+from scripts.polyps.data import write_list
+from tests.conftest import ROOT, randomize
+
+test_scores.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_what_is_trained_is_exchanged() -> None:
+    """Nothing else, and all of it; NVFlare's expression says the opposite."""
+    network = SamSP(sam="vit_tiny", trainable="lora")
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name for name in network.state_dict() if federated.is_exchanged(name)} == trained
+    kept = re.compile(federated.KEPT_AT_HOME)
+    assert all(bool(kept.match(name)) != federated.is_exchanged(name) for name in network.state_dict())
+
+
+@pytest.mark.parametrize(("sam", "expected"), [("vit_tiny", 2_545_408), ("vit_b", 14_618_112)])
+def test_bytes_of_a_round(sam: str, expected: int) -> None:
+    """As docs/scaling.md says, from shapes alone."""
+    with torch.device("meta"):
+        network = SamSP(sam=sam, trainable="lora")
+    count = federated.exchanged_bytes(network)
+    assert count == 4 * sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+
+
+def test_only_what_is_exchanged_may_change() -> None:
+    keep = federated.ExchangedPart()
+    weights = {"image_encoder.x.lora_A.default.weight": torch.ones(2), "image_encoder.pos_embed": torch.zeros(2)}
+    sent = keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF)).weights
+    assert list(sent) == ["image_encoder.x.lora_A.default.weight"]
+    weights["image_encoder.pos_embed"] = torch.ones(2)
+    with pytest.raises(BundleError, match="pos_embed' was trained"):
+        keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF))
+    with pytest.raises(BundleError, match="send_weight_diff"):
+        keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS))
+
+
+def test_the_average_is_weighted_by_steps() -> None:
+    start = {"w": torch.tensor([1.0, 2.0])}
+    found = federated.federated_average(
+        start, [{"w": torch.tensor([4.0, 0.0])}, {"w": torch.tensor([0.0, 8.0])}], [3, 1]
+    )
+    assert found["w"].tolist() == [4.0, 4.0]
+
+
+@pytest.fixture(scope="module")
+def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few procedural images in the place of a user's."""
+    folder = demo.make_demo(tmp_path_factory.mktemp("sites") / "set", count=9, seed=5)
+    (folder / demo.MARKER).unlink()
+    return folder
+
+
+def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
+    """Three sites of unequal size: each round averages them, a stop loses nothing, and the model is tested."""
+    stems = sorted(path.stem for path in (polyps / "images").iterdir())
+    sites = {"a": stems[:2], "b": stems[2:4], "c": stems[4:7]}
+    write_list(tmp_path / "test.txt", stems[7:])
+    knobs: dict[str, Any] = {"image_size": 64, "batch_size": 1, "cache": 0, "num_workers": 0, "device": "cpu"}
+    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 2, 1, {**knobs, "train#random_transforms": []})
+
+    rounds: list[dict[str, Any]] = []
+    federate("stopped", sites, Plan(**{**vars(plan), "rounds": 1}))
+    rounds.append(torch.load(plan.work / "stopped" / "rounds.pt", weights_only=True))
+    told = federate("stopped", sites, plan)
+    rounds.append(torch.load(plan.work / "stopped" / "rounds.pt", weights_only=True))
+    assert [states["round"] for states in rounds] == [1, 2] and told["seconds"] > rounds[0]["seconds"]
+    steps = {site: states["trainer"]["iteration"] for site, states in rounds[1]["sites"].items()}
+    assert steps == {"a": 4, "b": 4, "c": 6}
+    changed = [key for key, value in rounds[1]["weights"].items() if not torch.equal(value, rounds[0]["weights"][key])]
+    assert any(".lora_" in key for key in changed) and any(key.startswith("mask_decoder.") for key in changed)
+    described = read_description(plan.work / "stopped" / "model.pt")
+    assert described["trained_on"]["sites"] == 3 and described["rounds"] == 2
+    dice = test_scores("stopped", plan)
+    assert set(dice) == set(stems[7:]) and all(0 <= value <= 1 for value in dice.values())
+
+
+def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
+    """The server builds the network that each site trains; everything that a site needs is there."""
+    sites = ["--site", "north=/data/north", "--site", "south=/data/south"]
+    words = [str(tmp_path / "job"), "--bundle_root", str(ROOT), *sites, "--rounds", "4", "--image_size", "64"]
+    federated_job.main(words)
+    read = {path.relative_to(tmp_path / "job").as_posix(): json.loads(path.read_text(encoding="utf-8"))
+            for path in (tmp_path / "job").rglob("*.json")}  # fmt: skip
+    assert read["meta.json"]["deploy_map"]["app_north"] == ["north"] and len(read) == 4
+    persistor = read["app_server/config/config_fed_server.json"]["components"][0]["args"]
+    network = SamSP(**persistor["model"]["args"])
+    assert network.has_lora and network.image_size == 64 and persistor["exclude_vars"] == federated.KEPT_AT_HOME
+    site = read["app_south/config/config_fed_client.json"]["components"][0]["args"]
+    assert site["train_kwargs"]["dataset_dir"] == "/data/south" and site["train_kwargs"]["epochs"] == 4
+    assert all((ROOT / file).is_file() for file in [*site["config_train_filename"], site["config_filters_filename"]])
+    with pytest.raises(BundleError, match="absolute path"):
+        federated_job.main(["job", "--bundle_root", ".", *sites])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvflare"), reason="needs nvflare and monai-nvflare, see docs/scaling.md")
+def test_the_job_runs_in_the_simulator(polyps: Path, tmp_path: Path) -> None:
+    words = [str(tmp_path / "job"), "--bundle_root", str(ROOT), "--rounds", "2", "--image_size", "64"]
+    for name in ("north", "south"):
+        words += ["--site", f"{name}={polyps}"]
+    federated_job.main([*words, "--num_workers", "0", "--device", "cpu", "--batch_size", "2"])
+    command = ["nvflare", "simulator", "job", "-w", "run", "-c", "north,south", "-t", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("aggregating 2 update(s)") == 2, done.stdout + done.stderr
+    (kept,) = (tmp_path / "run").rglob("FL_global_model.pt")
+    federated_model.main([str(kept), "--output", str(tmp_path / "model.pt"), "--image_size", "64"])
+    assert read_description(tmp_path / "model.pt")["image_size"] == 64
+
+
+def test_the_model_of_the_server(tmp_path: Path) -> None:
+    """Its file has the weights with adapters under "model"; anything else is refused by name."""
+    torch.manual_seed(0)
+    network = randomize(SamSP(image_size=64, trainable="lora"))
+    torch.save({"model": network.state_dict(), "train_conf": {"train": {"model": "SamSP"}}}, tmp_path / "global.pt")
+    words = ["--output", str(tmp_path / "model.pt"), "--image_size", "64"]
+    federated_model.main([str(tmp_path / "global.pt"), *words])
+    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    merged = network.merged_state_dict()
+    assert set(written) == set(merged) and all(torch.equal(written[key], merged[key]) for key in merged)
+    with pytest.raises(BundleError, match="no 'model'"):
+        federated_model.main([str(tmp_path / "model.pt"), *words])

@@ -1,0 +1,284 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Several processes, on the CPU over gloo: training, evaluation and inference as torchrun starts them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import pytest
+import torch
+from monai.data import DistributedSampler
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from bundle import distributed, measures
+from bundle.errors import BundleError
+from bundle.network import SamSP
+from bundle.weights import describe, write_pair
+from tests.conftest import ROOT
+from tests.workflows.commands import EVALUATE, INFER, TRAIN, command, load, refused
+
+SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
+PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+SPLIT = {"validation": 3, "test": 3}
+# Steps that are the gradient itself, on images as they are, in the order of the dataset.
+PLAIN: dict[str, Any] = {
+    "image_size": 64, "epochs": 2, "num_workers": 0, "device": "cpu", "amp": False, "publish": False, "split": SPLIT,
+    "learning_rate": 0.05, "warmup": 0, "train#random_transforms": [], "train#dataloader#shuffle": False,
+    "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": "@learning_rate"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun says to a process that is the only one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in said.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A weights file of random weights."""
+    torch.manual_seed(0)
+    network = SamSP(image_size=64, trainable="decoder")
+    return write_pair(network.merged_state_dict(), describe(network, version="0"), tmp_path / "untrained" / "model.pt")
+
+
+def torchrun(processes: int, *words: str, seconds: float = 400) -> str:
+    """What it prints; an error with all of that where it fails."""
+    command_line = [*TORCHRUN, str(processes), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command_line, cwd=ROOT, env=environment, timeout=seconds, capture_output=True, check=False)
+    said = (done.stdout + done.stderr).decode("utf-8", "replace")
+    assert done.returncode == 0, said
+    return said
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Dice of each image of an evaluation."""
+    with open(folder / "val_dice_raw.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert len({name for name, *_ in rows}) == len(rows)
+    return {Path(name).name: float(dice) for name, dice, *_ in rows}
+
+
+def test_two_processes_train_and_evaluate_as_one(root: Path, dataset: Path, untrained: Path, tmp_path: Path) -> None:
+    """Each with half of the batch: the same steps and figures; what they saved is resumed by one."""
+    training = {**PLAIN, "dataset_dir": str(dataset), "weights": str(untrained)}
+    training["train#sampler#shuffle"] = False
+    evaluating = {"device": "cpu", "num_workers": 0, "dataset_dir": str(dataset), "split": SPLIT, "panels": 1}
+    two = {"batch_size": 2, "output_dir": str(tmp_path / "two")}
+    weights = str(tmp_path / "two" / "model.pt")
+    options = {
+        "root": str(root),
+        "training": training | two,
+        "evaluating": {**evaluating, "weights": weights, "output_dir": str(tmp_path / "scores_two")},
+    }
+    (tmp_path / "options.json").write_text(json.dumps(options), encoding="utf-8")
+    said = torchrun(2, "-m", "tests.workflows.distributed_worker", str(tmp_path / "options.json"))
+    assert said.count("Best Dice of y1") == said.count("y1 refined") == 1  # one process speaks, and writes
+
+    del training["train#sampler#shuffle"]
+    command("training", TRAIN, root, **training, batch_size=4, output_dir=str(tmp_path / "one"))
+    start, one, both = (load(path) for path in (untrained, tmp_path / "one" / "model.pt", Path(weights)))
+    steps = {key: one[key] - start[key] for key in one}
+    largest = max(float(step.abs().max()) for step in steps.values())
+    differences = {key: float((both[key] - one[key]).abs().max()) for key in one}
+    assert largest > 1e-4 and max(differences.values()) < 1e-3 * largest, (largest, max(differences.values()))
+
+    command("evaluating", EVALUATE, root, **evaluating, weights=weights, output_dir=str(tmp_path / "scores_one"))
+    expected = scores(tmp_path / "scores_one")
+    assert len(expected) == 3 and scores(tmp_path / "scores_two") == pytest.approx(expected)
+    for name in ("metrics.csv", "val_iou_summary.csv"):
+        texts = [(tmp_path / folder / name).read_text(encoding="utf-8") for folder in ("scores_one", "scores_two")]
+        found, wanted = ([float(x) for x in re.findall(r"-?\d+\.\d+", text)] for text in texts)
+        assert found == pytest.approx(wanted, abs=1e-4), name
+    pictures = [sorted(path.name for path in (tmp_path / f"scores_{n}" / "panels").iterdir()) for n in ("one", "two")]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 4
+
+    resumed = training | two | {"epochs": 3, "resume": True}
+    command("training", TRAIN, root, **resumed)
+    states = torch.load(tmp_path / "two" / "last.pt", weights_only=True)
+    assert states["trainer"]["iteration"] == states["lr_scheduler"]["last_epoch"] == 3 * 4  # of two images now
+    assert refused("training", TRAIN, root, **{**resumed, "batch_size": 1, "epochs": 4}).startswith(str(tmp_path))
+
+
+def links(folder: Path, images: Sequence[Path], count: int) -> Path:
+    """A folder of links to images in turns."""
+    folder.mkdir()
+    for number in range(count):
+        image = images[number % len(images)]
+        (folder / f"{number:06d}{image.suffix}").symlink_to(image)
+    return folder
+
+
+def children_of(process: int) -> Iterator[int]:
+    """Processes that a process started, by Linux's list."""
+    text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8")
+    yield from map(int, text.split())
+
+
+def kill_one(words: Sequence[str], masks: Path, after: int, seconds: float, processes: int) -> int:
+    """Start some processes, kill the second one once masks are there, and return the exit status of torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(masks.parent / "log.txt", "ab") as log:
+        job = subprocess.Popen([*TORCHRUN, str(processes), *words], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + seconds
+            while (len(noted(masks)) < after or not is_begun(masks)) and time.monotonic() < end:
+                assert job.poll() is None, (masks.parent / "log.txt").read_text(encoding="utf-8", errors="replace")
+                time.sleep(0.02 + after / 10_000)  # reading many lines takes its time
+            ranks = {rank_of(child): child for child in children_of(job.pid)}
+            os.kill(ranks["1"], signal.SIGKILL)
+            return job.wait(timeout=60)
+        finally:
+            job.kill()
+            job.wait()
+
+
+def noted(masks: Path) -> list[str]:
+    """Paths in the lines of the manifests that are whole."""
+    lines = [line for path in masks.glob("manifests/*.jsonl") for line in path.read_bytes().split(b"\n")[1:]]
+    return [json.loads(line) for line in lines if line.endswith(b'"')]
+
+
+def is_begun(masks: Path) -> bool:
+    return len(list(masks.glob("manifests/*.jsonl"))) >= 2
+
+
+def rank_of(process: int) -> str | None:
+    """``RANK`` of a process."""
+    found = re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{process}/environ").read_bytes())
+    return found[1].decode() if found else None
+
+
+def inferring(folder: Path, weights: Path, masks: Path) -> dict[str, Any]:
+    places = {"dataset_dir": str(folder), "weights": str(weights), "output_dir": str(masks)}
+    return {**places, "device": "cpu", "num_workers": 0, "batch_size": 4}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+def test_a_killed_inference_ends_and_goes_on(
+    root: Path, dataset: Path, untrained: Path, alone: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With one process where there were two: no input is left out, and none noted is done again."""
+    folder = links(tmp_path / "many", sorted((dataset / "images").iterdir()), 400)
+    masks = tmp_path / "masks"
+    options = inferring(folder, untrained, masks)
+    before = killed(folder, options, masks, after=12)
+    kept = {Path(path).stem for path in noted(masks)}
+    other = root / "other.pt"
+    description = json.loads(untrained.with_suffix(".json").read_text(encoding="utf-8"))
+    write_pair({key: value + 1 for key, value in load(untrained).items()}, description, other)
+    assert "name another --output_dir" in refused("inferring", SHARDED, root, **{**options, "weights": str(other)})
+
+    capsys.readouterr()
+    command("inferring", SHARDED, root, **options)
+    assert f"{len(kept)} of 400 inputs have their masks" in capsys.readouterr().out
+    require_each_once(folder, masks, before, kept)
+    command("inferring", SHARDED, root, **options)  # nothing left
+    assert "400 of 400" in capsys.readouterr().out
+    assert idist.get_world_size() == 1 and idist.model_name() == "serial"  # this process is one alone again
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+def test_a_hundred_thousand_images(untrained: Path, tmp_path: Path) -> None:
+    """2,000 files, linked 50 times each; killed twice, and gone on with by another number of processes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for number in range(2_000):
+        picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "files" / f"{number:04d}.png", compress_level=1)
+    folder = links(tmp_path / "many", sorted((tmp_path / "files").iterdir()), 100_000)
+    masks = tmp_path / "masks"
+    options = {**inferring(folder, untrained, masks), "batch_size": 16}
+    for after in (20_000, 60_000):
+        before = killed(folder, options, masks, after, seconds=3600, processes=3 if after > 20_000 else 2)
+        kept = {Path(path).stem for path in noted(masks)}
+    begun = time.monotonic()
+    torchrun(2, *command_line(options), seconds=7200)
+    print(f"\nThe last {100_000 - len(kept)} of 100,000 took two processes {time.monotonic() - begun:.0f} s in all")
+    require_each_once(folder, masks, before, kept, in_hand=3 * 16)
+
+
+def killed(
+    folder: Path, options: dict[str, Any], masks: Path, after: int, seconds: float = 400, processes: int = 2
+) -> dict[str, int]:
+    """Infer until one process is killed, and cut its last line; returns when each mask was written."""
+    assert kill_one(command_line(options), masks, after, seconds, processes) != 0
+    assert after <= len(noted(masks)) < len(list(folder.iterdir()))
+    torn = masks / "manifests" / "00000.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-4])  # as where the machine went down
+    return {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+
+
+def require_each_once(folder: Path, masks: Path, before: dict[str, int], kept: set[str], in_hand: int = 8) -> None:
+    """Every input has its mask and its line, and what was noted was not done again."""
+    after = {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+    assert set(after) == {path.stem for path in folder.iterdir()}
+    again = {name for name in before if after[name] != before[name]}
+    assert not again & kept and len(again) <= in_hand  # at most the batch in hand of each
+    names = [Path(path).stem for path in noted(masks)]
+    assert len(names) == len(set(names)) == len(after)
+
+
+def command_line(options: dict[str, Any]) -> list[str]:
+    files = "[" + ",".join(f"'{path}'" for path in SHARDED) + "]"
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "inferring", "--config_file", files, *words]
+
+
+def test_what_several_processes_refuse(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torchrun, and with a device that is of one process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "started by torchrun" in refused("training", PARALLEL, root, dataset_dir=str(dataset), device="cpu")
+
+
+def test_what_is_not_enough_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    distributed.require_shares({"training": [0] * 4, "validation": []})
+    with pytest.raises(BundleError, match="3 validation images for 4 processes"):
+        distributed.require_shares({"training": [0] * 4, "validation": [0] * 3})
+    monkeypatch.setattr(measures, "world_size", lambda: 4)
+    with pytest.raises(BundleError, match="for one process"):  # its rows follow the dataset
+        measures.ImageMeasures("nowhere", [])
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 2), (7, 3), (4, 4)])
+def test_gathered_results_find_their_image(count: int, processes: int) -> None:
+    data = TensorDataset(torch.arange(count))
+    samplers = [
+        DistributedSampler(data, even_divisible=False, num_replicas=processes, rank=rank, shuffle=False)
+        for rank in range(processes)
+    ]
+    gathered = [place for sampler in samplers for place in sampler]
+    assert gathered == distributed.order_of_results(data, samplers[0]) and sorted(gathered) == list(range(count))
