@@ -21,6 +21,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
+from bundle.corrections import Corrections, corrections_of_images
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
 from bundle.transforms import longest_side_size, plain
@@ -68,24 +69,34 @@ class SamSPInferer(Inferer):
     ) -> torch.Tensor:
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
 
-        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone.
+        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone. Corrections are those that
+        the inputs carry, see `bundle.corrections`.
         """
-        if self.both:
-            output = segment(inputs, network, label)
-            upsample = _plain(network).upsample
-            logits = torch.cat([upsample(output.refined), upsample(output.initial)], dim=1)
+        corrections = corrections_of_images(inputs)
+        if self.both or corrections:
+            output = segment(inputs, network, label, corrections)
+            passes = (output.refined, output.initial) if self.both else (output.refined,)
+            logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
         else:
             logits = network(plain(inputs))
         return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
 
 
-def segment(inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None) -> SamSPOutput:
+def segment(
+    inputs: torch.Tensor,
+    network: Callable[..., Any],
+    label: torch.Tensor | None = None,
+    corrections: Corrections | None = None,
+) -> SamSPOutput:
     """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
     image = plain(inputs)
     sam_sp = _plain(network)
+    given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
     if sam_sp.prompt == "expert" and label is not None:
-        return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
-    return sam_sp.segment(image)
+        given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+    if corrections:
+        given["corrections"] = corrections
+    return sam_sp.segment(image, **given)
 
 
 def _plain(network: Any) -> Any:

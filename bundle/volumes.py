@@ -33,6 +33,7 @@ from monai.utils import convert_to_dst_type
 from tqdm import tqdm
 
 from bundle.classes import label_map
+from bundle.corrections import Corrections, corrections_of_volume, within
 from bundle.description import description_path, read_description
 from bundle.errors import BundleError
 from bundle.inferers import segment
@@ -212,10 +213,11 @@ class VolumeInferer(Inferer):
         """
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
-        volume = plain(inputs)[0]
+        volume, corrections = plain(inputs)[0], corrections_of_volume(inputs)
         maps: torch.Tensor | None = None
         for places in self._batches(volume.shape[self.axis + 1]):
-            drawn = self._segment(take_slices(volume, places, self.axis, self.slices_as_rgb), network)
+            images = take_slices(volume, places, self.axis, self.slices_as_rgb)
+            drawn = self._segment(images, network, within(corrections, places))
             if maps is None:
                 maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
             # (n, M, H, W) -> (M, ..., n at the axis, ...)
@@ -229,12 +231,12 @@ class VolumeInferer(Inferer):
         for start in bar:
             yield range(start, min(start + self.batch_size, slices))
 
-    def _segment(self, images: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
+    def _segment(self, images: torch.Tensor, network: Callable[..., Any], corrections: Corrections) -> torch.Tensor:
         """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W)."""
         sam_sp: Any = getattr(network, "module", network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(as_input(images, sam_sp.image_size), network)
+        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections)
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:
