@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -77,3 +78,26 @@ def innermost_points(masks: torch.Tensor) -> torch.Tensor:
         row, column = divmod(int(distance.argmax()), mask.shape[1])
         points.append((column, row))
     return torch.tensor(points, dtype=torch.float32, device=masks.device)
+
+
+def corrective_click(shown: np.ndarray, wanted: np.ndarray) -> tuple[int, int, int] | None:
+    """Where an expert clicks first: the innermost pixel of the largest connected region where two masks differ.
+
+    Args:
+        shown: (H, W), bool.
+        wanted: (H, W), bool.
+
+    Returns:
+        x, y, and 1 where something is missing, 0 where there is too much; None where nothing differs.
+    """
+    largest, size, label = None, 0, 0
+    for wrong, kind in ((wanted & ~shown, 1), (shown & ~wanted, 0)):
+        pieces, count = ndimage.label(wrong)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        if count and sizes.max() > size:
+            largest, size, label = pieces == 1 + sizes.argmax(), int(sizes.max()), kind
+    if largest is None:
+        return None
+    distance = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    return int(x), int(y), label
