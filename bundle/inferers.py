@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
+from bundle import uncertainty
 from bundle.corrections import Corrections, corrections_of_images
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
@@ -58,11 +60,13 @@ class SamSPInferer(Inferer):
 
     Args:
         both: return 2K channels, first y1, then y0 (see `bundle.transforms.SplitPassesd`), instead of the K of y1.
+        scored: put into the metadata how little the mask is to be trusted, see `bundle.uncertainty`; for one image at a
+            time.
     """
 
-    def __init__(self, both: bool = False) -> None:
+    def __init__(self, both: bool = False, scored: bool = False) -> None:
         super().__init__()
-        self.both = both
+        self.both, self.scored = both, scored
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
@@ -73,13 +77,22 @@ class SamSPInferer(Inferer):
         the inputs carry, see `bundle.corrections`.
         """
         corrections = corrections_of_images(inputs)
-        if self.both or corrections:
+        score: float | None = None
+        if self.both or self.scored or corrections:
             output = segment(inputs, network, label, corrections)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
+            score = float(uncertainty.score(output, _plain(network).exclusive).max()) if self.scored else None
         else:
             logits = network(plain(inputs))
-        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+        return with_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
+
+
+def with_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
+    """Put a score, where there is one, into the metadata of a prediction."""
+    if score is not None and isinstance(prediction, MetaTensor):
+        prediction.meta[uncertainty.META_KEY] = score
+    return prediction
 
 
 def segment(

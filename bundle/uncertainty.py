@@ -20,6 +20,8 @@ from scipy import ndimage
 from bundle.classes import log_probabilities, probabilities
 from bundle.network import SamSPOutput
 
+# Where a prediction carries its score.
+META_KEY = "uncertainty"
 # What a MONAI Label server ranks images by; chosen by docs/corrections.md.
 DEFAULT = "doubt"
 
@@ -55,6 +57,16 @@ def uncertainty(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, to
     scores = {name: values.masked_fill(~counts, -torch.inf).amax(dim=1) for name, values in per_class.items()}
     divergence = _divergence(initial, refined, exclusive)
     return {"disagreement": divergence / marked.sum(dim=1).clamp(min=1), **scores}
+
+
+def score(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
+    """The score (B,) of `uncertainty` that a server ranks images by."""
+    return uncertainty(output, exclusive)[DEFAULT]
+
+
+def score_of_slices(scores: torch.Tensor, marked: torch.Tensor) -> float:
+    """Of a volume: the mean over its slices (N,) that a pass marks, (N,) bool; over all where none is."""
+    return float(scores[marked].mean() if marked.any() else scores.mean())
 
 
 def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -> torch.Tensor:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from bundle.data import pair_folder
@@ -41,8 +41,6 @@ from scripts.polyps.corrected import correct, read_sample
 from scripts.polyps.report import fill, in_markdown, read_json_files, with_interval
 
 SHARED = ROOT.parent / "shared" / "data"
-# Mean of the ranks of these, in place of one of them.
-COMBINED = ("doubt", "iou")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,18 +148,11 @@ def corrections_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def scores_table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Spearman's rank correlation of each score with Dice; the lower, the better a score finds bad masks."""
-    names = [*cells[0]["scores"], " + ".join(COMBINED)]
     lines = [
-        [name, *(with_interval(rank_correlation(with_combined(cell)[name], cell["dice"]["y1"])) for cell in cells)]
-        for name in names
+        [name, *(with_interval(rank_correlation(cell["scores"][name], cell["dice"]["y1"])) for cell in cells)]
+        for name in cells[0]["scores"]
     ]
     return in_markdown(["score", *(cell["network"] for cell in cells)], lines)
-
-
-def with_combined(cell: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    """The scores of a cell and the mean of the ranks of `COMBINED`."""
-    ranks = [rankdata(cell["scores"][name]) for name in COMBINED]
-    return {**cell["scores"], " + ".join(COMBINED): np.mean(ranks, axis=0).tolist()}
 
 
 def rank_correlation(scores: Sequence[float], dice: Sequence[float]) -> Interval:

@@ -87,7 +87,7 @@ def test_table_from_the_command(dataset: Path, tmp_path: Path, capsys: pytest.Ca
     ]  # fmt: skip
     assert np.mean(cell["dice"]["box"]) > np.mean(cell["dice"]["y1"]) + 0.1  # it was pre-trained on boxes
     text = document.read_text(encoding="utf-8")
-    assert "| base | 3 clicks | " in text and "| doubt + iou | " in text and "| base | y1 |" in capsys.readouterr().out
+    assert "| base | 3 clicks | " in text and "| doubt | " in text and "| base | y1 |" in capsys.readouterr().out
     interaction_table.main(words[4:])  # the tables alone
     assert document.read_text(encoding="utf-8") == text
     (tmp_path / "stems.txt").write_text("nobody", encoding="utf-8")
