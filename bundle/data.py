@@ -28,6 +28,7 @@ Record = dict[str, str]
 
 JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
 MASK_FOLDERS = ("masks", "labels")
+CORRECTIONS = ("boxes", "points")  # of a person, in a datalist for inference
 
 
 class FolderPairs(NamedTuple):
@@ -71,11 +72,12 @@ def load_datalists(
     return _split_records(pair_folder(source, mask_suffix).records, split, source)
 
 
-def inference_datalist(dataset_dir: PathLike) -> list[Record]:
+def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
     """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
 
     A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
-    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list.
+    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list, and of each record also
+    the corrections, ``boxes`` and ``points`` (see `bundle.correction_reader.ReadCorrectionsd`).
 
     Raises:
         BundleError: nothing is there, there is no image in it, or the JSON does not say which list is meant.
@@ -222,8 +224,8 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return {part: content[key] for key, part in JSON_KEYS.items() if key in content}
 
 
-def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str]) -> list[Record]:
-    """Return records with absolute paths, in natural order of the images' stems."""
+def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others: Sequence[str] = ()) -> list[Any]:
+    """Return records with absolute paths, and others of their values as they are, in natural order of the stems."""
     for item in items:
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in keys):
             raise BundleError(f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}.")
@@ -231,6 +233,8 @@ def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str]) -> list
     missing = [name for record in records for name in record.values() if not Path(name).is_file()]
     if missing:
         raise BundleError(f"{path} names files that do not exist ({len(missing)}: {first_names(missing)}).")
+    for record, item in zip(records, items, strict=True):
+        record.update({key: item[key] for key in others if key in item})
     return sorted(records, key=lambda record: (_natural(stem_of(record["image"])), record["image"]))
 
 
@@ -255,13 +259,13 @@ def _is_unlabeled(part: str, items: Sequence[Any]) -> bool:
     return part == "test" and bool(items) and all(isinstance(item, str) for item in items)
 
 
-def _json_images(path: Path) -> list[Record]:
+def _json_images(path: Path) -> list[dict[str, Any]]:
     lists = _read_json(path)
     part = "train" if set(lists) == {"train"} else "test"
     if not lists.get(part):
         raise BundleError(f"{path} has no entry under 'test'; expected that list, or 'training' as the only one.")
     items = [{"image": item} if isinstance(item, str) else item for item in lists[part]]
-    return _json_records(path, items, ("image",))
+    return _json_records(path, items, ("image",), CORRECTIONS)
 
 
 def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, source: Path) -> dict[str, list[Record]]:

@@ -26,7 +26,8 @@ from PIL import Image
 from scipy.spatial import ConvexHull
 
 from bundle.errors import BundleError
-from bundle.pretraining import Exam, boxes_of_masks, innermost_points
+from bundle.person import boxes_of_masks, innermost_points
+from bundle.pretraining import Exam
 from bundle.report import draw_panel, draw_sheet
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import write_atomically

@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
+from bundle import uncertainty
+from bundle.corrections import Corrections, corrections_of_images
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
 from bundle.transforms import longest_side_size, plain
@@ -57,35 +60,56 @@ class SamSPInferer(Inferer):
 
     Args:
         both: return 2K channels, first y1, then y0 (see `bundle.transforms.SplitPassesd`), instead of the K of y1.
+        scored: put into the metadata how little the mask is to be trusted, see `bundle.uncertainty`; for one image at a
+            time.
     """
 
-    def __init__(self, both: bool = False) -> None:
+    def __init__(self, both: bool = False, scored: bool = False) -> None:
         super().__init__()
-        self.both = both
+        self.both, self.scored = both, scored
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
     ) -> torch.Tensor:
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
 
-        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone.
+        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone. Corrections are those that
+        the inputs carry, see `bundle.corrections`.
         """
-        if self.both:
-            output = segment(inputs, network, label)
-            upsample = _plain(network).upsample
-            logits = torch.cat([upsample(output.refined), upsample(output.initial)], dim=1)
+        corrections = corrections_of_images(inputs)
+        score: float | None = None
+        if self.both or self.scored or corrections:
+            output = segment(inputs, network, label, corrections)
+            passes = (output.refined, output.initial) if self.both else (output.refined,)
+            logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
+            score = float(uncertainty.score(output, _plain(network).exclusive).max()) if self.scored else None
         else:
             logits = network(plain(inputs))
-        return convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+        return with_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
 
 
-def segment(inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None) -> SamSPOutput:
+def with_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
+    """Put a score, where there is one, into the metadata of a prediction."""
+    if score is not None and isinstance(prediction, MetaTensor):
+        prediction.meta[uncertainty.META_KEY] = score
+    return prediction
+
+
+def segment(
+    inputs: torch.Tensor,
+    network: Callable[..., Any],
+    label: torch.Tensor | None = None,
+    corrections: Corrections | None = None,
+) -> SamSPOutput:
     """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
     image = plain(inputs)
     sam_sp = _plain(network)
+    given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
     if sam_sp.prompt == "expert" and label is not None:
-        return sam_sp.segment(image, expert_boxes(label, image.shape[-1]))
-    return sam_sp.segment(image)
+        given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+    if corrections:
+        given["corrections"] = corrections
+    return sam_sp.segment(image, **given)
 
 
 def _plain(network: Any) -> Any:

@@ -61,12 +61,18 @@ class ServedModel:
     weights: str
 
 
-def lay_out_app(app: Path) -> None:
-    """Copy the server's own app for bundles into the folder; `BundleError` where the server did not bring it."""
+def lay_out_app(app: Path, root: Path) -> None:
+    """Copy the server's own app for bundles into the folder, and over its ``main.py`` that of the bundle, `label_main`.
+
+    Raises:
+        BundleError: the server did not bring its app.
+    """
     sample = Path(sys.prefix) / SAMPLE_APP
     if not sample.is_dir():
         raise BundleError(f"{sample} is missing, which monailabel brings: install it again (make setup-label).")
     shutil.copytree(sample, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "model", "logs"))
+    (app / "main.py").replace(app / "bundle_main.py")
+    shutil.copyfile(root / "bundle" / "label_main.py", app / "main.py")
 
 
 def add_model(

@@ -113,6 +113,8 @@ class LabelServer:
             "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([*LISTED, *(pattern.upper() for pattern in LISTED)]),
             "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": self.modality}),
             "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(SERIES_EXPIRY),
+            # the strategy scores what it needs; by itself the server would start a process for it after every request
+            "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
             "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
         }
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:

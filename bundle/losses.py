@@ -71,7 +71,9 @@ def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 class SamSPLoss(nn.Module):
-    """L = Dice(y1, y) + distill_weight * KL(y0, y1) + initial_weight * Dice(y0, y), on the low-resolution logits.
+    """L = Dice(y1, y) + distill_weight * KL(y0, y1), and what the paper does not have, on the low-resolution logits:
+
+        + initial_weight * Dice(y0, y) + iou_weight * (predicted IoU - IoU(y1, y))^2 + correction_weight * Dice(yc, y)
 
     Dice is MONAI's, of the probabilities of each class in each image, then averaged; with ``batch_dice`` the images of
     a batch count as one. Of a class that is not there, Dice has no gradient; m / (m + `ABSENT_AREA`) takes its place,
@@ -84,6 +86,9 @@ class SamSPLoss(nn.Module):
         distill_direction: see `SelfDistillationLoss`.
         distill_temperature: see `SelfDistillationLoss`.
         initial_weight: weight of a Dice term on y0, 0 in the paper.
+        iou_weight: weight of the squared error of the IoU that the network expects of y1, as in SAM's own training.
+        correction_weight: weight of a Dice term on yc, what a simulated person makes of y1 with a box or clicks. The
+            network has to be given the label then, see `bundle.network.SamSP.practice`.
         exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
         batch_dice: one Dice of each class for the whole batch. Where many images lack a class, as slices of volumes do,
             Dice of single images is easiest lowered by marking nothing anywhere, and training ends there.
@@ -95,6 +100,8 @@ class SamSPLoss(nn.Module):
         distill_direction: str = "teacher_student",
         distill_temperature: float = 1.0,
         initial_weight: float = 0.0,
+        iou_weight: float = 0.0,
+        correction_weight: float = 0.0,
         exclusive: bool = False,
         batch_dice: bool = False,
     ) -> None:
@@ -105,6 +112,8 @@ class SamSPLoss(nn.Module):
         self.exclusive = exclusive
         self.distill_weight = distill_weight
         self.initial_weight = initial_weight
+        self.iou_weight = iou_weight
+        self.correction_weight = correction_weight
 
     def forward(self, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
         """`SamSPOutput` with logits (B, K, h, w), and label (B, K, S, S) in 0..1 with S a multiple of h -> scalar."""
@@ -113,6 +122,11 @@ class SamSPLoss(nn.Module):
             refined = output.refined.float()
             target = F.adaptive_avg_pool2d(label.to(refined), (refined.shape[-2], refined.shape[-1]))
             loss = self._dice(refined, target)
+            if self.iou_weight:
+                error = output.iou.float() - iou_of(refined.detach(), target)
+                loss = loss + self.iou_weight * (error**2).mean()
+            if output.corrected is not None:
+                loss = loss + self.correction_weight * self._dice(output.corrected.float(), target)
             if output.initial is output.refined:
                 return loss
             initial = output.initial.float()
@@ -129,3 +143,11 @@ class SamSPLoss(nn.Module):
         marked = probability.flatten(2).mean(dim=2)
         present = target.flatten(2).any(dim=2)
         return torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA)).mean()
+
+
+def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """IoU (B, K) of masks, logits (B, K, h, w), with targets of that shape cut at one half; 1 where both are empty."""
+    shown, wanted = logits > 0, target > 0.5
+    both = (shown & wanted).flatten(2).sum(dim=2)
+    either = (shown | wanted).flatten(2).sum(dim=2)
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)

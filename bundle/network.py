@@ -22,7 +22,9 @@ from torch import nn
 from bundle import lora
 from bundle.checkpoints import load_base_checkpoint
 from bundle.classes import probabilities
+from bundle.corrections import Corrections
 from bundle.errors import BundleError
+from bundle.person import boxes_of_masks, corrective_points, noisy_boxes
 from bundle.prompts import COMPONENTS, boxes_from_mask
 from bundle.sam import (
     build_image_encoder,
@@ -47,6 +49,10 @@ TRAINED_PARTS = (
     "class_tokens.",
 )
 CLASS_TOKENS = ("class_tokens.weight",)
+# What estimates the IoU of a mask; nothing reaches it unless the loss has a term for it.
+TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
+# Of a simulated person, about one mask.
+MOST_CLICKS = 3
 # The two corners of a box; without a self-prompt nothing reaches them.
 TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
 
@@ -58,6 +64,15 @@ class SamSPOutput(NamedTuple):
     refined: torch.Tensor  # y1 = M(E(x), P(SP(y0)))
     boxes_xyxy: torch.Tensor  # SP(y0), (B, K, 4) in input pixels
     iou: torch.Tensor  # SAM's own estimate of the IoU of y1, (B, K)
+    corrected: torch.Tensor | None = None  # in training with a simulated person: y1 after a correction, as y1
+
+
+class Clicks(NamedTuple):
+    """Points of a person about N masks that they correct."""
+
+    xy: torch.Tensor  # (N, P, 2), in input pixels
+    label: torch.Tensor  # (N, P), 1 for foreground, 0 for background
+    mask: torch.Tensor  # (N, 1, h, w), low-resolution logits
 
 
 class SamSP(nn.Module):
@@ -87,6 +102,7 @@ class SamSP(nn.Module):
         prompt_component: "all" draws the box around all of y0, "largest" around its largest connected piece.
         attention: how the encoder computes its attention, see `bundle.attention.choose_form`; the result is the same.
         checkpointing: keep only the input of each encoder block for the gradient, and compute the block again.
+        train_iou: also train what estimates the IoU of a mask: the loss has a term for it.
     """
 
     def __init__(
@@ -105,6 +121,7 @@ class SamSP(nn.Module):
         prompt_component: str = "all",
         attention: str = "auto",
         checkpointing: bool = False,
+        train_iou: bool = False,
     ) -> None:
         super().__init__()
         spec = get_spec(sam)
@@ -143,19 +160,30 @@ class SamSP(nn.Module):
             self.load_base(load_base_checkpoint(checkpoint), str(checkpoint), new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
-        self._freeze_unreached(trainable)
+        self._freeze_unreached(trainable, train_iou)
 
-    def forward(self, image: torch.Tensor) -> SamSPOutput | torch.Tensor:
-        """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S)."""
-        output = self.segment(image)
+    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
+        """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S).
+
+        A label (B, K, S, S) is for training, and has a simulated person correct y1, see `practice`.
+        """
+        output = self.segment(image, label=label)
         return output if self.training else self.upsample(output.refined)
 
-    def segment(self, image: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
-        """Both passes on one embedding, in either mode.
+    def segment(
+        self,
+        image: torch.Tensor,
+        expert_xyxy: torch.Tensor | None = None,
+        corrections: Corrections | None = None,
+        label: torch.Tensor | None = None,
+    ) -> SamSPOutput:
+        """Both passes on one embedding, in either mode, and where a person corrects them a third.
 
         Args:
             image: (B, 3, S, S).
             expert_xyxy: boxes (B, K, 4) in input pixels in place of SP(y0); ``prompt: expert`` needs them.
+            corrections: a person's boxes and points; see `correct`.
+            label: (B, K, S, S), 0 or 1, for a simulated person; see `practice`.
 
         Raises:
             BundleError: ``prompt: expert`` without boxes.
@@ -167,35 +195,99 @@ class SamSP(nn.Module):
         embedding = self.image_encoder(image)
         initial, iou = self.decode(embedding, None)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
-        if self.prompt == "none":
-            return SamSPOutput(initial, initial, boxes_xyxy, iou)
-        refined, iou = self.decode(embedding, boxes_xyxy)
-        return SamSPOutput(initial, refined, boxes_xyxy, iou)
+        refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
+        output = SamSPOutput(initial, refined, boxes_xyxy, iou)
+        if label is not None:
+            output = output._replace(corrected=self.practice(embedding, output, label))
+        return self.correct(embedding, output, corrections) if corrections else output
+
+    def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: Corrections) -> SamSPOutput:
+        """Decode y1 anew for the images and classes that a person says something about; all others stay as they are.
+
+            box:     y1 = M(E(x), P(box))
+            points:  y1 = M(E(x), P(points, mask of the y1 before)), with the box where the person gave one
+
+        With points the self-made box is left out: where y1 has to be corrected, that box is often what is wrong. The
+        mask as a prompt keeps what was right.
+
+        Args:
+            embedding: E(x), (B, C, H, W).
+            output: both passes.
+            corrections: by image and class, in input pixels.
+        """
+        refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
+        for (image, klass), prompt in corrections.items():
+            row, classes = embedding[image : image + 1], torch.tensor([klass], device=embedding.device)
+            box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
+            mask, predicted = refined[image, klass][None, None], iou[image, klass]
+            if box is not None:
+                boxes_xyxy[image, klass] = box[0]
+                mask, predicted = self._decode_rows(row, classes, box, None)
+            if prompt.points_xyl:
+                points_xyl = boxes_xyxy.new_tensor([prompt.points_xyl])
+                clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
+                mask, predicted = self._decode_rows(row, classes, box, clicks)
+            refined[image, klass], iou[image, klass] = mask[0, 0], predicted.squeeze()
+        return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
+
+    def practice(self, embedding: torch.Tensor, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
+        """In training: what a simulated person who knows the label, (B, K, S, S), makes of y1; logits (B, K, h, w).
+
+        Half of the times the person draws a box with some noise, then or otherwise clicks up to `MOST_CLICKS` times
+        where the mask is wrong.
+        """
+        masks = label.flatten(0, 1)[:, None].float()
+        target = F.avg_pool2d(masks, self.stride)
+        by_box = bool(torch.rand(()) < 0.5)
+        count = int(torch.randint(0 if by_box else 1, MOST_CLICKS + 1, ()))
+        boxes_xyxy, shown = None, output.refined
+        if by_box:
+            boxes_xyxy = noisy_boxes(boxes_of_masks(masks), self.image_size)
+            shown, _ = self.decode(embedding, boxes_xyxy)
+        if count == 0:
+            return shown
+        mask = shown.detach().flatten(0, 1)[:, None]
+        drawn = [corrective_points(mask, target, self.stride) for _ in range(count)]
+        xy, labels = (torch.stack(values, dim=1) for values in zip(*drawn, strict=True))
+        return self.decode(embedding, boxes_xyxy, Clicks(xy, labels, mask))[0]
 
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
         """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels."""
         mask = probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
         return boxes_from_mask(mask, self.stride, self.prompt_margin, self.prompt_component)
 
-    def decode(self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """M(E(x), P(prompt)) for each image and class.
 
         Args:
             embedding: E(x), (B, C, H, W).
-            boxes_xyxy: (B, K, 4) in input pixels, or None for the null prompt.
+            boxes_xyxy: (B, K, 4) in input pixels, or None for no box.
+            clicks: points and the mask that they correct, with B * K rows, or None.
 
         Returns:
             logits (B, K, 4H, 4W) and predicted IoU (B, K).
         """
         b, k = embedding.shape[0], self.num_classes
         boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(b * k, 4)
-        sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=None)
-        sparse, dense = sparse.expand(b * k, -1, -1), dense.expand(b * k, -1, -1, -1)  # the null prompt has one row
+        classes = torch.arange(k, device=embedding.device).repeat(b)
         if self.class_tokens is not None:
-            sparse = torch.cat([self.class_tokens.weight.repeat(b, 1)[:, None], sparse], dim=1)
             embedding = embedding.repeat_interleave(k, dim=0)
-        logits, iou = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
+        logits, iou = self._decode_rows(embedding, classes, boxes, clicks)
         return logits.reshape(b, k, *logits.shape[-2:]), iou.reshape(b, k)
+
+    def _decode_rows(
+        self, embedding: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor | None, clicks: Clicks | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """M(E(x), P(prompt)) of rows (N, C, H, W) of the classes (N,): logits (N, 1, 4H, 4W), predicted IoU (N, 1)."""
+        points, mask = (None, None) if clicks is None else ((clicks.xy, clicks.label), clicks.mask)
+        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=mask)
+        n = len(embedding)
+        sparse, dense = sparse.expand(n, -1, -1), dense.expand(n, -1, -1, -1)  # the null prompt has one row
+        if self.class_tokens is not None:
+            sparse = torch.cat([self.class_tokens.weight[classes][:, None], sparse], dim=1)
+        return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
         """Low-resolution logits (B, K, h, w) -> (B, K, S, S), bilinear as in SAM."""
@@ -257,9 +349,10 @@ class SamSP(nn.Module):
         self.load_base(state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
-    def _freeze_unreached(self, trainable: str) -> None:
+    def _freeze_unreached(self, trainable: str, train_iou: bool) -> None:
         """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else."""
         parts = TRAINED_PARTS + (() if self.prompt == "none" else TRAINED_WITH_BOX)
+        parts += TRAINED_WITH_IOU if train_iou else ()
         for name, parameter in self.named_parameters():
             if name.startswith("image_encoder."):
                 parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))

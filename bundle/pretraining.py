@@ -22,11 +22,8 @@ from torch import nn
 
 from bundle.errors import BundleError
 from bundle.network import SamSP
-from bundle.prompts import boxes_from_logits
+from bundle.person import boxes_of_masks, corrective_points, innermost_points, noisy_boxes, random_points
 
-# SAM draws its boxes with this much noise (Kirillov et al., Segment Anything, appendix A): a fraction of the side, with
-# a limit as a fraction of the image.
-BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 0.04
 # SAM weighs focal loss 20 to 1 with Dice and with the error of the predicted IoU.
 FOCAL_WEIGHT = 20.0
 # On a blank embedding a point asks for the disk around it with this radius, a fraction of the image's side.
@@ -218,64 +215,6 @@ def best_guess(answer: Answer) -> torch.Tensor:
     best = 1 + answer.iou[:, 1:].argmax(dim=1)
     index = torch.where(answer.ambiguous, best, 0)
     return answer.logits[torch.arange(len(index), device=index.device), index][:, None]
-
-
-def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
-    """Exact boxes (N, 4), x0, y0, x1, y1 in pixels with both ends inside, of masks (N, 1, S, S)."""
-    return boxes_from_logits(masks - 0.5, stride=1)[:, 0]
-
-
-def noisy_boxes(boxes_xyxy: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Move each edge of boxes (N, 4) at random, as SAM does, within the image."""
-    x0, y0, x1, y1 = boxes_xyxy.unbind(1)
-    side = torch.stack([x1 - x0, y1 - y0, x1 - x0, y1 - y0], dim=1) + 1
-    limit = BOX_NOISE_LIMIT * image_size
-    noise = (BOX_NOISE * side * torch.randn_like(boxes_xyxy)).clamp(-limit, limit)
-    moved = (boxes_xyxy + noise).clamp(0, image_size - 1)
-    return torch.cat([torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])], dim=1)
-
-
-def random_points(weight: torch.Tensor, stride: int) -> torch.Tensor:
-    """Draw points (N, 2), x and y in input pixels, with the density ``weight`` (N, 1, h, w) at low resolution."""
-    density = weight.flatten(1)
-    density = torch.where(density.sum(dim=1, keepdim=True) > 0, density, torch.ones_like(density))
-    index = torch.multinomial(density, 1)[:, 0]
-    width = weight.shape[-1]
-    corner = torch.stack([index % width, index // width], dim=1) * float(stride)
-    return corner + torch.rand_like(corner) * (stride - 1)
-
-
-def corrective_points(logits: torch.Tensor, target: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A point where mask and object differ.
-
-    Args:
-        logits: mask so far (N, 1, h, w).
-        target: object (N, 1, h, w), 0..1.
-        stride: input pixels per low-resolution pixel.
-
-    Returns:
-        points (N, 2), x and y in input pixels, and labels (N,): 1 where something is missing, 0 where there is too
-        much. Where nothing differs, a point of the object.
-    """
-    wanted, shown = target > 0.5, logits > 0
-    wrong = wanted ^ shown
-    density = torch.where(wrong.flatten(1).any(dim=1)[:, None, None, None], wrong.float(), target)
-    xy = random_points(density, stride)
-    column, row = (xy / stride).long().unbind(1)
-    inside = wanted[torch.arange(len(xy), device=xy.device), 0, row, column]
-    return xy, inside.to(xy.dtype)
-
-
-def innermost_points(masks: torch.Tensor) -> torch.Tensor:
-    """The point (N, 2), x and y, that lies farthest from the outline of masks (N, 1, S, S): SAM's own first click."""
-    from scipy import ndimage
-
-    points = []
-    for mask in masks[:, 0].cpu().numpy() > 0.5:
-        distance = ndimage.distance_transform_edt(F.pad(torch.from_numpy(mask), (1, 1, 1, 1)).numpy())[1:-1, 1:-1]
-        row, column = divmod(int(distance.argmax()), mask.shape[1])
-        points.append((column, row))
-    return torch.tensor(points, dtype=torch.float32, device=masks.device)
 
 
 def prepare_scene(

@@ -32,10 +32,13 @@ from monai.transforms import (
 from monai.utils import convert_to_dst_type
 from tqdm import tqdm
 
+from bundle import uncertainty
 from bundle.classes import label_map
+from bundle.corrections import Corrections, corrections_of_volume, within
 from bundle.description import description_path, read_description
 from bundle.errors import BundleError
-from bundle.inferers import segment
+from bundle.inferers import segment, with_score
+from bundle.network import SamSPOutput
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.transforms import longest_side_size, plain, resize_bilinear
 from bundle.volume_reader import open_volume
@@ -191,6 +194,7 @@ class VolumeInferer(Inferer):
         batch_size: slices that go through the network at a time.
         exclusive: see `bundle.classes.label_map`.
         both: also the label map of y0, after that of y1.
+        scored: put into the metadata how little the masks are to be trusted, see `bundle.uncertainty`.
     """
 
     def __init__(
@@ -200,10 +204,11 @@ class VolumeInferer(Inferer):
         batch_size: int = 8,
         exclusive: bool = True,
         both: bool = False,
+        scored: bool = False,
     ) -> None:
         super().__init__()
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
-        self.exclusive, self.both = exclusive, both
+        self.exclusive, self.both, self.scored = exclusive, both, scored
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
@@ -212,16 +217,25 @@ class VolumeInferer(Inferer):
         """
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
-        volume = plain(inputs)[0]
+        volume, corrections = plain(inputs)[0], corrections_of_volume(inputs)
         maps: torch.Tensor | None = None
+        scores: list[torch.Tensor] = []
         for places in self._batches(volume.shape[self.axis + 1]):
-            drawn = self._segment(take_slices(volume, places, self.axis, self.slices_as_rgb), network)
+            images = take_slices(volume, places, self.axis, self.slices_as_rgb)
+            drawn, output = self._segment(images, network, within(corrections, places))
+            if self.scored:
+                marked = ((output.initial > 0) | (output.refined > 0)).flatten(1).any(dim=1)
+                scores.append(torch.stack([uncertainty.score(output, self.exclusive), marked.float()]).cpu())
             if maps is None:
                 maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
             # (n, M, H, W) -> (M, ..., n at the axis, ...)
             maps.movedim(self.axis + 1, 0)[places[0] : places[-1] + 1] = drawn.transpose(2, 3).cpu()
         assert maps is not None
-        return convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
+        prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
+        if not scores:
+            return prediction
+        of_slices, marks = torch.cat(scores, dim=1)
+        return with_score(prediction, uncertainty.score_of_slices(of_slices, marks > 0))
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)
@@ -229,19 +243,21 @@ class VolumeInferer(Inferer):
         for start in bar:
             yield range(start, min(start + self.batch_size, slices))
 
-    def _segment(self, images: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
-        """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W)."""
+    def _segment(
+        self, images: torch.Tensor, network: Callable[..., Any], corrections: Corrections
+    ) -> tuple[torch.Tensor, SamSPOutput]:
+        """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W), and both passes."""
         sam_sp: Any = getattr(network, "module", network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(as_input(images, sam_sp.image_size), network)
+        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections)
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:
             scaled = sam_sp.upsample(logits)[..., : size[0], : size[1]]
             whole = F.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
             maps.append(label_map(whole, self.exclusive))
-        return torch.cat(maps, dim=1)
+        return torch.cat(maps, dim=1), output
 
 
 def as_input(images: torch.Tensor, image_size: int) -> torch.Tensor:

@@ -68,7 +68,7 @@ def serve(options: argparse.Namespace) -> None:
     if options.studies is not None and not options.studies.is_dir():
         raise BundleError(f"--studies is {options.studies}, which is no folder; expected one with images.")
     app = options.app.resolve()
-    lay_out_app(app)
+    lay_out_app(app, ROOT)
     asked = options.model or ["volume" if options.dicomweb else "2d"]
     models = [add_model(app, ROOT, model, options.labels, options.fresh) for model in asked]
     for model in models:

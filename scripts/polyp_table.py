@@ -81,10 +81,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "polyps", help="links to both (data/polyps)")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "polyps", help="trainings (output/polyps)")
     options, further = parser.parse_known_args(arguments)
+    return options, knobs_of(parser, further)
+
+
+def knobs_of(parser: argparse.ArgumentParser, further: Sequence[str]) -> dict[str, Any]:
+    """What a command line holds beside its own options, as knobs of a training."""
     if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
         parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
     keys = [word.removeprefix("--") for word in further[::2]]
-    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+    return {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
 
 
 def measured_paces(plan: Plan, path: Path) -> dict[str, float]:

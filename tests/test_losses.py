@@ -20,7 +20,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from bundle.classes import label_map, probabilities
 from bundle.errors import BundleError
-from bundle.losses import SamSPLoss, SelfDistillationLoss
+from bundle.losses import SamSPLoss, SelfDistillationLoss, iou_of
 from bundle.network import SamSPOutput
 
 
@@ -85,6 +85,27 @@ def test_whole_loss_is_the_formula() -> None:
     expected = dice(refined, target) + 0.7 * SelfDistillationLoss()(initial, refined) + 0.3 * dice(initial, target)
     loss = SamSPLoss(distill_weight=0.7, initial_weight=0.3)(output_of(initial, refined), label)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_terms_that_the_paper_does_not_have() -> None:
+    initial, refined, corrected = (torch.randn(2, 2, 8, 8) for _ in range(3))
+    label = (torch.rand(2, 2, 32, 32) > 0.5).float()
+    label[0, 1] = 0
+    refined[0, 1] = -1.0  # rightly nothing: an IoU of 1
+    refined[1, 0] = 1.0
+    label[1, 0, :, :16] = 1
+    label[1, 0, :, 16:] = 0  # half of all
+    iou = torch.rand(2, 2, requires_grad=True)
+    plain = output_of(initial, refined)
+    output = plain._replace(iou=iou, corrected=corrected)
+    without = SamSPLoss()(plain, label)
+    found = SamSPLoss(iou_weight=0.5, correction_weight=0.25)(output, label)
+    dice = SamSPLoss(distill_weight=0.0)(output_of(initial, corrected), label)
+    target = iou_of(refined, F.adaptive_avg_pool2d(label, 8))
+    assert target[0, 1] == 1 and target[1, 0] == 0.5
+    torch.testing.assert_close(found, without + 0.5 * ((iou - target) ** 2).mean() + 0.25 * dice)
+    found.backward()
+    assert iou.grad is not None and (iou.grad != 0).all()
 
 
 def test_single_pass_is_dice_alone() -> None:

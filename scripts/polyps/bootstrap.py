@@ -38,8 +38,13 @@ def interval(values: np.ndarray) -> Interval:
     means = values.mean(axis=0)
     rng = np.random.default_rng(0)
     drawn = means[rng.integers(0, len(means), size=(RESAMPLES, len(means)))].mean(axis=1)
+    return Interval(float(means.mean()), *quantiles(drawn))
+
+
+def quantiles(drawn: np.ndarray) -> tuple[float, float]:
+    """Percentile interval at `LEVEL` of what was drawn."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(means.mean()), float(low), float(high))
+    return float(low), float(high)
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:

@@ -113,11 +113,11 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         weights = plan.work / cell.name / "model.pt"
         if not weights.is_file():
             options = training_options(cell, plan, epochs)
-            _call("training", options, cell.row, weights.parent, plan.threads)
+            call("training", options, cell.row, weights.parent, plan.threads)
         described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         result |= {"budget_minutes": plan.minutes, "step_seconds": step_seconds, "epochs": epochs}
         result |= {key: described[key] for key in ("best_epoch", "validation", "version")}
-        result["training"] = _shown("training", training_options(cell, plan, epochs, resume=False), cell.row)
+        result["training"] = shown("training", training_options(cell, plan, epochs, resume=False), cell.row)
         result["curve"] = json.loads((weights.parent / HISTORY).read_text(encoding="utf-8"))
     lists = {"train": plan.polyps.train, **plan.polyps.tests}
     result["lists_sha256"] = {name: stems_sha256([{"image": stem} for stem in lists[name]]) for name in lists}
@@ -126,8 +126,8 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         folder = plan.work / cell.name / (prompt or "trained")
         options = evaluation_options(plan, weights, folder, prompt)
         if not (folder / "measures.json").is_file():
-            _call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
-        result["evaluations"].append(_shown("evaluating", options, cell.row, "evaluate", "measure"))
+            call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
+        result["evaluations"].append(shown("evaluating", options, cell.row, "evaluate", "measure"))
         measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
         result["tests"][folder.name] = by_test(measured, plan.polyps.tests)
     write_cell(plan.cells / f"{cell.name}.json", result)
@@ -152,9 +152,13 @@ def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = 
 def evaluation_options(plan: Plan, weights: Path, folder: Path, prompt: str | None) -> dict[str, Any]:
     """The knobs of an evaluation on all test images."""
     data = {key: plan.knobs[key] for key in ("dataset_dir", "split")}
+    return evaluation_knobs(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
+
+
+def evaluation_knobs(data: Mapping[str, Any], weights: Path, folder: Path) -> dict[str, Any]:
+    """The knobs of an evaluation of some data without pictures, in this process alone."""
     places = {"weights": os.path.relpath(weights, ROOT), "output_dir": os.path.relpath(folder, ROOT)}
-    chosen = {} if prompt is None else {"prompt": prompt}
-    return {**data, **places, **chosen, "panels": 0, "num_workers": 0}
+    return {**data, **places, "panels": 0, "num_workers": 0}
 
 
 def by_test(measured: Mapping[str, Sequence[Any]], tests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -197,11 +201,12 @@ def _words(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> l
     return [*command, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def _shown(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
+def shown(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
+    """The command line that `call` runs, for a person to repeat."""
     return shlex.join(["python", *_words(run_id, options, row, *others)])
 
 
-def _call(run_id: str, options: Mapping[str, Any], row: Row, folder: Path, threads: int, *others: str) -> None:
+def call(run_id: str, options: Mapping[str, Any], row: Row, folder: Path, threads: int, *others: str) -> None:
     """Run a command from the bundle's root; what it says goes to ``log.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"

@@ -90,7 +90,7 @@ def divide(folder: Path, splits: Path) -> Polyps:
     No frame of a test or validation sequence is trained on, and none that PraNet tests on is validated on.
     """
     lists = {
-        (name, part): [f"{name}_{stem}" for stem in _lines(splits / f"pranet_{name}_{part}.txt")]
+        (name, part): [f"{name}_{stem}" for stem in read_list(splits / f"pranet_{name}_{part}.txt")]
         for name in ("kvasir", "clinicdb")
         for part in ("train", "test")
     }
@@ -116,7 +116,8 @@ def _rank(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _lines(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
+    """Stems of a list file; `BundleError` where it is missing."""
     if not path.is_file():
         raise BundleError(f"{path} does not exist; expected PraNet's list, one stem a line.")
     return path.read_text(encoding="utf-8").split()

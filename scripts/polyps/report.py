@@ -69,10 +69,14 @@ def write_report(results: Path) -> None:
 def read_cells(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The cells of each row, by seed."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        cell = json.loads(path.read_text(encoding="utf-8"))
+    for cell in read_json_files(folder):
         found.setdefault(cell["row"], []).append(cell)
     return found
+
+
+def read_json_files(folder: Path) -> list[dict[str, Any]]:
+    """What the JSON files of a folder hold, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -103,10 +107,10 @@ def main_table(cells: Cells) -> str:
         done = cells.get(row.name, [])
         untrained = [(prompt, f"{row.title}, {PRETRAINED[prompt]}") for prompt in row.prompts if prompt in PRETRAINED]
         for prompt, title in ([("trained", row.title)] if row.seeds else untrained) if done else ():
-            dice = [_with_interval(interval(values_of(done, test, "dice", prompt))) for test in TESTS]
+            dice = [with_interval(interval(values_of(done, test, "dice", prompt))) for test in TESTS]
             iou = [f"{values_of(done, test, 'iou', prompt).mean():.3f}" for test in TESTS]
             lines.append([title, len(row.seeds and done) or "", _epochs(done), _validation(done), *dice, *iou])
-    return _table(head, lines)
+    return in_markdown(head, lines)
 
 
 def saliency_table(cells: Cells) -> str:
@@ -118,7 +122,7 @@ def saliency_table(cells: Cells) -> str:
         for row in _rows("main", "trained")
         if row.name in cells
     ]
-    return _table(["", *(f"{test}: {name}" for test in tests for name in names)], lines)
+    return in_markdown(["", *(f"{test}: {name}" for test in tests for name in names)], lines)
 
 
 def passes_table(cells: Cells) -> str:
@@ -133,7 +137,7 @@ def passes_table(cells: Cells) -> str:
             ]
             box = np.nanmean(values_of(cells[name], test, "box_iou", trained))
             lines.append([ROWS[name].title, test, *shown, f"{box:.3f}"])
-    return _table(["", "test", *(title for title, *_ in PASSES), "box IoU"], lines)
+    return in_markdown(["", "test", *(title for title, *_ in PASSES), "box IoU"], lines)
 
 
 def difference_table(cells: Cells) -> str:
@@ -152,10 +156,10 @@ def difference_table(cells: Cells) -> str:
                     [
                         "second pass",
                         f"`{name}`: y1 - y0",
-                        *(_with_interval(paired_interval(*pair), "+") for pair in pairs),
+                        *(with_interval(paired_interval(*pair), "+") for pair in pairs),
                     ]
                 )
-    return _table(["what it adds", "rows", *TESTS], lines)
+    return in_markdown(["what it adds", "rows", *TESTS], lines)
 
 
 def sweep_table(cells: Cells) -> str:
@@ -177,14 +181,14 @@ def sweep_table(cells: Cells) -> str:
         if row.name in first
     ]
     head = ["seed 0", "validation", "kvasir: y1", "kvasir: y0", "sequences: y1", "sequences: y0", "kvasir: box IoU"]
-    return _table(head, lines)
+    return in_markdown(head, lines)
 
 
 def rate_table(cells: Cells) -> str:
     """Validation Dice of the learning rates that were tried."""
     rows = [*GROUPS["rates"], ROWS["sam_sp"], ROWS["full"], ROWS["unet"]]
     lines = [[row.title, _validation(cells[row.name][:1])] for row in rows if row.name in cells]
-    return _table(["seed 0", "validation Dice"], lines)
+    return in_markdown(["seed 0", "validation Dice"], lines)
 
 
 def noise_table(cells: Cells) -> str:
@@ -195,7 +199,7 @@ def noise_table(cells: Cells) -> str:
         if len(done) > 1:
             means = [values_of(done, test, "dice").mean(axis=1) for test in TESTS]
             lines.append([row.title, *(f"{np.ptp(values):.3f}" for values in means)])
-    return _table(["largest less smallest mean Dice of its seeds", *TESTS], lines)
+    return in_markdown(["largest less smallest mean Dice of its seeds", *TESTS], lines)
 
 
 TABLES = {
@@ -233,10 +237,11 @@ def _rows(*groups: str) -> list[Row]:
 
 
 def _difference(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], test: str) -> str:
-    return _with_interval(paired_interval(values_of(first, test, "dice"), values_of(second, test, "dice")), "+")
+    return with_interval(paired_interval(values_of(first, test, "dice"), values_of(second, test, "dice")), "+")
 
 
-def _with_interval(found: Interval, sign: str = "") -> str:
+def with_interval(found: Interval, sign: str = "") -> str:
+    """A mean and its interval with three digits."""
     return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
@@ -249,7 +254,8 @@ def _validation(cells: Sequence[Mapping[str, Any]]) -> str:
     return f"{np.mean(scores):.3f}" if scores else ""
 
 
-def _table(head: Iterable[Any], lines: Iterable[Iterable[Any]]) -> str:
+def in_markdown(head: Iterable[Any], lines: Iterable[Iterable[Any]]) -> str:
+    """A table in Markdown."""
     rows = [list(head), *(list(line) for line in lines)]
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

@@ -53,6 +53,13 @@ class Client:
         with urllib.request.urlopen(self.url + path, timeout=TIMEOUT) as answer:
             return json.load(answer)
 
+    def post(self, path: str, content: Any = None) -> Any:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(content or {}).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            return json.load(answer)
+
     def infer(
         self,
         model: str,

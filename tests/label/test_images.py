@@ -19,16 +19,21 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from bundle.description import sha256_of
 from bundle.files import stem_of
+from bundle.inferers import SamSPInferer
 from bundle.masks import open_mask
+from bundle.weights import load_weights, network_for
 from tests.conftest import ROOT
 from tests.label.client import Client, Server, parts_of
 from tests.label.conftest import app_models
@@ -71,11 +76,11 @@ def client(server: Server) -> Client:
     return server.client
 
 
-def by_command(weights: Path, images: Path, output: Path) -> dict[str, np.ndarray]:
+def by_command(weights: Path, images: Path, output: Path, **said: Any) -> dict[str, np.ndarray]:
     """Masks that ``inferring`` writes, by the id that the server gives an image."""
     command(
         "inferring", INFER, ROOT, dataset_dir=str(images), weights=str(weights), output_dir=str(output), device="cpu",
-        num_workers=0,
+        num_workers=0, **said,
     )  # fmt: skip
     return {stem_of(path): open_mask(path) // 255 for path in output.iterdir()}
 
@@ -118,6 +123,57 @@ def test_for_3d_slicer_the_mask_is_a_volume_where_itk_sees_the_image(
     assert volume.GetSize() == (*image.GetSize(), 1) and volume.GetSpacing()[:2] == image.GetSpacing()
     assert volume.GetOrigin() == (0, 0, 0) and volume.GetDirection() == tuple(np.eye(3).ravel())
     np.testing.assert_array_equal(sitk.GetArrayFromImage(volume)[0], flat)
+
+
+def test_a_persons_box_and_clicks_correct_the_mask(
+    client: Client, studies: Path, image_model: Path, tmp_path: Path
+) -> None:
+    said = {"boxes": [60, 40, 170, 150], "points": {"foreground": [[100, 90], [120, 100]], "background": [[65, 45]]}}
+    alone = mask_of(client.infer(MODEL, "turned").content)
+    for name, given, request in (
+        ("both", said, said),
+        ("clicks", {"points": said["points"]}, said["points"]),  # as clients send them
+        ("box", {"boxes": said["boxes"]}, {"boxes": said["boxes"], "foreground": [], "background": []}),
+    ):
+        knobs = {key: {"turned": value} for key, value in given.items()}
+        expected = by_command(image_model, studies, tmp_path / name, **knobs)["turned"]
+        found = mask_of(client.infer(MODEL, "turned", request).content)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert not np.array_equal(found, alone), name
+    assert client.infer(MODEL, "turned", {"boxes": [1, 2, 3]}).status == 500
+    np.testing.assert_array_equal(mask_of(client.infer(MODEL, "turned").content), alone)
+
+
+def scores_of(client: Client) -> dict[str, float]:
+    """Of the images that have one, in the datastore."""
+    objects = client.get("/datastore/?output=all")["objects"]
+    infos = {name: item["image"]["info"].get(f"uncertainty_{MODEL}") for name, item in objects.items()}
+    return {name: info["score"] for name, info in infos.items() if info}
+
+
+def test_the_next_sample_is_the_one_that_the_model_is_least_certain_of(
+    client: Client, studies: Path, image_model: Path
+) -> None:
+    info = client.get("/info/")
+    assert next(iter(info["strategies"])) == "least_certain" and MODEL in info["scoring"]
+    chosen = client.post("/activelearning/least_certain")
+    assert client.post(f"/scoring/{MODEL}?run_sync=true")["images"] == len(SAVED)
+    found = scores_of(client)
+    assert client.post("/activelearning/least_certain")["id"] == max(found, key=lambda name: found[name])
+    assert chosen["uncertainty"] == found[chosen["id"]]
+
+    network = load_weights(network_for(str(image_model)), str(image_model)).eval()
+    parser = ConfigParser()
+    parser.read_config(INFER)
+    parser.update({"weights": str(image_model), "bundle_root": str(ROOT)})
+    prepare, inferer = parser.get_parsed_content("preprocessing"), SamSPInferer(scored=True)
+    with torch.no_grad():
+        expected = {
+            stem_of(path): inferer(prepare({"image": str(path)})["image"][None], network).meta["uncertainty"]
+            for path in studies.iterdir()
+            if path.is_file() and path.name in SAVED
+        }
+    assert found == pytest.approx(expected, rel=1e-3) and len(set(found.values())) == len(SAVED)
 
 
 def test_sixteen_clients_at_once_get_equal_masks(client: Client) -> None:
@@ -186,6 +242,11 @@ def test_one_label_then_two_retrain_the_model_that_is_used_next(
     shutil.copy(studies / "plain.png", images)
     expected = by_command(models / "model.pt", images, tmp_path / "masks")
     np.testing.assert_array_equal(mask_of(client.infer(MODEL, "plain").content), expected["plain"])
+
+    before = scores_of(client)
+    assert client.post("/activelearning/least_certain")["id"] not in ("plain", "photo")  # they have labels
+    after = scores_of(client)
+    assert all(after[name] != before[name] for name in after.keys() - {"plain", "photo"})  # by the model as it is now
 
 
 def test_the_address_that_is_printed_answers(server: Server) -> None:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -46,6 +47,10 @@ def checkout(tmp_path: Path) -> Path:
     write_blocks(copy / "my_volumes", count=10)
     stems = sorted(path.stem for path in (copy / "my_polyps" / "images").iterdir())
     (copy / "test.txt").write_text("\n".join(stems[:2]), encoding="utf-8")
+    first = min((copy / "my_polyps" / "images").iterdir()).name
+    (copy / "boxes.json").write_text(json.dumps({first: [40, 12, 95, 60]}), encoding="utf-8")
+    points = {stems[0]: {"foreground": [[52, 30]], "background": [[9, 9]]}, stems[1]: {"foreground": [[30, 44]]}}
+    (copy / "points.json").write_text(json.dumps(points), encoding="utf-8")
     (copy / "videos.csv").write_text(
         "stem,video\n" + "\n".join(f"{s},{i // 2}" for i, s in enumerate(stems)), encoding="utf-8"
     )
@@ -89,8 +94,6 @@ def test_the_python_example_runs() -> None:
 
 def test_the_table_of_knobs_is_that_of_the_config() -> None:
     """Each knob of train.json stands in the README, and no other."""
-    import json
-
     config = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
     first = list(config).index("dataset_dir")
     knobs = set(list(config)[first : list(config).index("torch_device")])
