@@ -217,16 +217,17 @@ class SamSP(nn.Module):
         """
         refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
         for (image, klass), prompt in corrections.items():
-            row, classes = embedding[image : image + 1], torch.tensor([klass], device=embedding.device)
+            row = embedding[image : image + 1]
+            token = None if self.class_tokens is None else self.class_tokens.weight[klass : klass + 1]
             box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
             mask, predicted = refined[image, klass][None, None], iou[image, klass]
             if box is not None:
                 boxes_xyxy[image, klass] = box[0]
-                mask, predicted = self._decode_rows(row, classes, box, None)
+                mask, predicted = self._decode_rows(row, token, box, None)
             if prompt.points_xyl:
                 points_xyl = boxes_xyxy.new_tensor([prompt.points_xyl])
                 clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
-                mask, predicted = self._decode_rows(row, classes, box, clicks)
+                mask, predicted = self._decode_rows(row, token, box, clicks)
             refined[image, klass], iou[image, klass] = mask[0, 0], predicted.squeeze()
         return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
 
@@ -271,22 +272,23 @@ class SamSP(nn.Module):
         """
         b, k = embedding.shape[0], self.num_classes
         boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(b * k, 4)
-        classes = torch.arange(k, device=embedding.device).repeat(b)
+        tokens = None
         if self.class_tokens is not None:
+            tokens = self.class_tokens.weight.repeat(b, 1)
             embedding = embedding.repeat_interleave(k, dim=0)
-        logits, iou = self._decode_rows(embedding, classes, boxes, clicks)
+        logits, iou = self._decode_rows(embedding, tokens, boxes, clicks)
         return logits.reshape(b, k, *logits.shape[-2:]), iou.reshape(b, k)
 
     def _decode_rows(
-        self, embedding: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor | None, clicks: Clicks | None
+        self, embedding: torch.Tensor, tokens: torch.Tensor | None, boxes: torch.Tensor | None, clicks: Clicks | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M(E(x), P(prompt)) of rows (N, C, H, W) of the classes (N,): logits (N, 1, 4H, 4W), predicted IoU (N, 1)."""
+        """M(E(x), P(prompt)) of rows (N, C, H, W), with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, 1)."""
         points, mask = (None, None) if clicks is None else ((clicks.xy, clicks.label), clicks.mask)
         sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=mask)
-        n = len(embedding)
+        n = embedding.shape[0]  # not len(): a trace would keep the number
         sparse, dense = sparse.expand(n, -1, -1), dense.expand(n, -1, -1, -1)  # the null prompt has one row
-        if self.class_tokens is not None:
-            sparse = torch.cat([self.class_tokens.weight[classes][:, None], sparse], dim=1)
+        if tokens is not None:
+            sparse = torch.cat([tokens[:, None], sparse], dim=1)
         return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
