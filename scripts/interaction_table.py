@@ -34,7 +34,7 @@ from bundle.description import read_description, sha256_of
 from bundle.errors import BundleError
 from bundle.network import SamSP
 from bundle.uncertainty import uncertainty
-from bundle.weights import load_weights, network_for, write_atomically
+from bundle.weights import load_weights, network_for, stems_sha256, write_atomically
 from scripts.polyps.bootstrap import RESAMPLES, Interval, paired_interval, quantiles
 from scripts.polyps.cells import ROOT, write_cell
 from scripts.polyps.corrected import correct, read_sample
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         write_cell(
             options.results / f"{head['network']}.json",
-            {**head, **trained, "stems": [record["stem"] for record in records], **found},
+            {**head, "images": len(records), "stems_sha256": stems_sha256(records), **found},
         )
     write_tables(options.results, options.document)
 
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_records(folder: Path, split: Path, count: int | None = None) -> list[dict[str, str]]:
-    """Records of the listed images, each with its stem.
+    """Records of the listed images.
 
     Raises:
         BundleError: an image of the list is not there.
@@ -96,7 +96,7 @@ def chosen_records(folder: Path, split: Path, count: int | None = None) -> list[
     missing = [stem for stem in stems if stem not in there]
     if missing:
         raise BundleError(f"{split} names {missing[0]} and {len(missing) - 1} more that are not in {folder}.")
-    return [{"stem": stem, **there[stem]} for stem in stems]
+    return [there[stem] for stem in stems]
 
 
 def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, Any]:

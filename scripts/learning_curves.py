@@ -39,7 +39,7 @@ from bundle import uncertainty
 from bundle.data import pair_folder
 from bundle.errors import BundleError
 from bundle.handlers import LAST
-from bundle.weights import load_weights, network_for, write_atomically
+from bundle.weights import load_weights, network_for, stems_sha256, write_atomically
 from scripts.polyp_table import BATCH_SIZE, KNOBS, knobs_of
 from scripts.polyps.bootstrap import interval, paired_interval
 from scripts.polyps.cells import ROOT, base_sha256, call, evaluation_knobs, shown, write_cell
@@ -144,17 +144,14 @@ def run_all(study: Study, seeds: Sequence[int], jobs: int) -> None:
             bar.update()
 
     rounds = len(seeds) * (1 + len(ORDERS) * (len(study.sizes) - 1))
+    chains = [(order, seed) for seed in seeds for order in ORDERS]
     with tqdm(total=rounds, desc="trainings") as bar, ThreadPoolExecutor(jobs) as pool:
-        for running in (
-            [pool.submit(start, seed) for seed in seeds],
-            [pool.submit(follow, order, seed) for seed in seeds for order in ORDERS],
-        ):
-            try:
-                for future in running:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        try:
+            list(pool.map(start, seeds))  # the orders go on from there
+            list(pool.map(lambda chain: follow(*chain), chains))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def run_round(study: Study, order: str, seed: int, size: int, before: str | None) -> None:
@@ -189,7 +186,7 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     result = {
         "order": order, "seed": seed, "labels": size, "epochs": epochs, "steps": epochs * -(-size // BATCH_SIZE),
         "base_sha256": base_sha256(ROW), "training": shown("training", training, ROW),
-        "evaluation": shown("evaluating", testing, ROW, "evaluate", "measure"), "labeled": [" ".join(labels)],
+        "evaluation": shown("evaluating", testing, ROW, "evaluate", "measure"), "labels_sha256": stems_sha256([{"image": stem} for stem in labels]),
         "dice": [measured["val_dice"][place[stem]] for stem in study.tests],
     }  # fmt: skip
     write_cell(path, result)

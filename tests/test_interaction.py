@@ -25,6 +25,7 @@ from bundle.person import corrective_click
 from bundle.weights import describe, load_weights, network_for, write_pair
 from scripts import interaction_table
 from scripts.polyps.corrected import dice, read_sample, shown_mask
+from scripts.polyps.report import fill, read_json_files
 from tests.conftest import ROOT, SHARED_DATA
 from tests.workflows.commands import EVALUATE, command
 from tests.workflows.conftest import dataset, procedural, root
@@ -81,7 +82,7 @@ def test_table_from_the_command(dataset: Path, tmp_path: Path, capsys: pytest.Ca
              "--images", "4", "--results", str(results), "--document", str(document)]  # fmt: skip
     interaction_table.main(words)
     cell = json.loads((results / "base.json").read_text(encoding="utf-8"))
-    assert cell["stems"] == stems[:4] and cell["pretrained_on"].startswith("procedural")
+    assert cell["images"] == len(cell["dice"]["y1"]) == 4 and cell["pretrained_on"].startswith("procedural")
     assert list(cell["dice"]) == [
         "y1", "1 click", "2 clicks", "3 clicks", "box", "box + 1 click", "box + 2 clicks", "box + 3 clicks",
     ]  # fmt: skip
@@ -112,3 +113,13 @@ def test_on_real_polyps_an_experts_box_does_no_harm_and_three_clicks_help(kvasir
     found = {name: np.mean(values) for name, values in interaction_table.measure(network, records)["dice"].items()}
     assert found["box"] >= found["y1"]
     assert found["3 clicks"] > found["y1"]
+
+
+def test_the_document_shows_the_files() -> None:
+    text = (ROOT / "docs" / "corrections.md").read_text(encoding="utf-8")
+    cells = read_json_files(ROOT / "docs" / "results" / "interaction")
+    tables = {
+        "corrections": interaction_table.corrections_table(cells),
+        "scores": interaction_table.scores_table(cells),
+    }
+    assert fill(text, tables) == text

@@ -24,6 +24,7 @@ from PIL import Image
 from bundle.errors import BundleError
 from scripts import learning_curves
 from scripts.learning_curves import curves_table, dice_of
+from scripts.polyps.data import read_list
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_curves_from_the_command(
         f"{order}_{size}_seed0" for order in learning_curves.ORDERS for size in (5, 7)
     }
 
-    labeled = {name: set(cell["labeled"][0].split()) for name, cell in cells.items()}
+    labeled = {name: set(read_list(tmp_path / "work" / name / "train.txt")) for name in cells}
     for order in learning_curves.ORDERS:
         rounds = [labeled["start_3_seed0"], labeled[f"{order}_5_seed0"], labeled[f"{order}_7_seed0"]]
         assert [len(names) for names in rounds] == [3, 5, 7] and rounds[0] < rounds[1] < rounds[2]
