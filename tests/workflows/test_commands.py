@@ -39,7 +39,7 @@ from bundle.data import load_datalists
 from bundle.description import sha256_of
 from bundle.errors import find_bundle_error
 from bundle.masks import open_mask
-from bundle.network import SamSP
+from bundle.network import SamSP, SamSPOutput
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
 from bundle.transforms import ResizeLongestSided
@@ -344,7 +344,12 @@ def test_an_experts_box_is_for_evaluations_alone(
     capsys.readouterr()
     seen = []
     real = SamSP.segment
-    monkeypatch.setattr(SamSP, "segment", lambda self, image, box=None: seen.append(box) or real(self, image, box))
+
+    def segment(self: SamSP, image: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
+        seen.append(expert_xyxy)
+        return real(self, image, expert_xyxy)
+
+    monkeypatch.setattr(SamSP, "segment", segment)
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu", prompt="expert")
     assert re.search(r"y1 expert +\d\.\d{4}", capsys.readouterr().out)
     (record,) = load_datalists(str(dataset))["test"]

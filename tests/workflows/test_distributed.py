@@ -237,12 +237,17 @@ def killed(
     assert after <= len(noted(masks)) < len(list(folder.iterdir()))
     torn = masks / "manifests" / "00000.jsonl"
     torn.write_bytes(torn.read_bytes()[:-4])  # as where the machine went down
-    return {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+    return times_of_masks(masks)
+
+
+def times_of_masks(masks: Path) -> dict[str, int]:
+    """When each mask was written; a killed process may leave a hidden part of one."""
+    return {path.stem: path.stat().st_mtime_ns for path in masks.glob("[!.]*.png")}
 
 
 def require_each_once(folder: Path, masks: Path, before: dict[str, int], kept: set[str], in_hand: int = 8) -> None:
     """Every input has its mask and its line, and what was noted was not done again."""
-    after = {path.stem: path.stat().st_mtime_ns for path in masks.glob("*.png")}
+    after = times_of_masks(masks)
     assert set(after) == {path.stem for path in folder.iterdir()}
     again = {name for name in before if after[name] != before[name]}
     assert not again & kept and len(again) <= in_hand  # at most the batch in hand of each
