@@ -345,9 +345,11 @@ def test_an_experts_box_is_for_evaluations_alone(
     seen = []
     real = SamSP.segment
 
-    def segment(self: SamSP, image: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
+    def segment(
+        self: SamSP, image: torch.Tensor, expert_xyxy: torch.Tensor | None = None, **others: Any
+    ) -> SamSPOutput:
         seen.append(expert_xyxy)
-        return real(self, image, expert_xyxy)
+        return real(self, image, expert_xyxy, **others)
 
     monkeypatch.setattr(SamSP, "segment", segment)
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu", prompt="expert")
