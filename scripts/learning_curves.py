@@ -186,7 +186,8 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     result = {
         "order": order, "seed": seed, "labels": size, "epochs": epochs, "steps": epochs * -(-size // BATCH_SIZE),
         "base_sha256": base_sha256(ROW), "training": shown("training", training, ROW),
-        "evaluation": shown("evaluating", testing, ROW, "evaluate", "measure"), "labels_sha256": stems_sha256([{"image": stem} for stem in labels]),
+        "evaluation": shown("evaluating", testing, ROW, "evaluate", "measure"),
+        "labels_sha256": stems_sha256([{"image": stem} for stem in labels]),
         "dice": [measured["val_dice"][place[stem]] for stem in study.tests],
     }  # fmt: skip
     write_cell(path, result)
