@@ -61,8 +61,14 @@ class UNetBaseline(nn.Module):
             norm=norm,
         )
 
-    def forward(self, image: torch.Tensor) -> SamSPOutput | torch.Tensor:
-        """image (B, 3, S, S), SAM-normalized -> `SamSPOutput` (training) or logits (B, 1, S, S)."""
+    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
+        """image (B, 3, S, S), SAM-normalized -> `SamSPOutput` (training) or logits (B, 1, S, S).
+
+        Raises:
+            BundleError: a label is given, for corrections, which a U-Net cannot take.
+        """
+        if label is not None:
+            raise BundleError("correction_weight is above 0, but a U-Net takes no corrections: leave it at 0.")
         output = self.segment(image)
         return output if self.training else output.refined
 

@@ -46,3 +46,9 @@ def test_it_loads_its_own_weights_and_no_others() -> None:
 def test_a_size_that_its_levels_do_not_divide() -> None:
     with pytest.raises(BundleError, match="image_size is 66, expected a multiple of 4"):
         UNetBaseline(image_size=66, channels=(4, 8, 16))
+
+
+def test_it_takes_no_corrections() -> None:
+    network = UNetBaseline(image_size=64, channels=(4, 8, 16)).train()
+    with pytest.raises(BundleError, match="correction_weight is above 0, but a U-Net takes no corrections"):
+        network(torch.randn(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -115,7 +116,7 @@ def by_command(weights: Path, volumes: Path, output: Path) -> dict[str, tuple[np
     return {path.name.split(".")[0]: open_volume(path) for path in output.glob("*.nii.gz")}
 
 
-def received(client: Client, image: str, folder: Path, **params: str) -> tuple[np.ndarray, np.ndarray]:
+def received(client: Client, image: str, folder: Path, **params: Any) -> tuple[np.ndarray, np.ndarray]:
     """Label map and affine of an answer."""
     answer = client.infer(MODEL, image, params)
     assert answer.status == 200, answer
@@ -147,6 +148,26 @@ def test_voxels_and_geometry_are_those_of_the_command(
     found, affine = received(client, "permuted", tmp_path, result_extension=".nrrd")
     np.testing.assert_array_equal(found, expected["permuted"][0])
     np.testing.assert_allclose(affine, AFFINES["permuted"], atol=1e-4)
+
+
+def test_a_persons_box_corrects_its_slices_and_the_least_certain_volume_comes_first(
+    client: Client, studies: Path, volume_model: Path, tmp_path: Path
+) -> None:
+    boxes = {"front": [[4, 4, 2, 20, 18, 3]]}
+    before, _ = received(client, "permuted", tmp_path)
+    found, _ = received(client, "permuted", tmp_path, boxes=boxes)
+    command(
+        "inferring", [INFER, VOLUME], ROOT, dataset_dir=str(studies), weights=str(volume_model), device="cpu",
+        output_dir=str(tmp_path / "corrected"), num_workers=0, boxes={"permuted": boxes},
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, open_volume(tmp_path / "corrected" / "permuted.nii.gz")[0])
+    assert not np.array_equal(found, before)
+
+    assert client.post(f"/scoring/{MODEL}?run_sync=true")["images"] == len(AFFINES)
+    objects = client.get("/datastore/?output=all")["objects"]
+    scores = {name: item["image"]["info"][f"uncertainty_{MODEL}"]["score"] for name, item in objects.items()}
+    chosen = client.post("/activelearning/least_certain", {"model": MODEL})
+    assert chosen["id"] == max(scores, key=lambda name: scores[name]) and len(set(scores.values())) > 1
 
 
 def test_a_dicom_folder_gives_nifti(client: Client, series: Path, volume_model: Path, tmp_path: Path) -> None:
