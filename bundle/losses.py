@@ -61,12 +61,14 @@ class SelfDistillationLoss(nn.Module):
         """(B, K, h, w) logits of the student y0 and of the teacher y1 -> scalar."""
         student = log_probabilities(initial.float() / self.temperature, self.exclusive)
         teacher = log_probabilities(refined.detach().float() / self.temperature, self.exclusive)
-        divergence = _kl(teacher, student) if self.direction == "teacher_student" else _kl(student, teacher)
+        divergence = (
+            kl_divergence(teacher, student) if self.direction == "teacher_student" else kl_divergence(student, teacher)
+        )
         return divergence.mean() * self.temperature**2
 
 
-def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of choices whose log-probabilities are along dimension 1."""
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of choices whose log-probabilities are along dimension 1, which is summed over."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 

@@ -18,6 +18,7 @@ import torch
 from scipy import ndimage
 
 from bundle.classes import log_probabilities, probabilities
+from bundle.losses import kl_divergence
 from bundle.network import SamSPOutput
 
 # Where a prediction carries its score.
@@ -72,7 +73,7 @@ def score_of_slices(scores: torch.Tensor, marked: torch.Tensor) -> float:
 def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -> torch.Tensor:
     """Sum over the pixels of each image, (B,)."""
     student, teacher = log_probabilities(initial, exclusive), log_probabilities(refined, exclusive)
-    return (teacher.exp() * (teacher - student)).flatten(1).sum(dim=1)
+    return kl_divergence(teacher, student).flatten(1).sum(dim=1)
 
 
 def _fragments(masks: torch.Tensor) -> torch.Tensor:

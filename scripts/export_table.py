@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -35,6 +34,7 @@ from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import load_weights, network_for
 from scripts import measure, onnx_demo
+from scripts.polyps import corrected
 
 EAGER = "PyTorch eager"
 
@@ -114,14 +114,8 @@ def measure_runtimes(
             logits = run(torch.from_numpy(image)[None])
             seconds[name].append(time.perf_counter() - start)
             mask = onnx_demo.mark(onnx_demo.enlarge(logits[0].numpy(), size, picture.size), facts) > 0
-            dice[name].append(dice_of(mask, label))
+            dice[name].append(corrected.dice(mask, label))
     return dice, seconds
-
-
-def dice_of(mask: np.ndarray, label: np.ndarray) -> float:
-    """1 where both are empty."""
-    both = mask.sum() + label.sum()
-    return float(2 * (mask & label).sum() / both) if both else 1.0
 
 
 def markdown(dice: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]], weights: str) -> str:

@@ -31,7 +31,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import yaml
 from monai.bundle import run
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
@@ -40,6 +39,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from bundle.federated import exchanged_bytes, exchanged_weights, federated_average
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import describe, stems_sha256, write_atomically, write_pair
+from scripts.knobs import parse_with_knobs
 from scripts.measure import machine
 from scripts.polyps.cells import ROOT, write_cell
 from scripts.polyps.data import Polyps, lay_out, sequences_of, write_list
@@ -111,11 +111,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "polyps", help="links to both (data/polyps)")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "federated", help="trainings (output/federated)")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "federated.json", help="docs/federated.json")
-    options, further = parser.parse_known_args(arguments)
-    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
-        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
-    keys = [word.removeprefix("--") for word in further[::2]]
-    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+    return parse_with_knobs(parser, arguments)
 
 
 def three_sites(polyps: Polyps, splits: Path) -> dict[str, list[str]]:

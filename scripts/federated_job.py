@@ -24,10 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bundle.errors import BundleError
 from bundle.federated import KEPT_AT_HOME
+from scripts.knobs import parse_with_knobs
 
 # What decides about the shape of the network, and so must be known to the server too.
 NETWORK = ("sam", "image_size", "lora_rank", "lora_alpha")
@@ -59,11 +58,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--site", type=_site, action="append", required=True, help="NAME=DATASET_DIR, once for each")
     parser.add_argument("--rounds", type=int, default=10, help="of averaging (%(default)s)")
     parser.add_argument("--local_epochs", type=int, default=1, help="of each site in a round (%(default)s)")
-    options, further = parser.parse_known_args(arguments)
-    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
-        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
-    keys = [word.removeprefix("--") for word in further[::2]]
-    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+    return parse_with_knobs(parser, arguments)
 
 
 def _site(text: str) -> tuple[str, str]:

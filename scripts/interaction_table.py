@@ -10,7 +10,7 @@
 # limitations under the License.
 """What a person adds to a network on real polyps: boxes and clicks, and which images to look at first.
 
-    python -m scripts.interaction_table --weights models/model.pt --name polyps
+    python -m scripts.interaction_table --weights models/model.pt --name shipped
 
 An expert's box and up to three clicks are simulated from the labels of PraNet's test images of Kvasir-SEG; each click
 is the innermost pixel of the largest error. The same images show how well scores that need no label rank images by

@@ -40,7 +40,8 @@ from bundle.data import pair_folder
 from bundle.errors import BundleError
 from bundle.handlers import LAST
 from bundle.weights import load_weights, network_for, stems_sha256, write_atomically
-from scripts.polyp_table import BATCH_SIZE, KNOBS, knobs_of
+from scripts.knobs import parse_with_knobs
+from scripts.polyp_table import BATCH_SIZE, KNOBS
 from scripts.polyps.bootstrap import interval, paired_interval
 from scripts.polyps.cells import ROOT, base_sha256, call, evaluation_knobs, shown, write_cell
 from scripts.polyps.corrected import read_sample
@@ -125,8 +126,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "learning_curves")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "learning_curves.md")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "learning_curves", help="trainings")
-    options, further = parser.parse_known_args(arguments)
-    return options, knobs_of(parser, further)
+    return parse_with_knobs(parser, arguments)
 
 
 def run_all(study: Study, seeds: Sequence[int], jobs: int) -> None:

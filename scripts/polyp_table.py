@@ -28,11 +28,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from bundle.data import load_datalists
 from bundle.weights import write_atomically
+from scripts.knobs import parse_with_knobs
 from scripts.measure import machine
 from scripts.polyps.cells import ROOT, Cell, Plan, cells_of, is_done, run_cell
 from scripts.polyps.data import lay_out
@@ -80,16 +80,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--results", type=Path, default=RESULTS, help="cells, paces and pictures (docs/results)")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "polyps", help="links to both (data/polyps)")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "polyps", help="trainings (output/polyps)")
-    options, further = parser.parse_known_args(arguments)
-    return options, knobs_of(parser, further)
-
-
-def knobs_of(parser: argparse.ArgumentParser, further: Sequence[str]) -> dict[str, Any]:
-    """What a command line holds beside its own options, as knobs of a training."""
-    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
-        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
-    keys = [word.removeprefix("--") for word in further[::2]]
-    return {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+    return parse_with_knobs(parser, arguments)
 
 
 def measured_paces(plan: Plan, path: Path) -> dict[str, float]:

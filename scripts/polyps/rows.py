@@ -51,7 +51,7 @@ class Row:
         return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}"
 
 
-# Each family with the rate that validation chose among those of RATES below.
+# Each family with the rate that did best on validation, see RATES below; that of `full` ties with a third of it.
 LORA: Knobs = {"trainable": "lora", "learning_rate": 1e-3}
 DECODER: Knobs = {"trainable": "decoder", "learning_rate": 1e-3}
 FULL: Knobs = {"trainable": "full", "learning_rate": 3e-4}
