@@ -76,7 +76,8 @@ def test_rows_differ_in_what_they_say() -> None:
     with pytest.raises(BundleError, match="There is no row 'sam'; expected some of rates, pretrained, main"):
         choose_rows(["sam"])
     assert {row.pace for row in rows if row.seeds} == {
-        "lora_none", "lora_self", "decoder_self", "full_none", "full_self", "unet",
+        "lora_none", "lora_self", "lora_self_corrected", "decoder_self", "full_none", "full_self",
+        "full_self_corrected", "unet",
     }  # fmt: skip
 
 

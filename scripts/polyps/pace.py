@@ -64,16 +64,17 @@ def training_steps(row: Row, records: Sequence[Mapping[str, str]], knobs: Mappin
     with tempfile.TemporaryDirectory() as folder:
         parser.update({**knobs, **row.knobs, "bundle_root": str(CONFIGS.parent), "output_dir": folder})
         parser["train#dataset#data"] = list(records)
-        names = ("network", "loss", "optimizer", "train#inferer", "train#dataloader")
-        network, loss, optimizer, inferer, loader = (parser.get_parsed_content(name) for name in names)
+        names = ("network", "loss", "optimizer", "train#inferer", "train#dataloader", "train#trainer#prepare_batch")
+        network, loss, optimizer, inferer, loader, prepare = (parser.get_parsed_content(name) for name in names)
     batches = chain.from_iterable(repeat(loader))
     network.train()
 
     def steps() -> None:
         for _ in range(STEPS):
-            batch = next(batches)
+            image, label, *given = prepare(next(batches), "cpu")
+            arguments = given[0] if given else ()  # a simulated person is given the label
             optimizer.zero_grad(set_to_none=True)
-            loss(inferer(batch["image"], network), batch["label"]).backward()
+            loss(inferer(image, network, *arguments), label).backward()
             optimizer.step()
 
     return steps

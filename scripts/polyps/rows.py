@@ -45,10 +45,11 @@ class Row:
 
     @property
     def pace(self) -> str:
-        """Rows of one pace take the same time for a step; adapters of any rank and any loss count as equal."""
+        """Rows of one pace take the same time for a step; adapters of any rank, and losses of as many passes, do."""
         if self.unet:
             return "unet"
-        return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}"
+        corrected = "_corrected" if self.knobs.get("correction_weight") else ""
+        return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}{corrected}"
 
 
 # Each family with the rate that did best on validation, see RATES below; that of `full` ties with a third of it.
@@ -77,6 +78,14 @@ MAIN = (
     Row("full_none", "full, no self-prompt", {**FULL, "prompt": "none"}, (0, 1)),
     Row("full", "full, SAM-SP", FULL, (0, 1), prompts=(None, "expert")),
     Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
+)
+# With a simulated person, who is given the label and corrects y1 with a box or clicks: a third decode in training.
+PERSON = tuple(
+    Row(f"{name}_corrected", title, {**knobs, "correction_weight": 1}, (0, 1), prompts=(None, "expert"))
+    for name, title, knobs in (
+        ("sam_sp", "SAM-SP (LoRA) with a simulated person in training", LORA),
+        ("full", "full, SAM-SP with a simulated person in training", FULL),
+    )
 )
 TRAINED_PART = (
     Row("decoder", "decoder only, SAM-SP", DECODER),
@@ -112,6 +121,7 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
     "rates": RATES,
     "pretrained": (PRETRAINED,),
     "main": MAIN,
+    "person": PERSON,
     "trained": TRAINED_PART,
     "shipped": (SHIPPED,),
     "sweeps": SWEEPS,

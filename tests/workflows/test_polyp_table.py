@@ -26,6 +26,7 @@ from bundle import demo
 from bundle.errors import BundleError
 from scripts import polyp_table
 from scripts.polyps import data, pace
+from scripts.polyps.rows import ROWS
 from tests.workflows.commands import EVALUATE, SMALL, TRAIN, command, refused
 
 MEASURE = [*EVALUATE, str(Path(TRAIN).with_name("measure.json"))]
@@ -62,7 +63,7 @@ def test_table_from_the_command(
     assert Image.open(tmp_path / "results" / "curves.png").width > 800
 
     paces = json.loads((tmp_path / "results" / "pace.json").read_text(encoding="utf-8"))["step_seconds"]
-    assert len(paces) == 6 and all(seconds > 0 for seconds in paces.values())
+    assert len(paces) == 8 and all(seconds > 0 for seconds in paces.values())
     cell = json.loads((tmp_path / "results" / "cells" / "decoder_seed0.json").read_text(encoding="utf-8"))
     assert cell["epochs"] == 1 and [row["epoch"] for row in cell["curve"]] == [1]
     assert "val_box_iou" in cell["curve"][0] and "--trainable decoder" in cell["training"]
@@ -93,10 +94,28 @@ def test_table_from_the_command(
         polyp_table.main([*sources, *rows])
 
 
+def test_a_pace_that_is_not_known_is_measured_beside_one_that_is(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third decode in training takes longer; what was measured stays, and with it the numbers of epochs."""
+    monkeypatch.setattr(pace, "STEPS", 1)
+    known = {row.pace: 1000.0 for row in ROWS.values() if row.seeds and "correction_weight" not in row.knobs}
+    path = tmp_path / "results" / "pace.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"machine": {}, "step_seconds": known}), encoding="utf-8")
+    rows = ["--rows", "decoder", "--minutes", "0.0001", "--image_size", "64"]
+    polyp_table.main([*sources, *rows])
+    found = json.loads(path.read_text(encoding="utf-8"))["step_seconds"]
+    added = {name: found.pop(name) for name in set(found) - set(known)}
+    assert found == known and set(added) == {"lora_self_corrected", "full_self_corrected"}
+    assert min(added.values()) > 600  # on the scale of the known one
+    assert polyp_table.to_known({"a": 0.5, "b": 1.5}, {"a": 2.0}) == {"b": 6.0}
+
+
 def test_a_training_that_fails_names_its_log(sources: list[str], tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "pace.json").write_text(
-        json.dumps({"step_seconds": {"decoder_self": 1.0}}), encoding="utf-8"
+        json.dumps({"step_seconds": {row.pace: 1.0 for row in ROWS.values()}}), encoding="utf-8"
     )
     with pytest.raises(
         BundleError, match=r"training decoder_seed0 failed; the last line of .*log\.txt is: .*image_size"
