@@ -42,11 +42,29 @@ def test_amp_is_for_cuda_and_can_be_switched_off() -> None:
     assert not knobs.use_amp(True, cpu)
 
 
-@pytest.mark.parametrize("capable", [False, True])
-def test_amp_on_a_cpu_needs_its_instructions(capable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: capable)
-    assert knobs.use_cpu_amp("true", torch.device("cpu")) is capable
+@pytest.mark.parametrize("faster", [False, True])
+def test_amp_on_a_cpu_is_for_those_that_are_faster_in_it(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs, "is_faster_in_bfloat16", lambda: faster)
+    assert knobs.use_cpu_amp("true", torch.device("cpu")) is faster
     assert not knobs.use_cpu_amp(False, torch.device("cpu")) and not knobs.use_cpu_amp(True, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("capable", [False, True])
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_bfloat16_is_tried_where_there_are_instructions(
+    ratio: float, capable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is that of a CPU on which a product takes 1 s in float32 and ``ratio`` in bfloat16."""
+    now = 0.0
+
+    def linear(tokens: torch.Tensor, weight: torch.Tensor) -> None:
+        nonlocal now
+        now += ratio if tokens.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: capable)
+    monkeypatch.setattr(knobs.F, "linear", linear)
+    monkeypatch.setattr(knobs.time, "perf_counter", lambda: now)
+    assert knobs.is_faster_in_bfloat16.__wrapped__() is (capable and ratio < 1)
 
 
 def test_amp_dtype_has_two_values() -> None:
