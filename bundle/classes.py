@@ -48,3 +48,11 @@ def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
         return (logits > 0).to(torch.uint8)
     highest, index = logits.max(dim=1, keepdim=True)
     return torch.where(highest > 0, index + 1, 0).to(torch.uint8)
+
+
+def masks(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    """Where `label_map` marks each class, (B, K, ...), bool."""
+    if not exclusive:
+        return logits > 0
+    numbers = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    return label_map(logits, exclusive) == numbers.reshape(-1, *[1] * (logits.ndim - 2))

@@ -24,14 +24,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys
 
-from bundle.corrections import META_KEY, Corrections, Prompt, to_text
+from bundle.corrections import BOXES, META_KEY, POINTS, Corrections, Prompt, to_text
 from bundle.errors import BundleError
 from bundle.files import stem_of
 from bundle.splits import first_names, read_text
 from bundle.transforms import longest_side_size
 from bundle.weights import class_labels
 
-BOXES, POINTS = "boxes", "points"
 KINDS = {"foreground": 1, "background": 0}
 # Which class the clicks of a client are about.
 CLASS = "label"
@@ -62,13 +61,19 @@ def with_corrections(
         BundleError: a name is of no image or of several, an image gets its boxes or points twice, or a file is no JSON.
     """
     records = [dict(record) for record in datalist]
+    by_name = _by_name(records)
     for key, given in ((BOXES, boxes), (POINTS, points)):
         for name, value in _by_file(key, given).items():
-            record = _record_of(str(name), records, key)
+            record = _record_of(str(name), by_name, key)
             if key in record:
                 raise BundleError(f"{key} of {record['image']} are given twice; expected them once.")
             record[key] = value
     return records
+
+
+def corrected(datalist: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records that bring corrections: with them an inference makes other masks."""
+    return [record for record in datalist if record.get(BOXES) or record.get(POINTS)]
 
 
 def _by_file(key: str, given: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
@@ -82,14 +87,22 @@ def _by_file(key: str, given: Mapping[str, Any] | str | None) -> Mapping[str, An
     return given or {}
 
 
-def _record_of(name: str, records: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
-    files = [os.path.basename(str(record["image"])) for record in records]
-    found = [
-        record for record, file in zip(records, files, strict=True) if name in (file, stem_of(str(record["image"])))
-    ]
+def _by_name(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records by the names of their files, with and without the ending."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        file = str(record["image"])
+        for name in dict.fromkeys((os.path.basename(file), stem_of(file))):
+            found.setdefault(name, []).append(record)
+    return found
+
+
+def _record_of(name: str, by_name: Mapping[str, list[dict[str, Any]]], key: str) -> dict[str, Any]:
+    found = by_name.get(name, [])
     if len(found) != 1:
         problem = "which several images have" if found else "which no image has"
-        raise BundleError(f"{key} has the name {name!r}, {problem}; expected one of {first_names(files)}.")
+        files = dict.fromkeys(os.path.basename(str(record["image"])) for same in by_name.values() for record in same)
+        raise BundleError(f"{key} has the name {name!r}, {problem}; expected one of {first_names(list(files))}.")
     return found[0]
 
 
@@ -125,7 +138,8 @@ class ReadCorrectionsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The corrections leave the record for the metadata, which hold an empty list where there are none."""
         d: dict[Any, Any] = dict(data)
-        given = {key: d.pop(key) for key in (BOXES, POINTS, *KINDS) if d.get(key)}
+        read = {key: d.pop(key, None) for key in (BOXES, POINTS, *KINDS)}
+        given = {key: value for key, value in read.items() if value}
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             said: dict[int, Said] = {}
@@ -217,8 +231,9 @@ class Scale:
 
     def box(self, corners: np.ndarray) -> tuple[float, float, float, float]:
         """Of a box (2, 2), both ends inclusive, as `bundle.inferers.expert_boxes` does it."""
-        (x0, y0), (x1, y1) = corners[0] * self.factors, (corners[1] + 1) * self.factors - 1
-        return float(x0), float(y0), float(x1), float(y1)
+        first = corners[0] * self.factors
+        last = np.maximum((corners[1] + 1) * self.factors - 1, first)  # a box of less than a pixel is a point
+        return float(first[0]), float(first[1]), float(last[0]), float(last[1])
 
 
 # --- what may stand there ----------------------------------------------------------------------------------------
@@ -245,6 +260,8 @@ class Reading:
         """
         found: dict[int, Said] = {}
         for klass, value in self._by_class(BOXES, given.get(BOXES), isinstance(given.get(BOXES), list | tuple)):
+            if klass in found and len(self.limits) == 2:
+                self._refuse(BOXES, given[BOXES], "one box a class")
             found.setdefault(klass, Said([], [])).boxes.extend(self._boxes(value))
         points = given.get(POINTS)
         alone = isinstance(points, Mapping) and all(isinstance(value, list | tuple) for value in points.values())
@@ -291,6 +308,9 @@ class Reading:
     def _points(self, value: Any) -> list[tuple[np.ndarray, int]]:
         if not isinstance(value, Mapping) or set(value) - set(KINDS):
             self._refuse(POINTS, value, "lists under foreground and background")
+        for points in value.values():
+            if not isinstance(points, list | tuple):
+                self._refuse(POINTS, value, "lists under foreground and background")
         return [(self._point(point), KINDS[kind]) for kind, points in value.items() for point in points]
 
     def _point(self, point: Any) -> np.ndarray:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 
+# In a record of a datalist, see `bundle.correction_reader`.
+BOXES, POINTS = "boxes", "points"
 # Where an image carries them, as text: the metadata of a batch are collated, which lists of any length are not.
 META_KEY = "corrections"
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.corrections import BOXES, POINTS
 from bundle.errors import BundleError
 from bundle.files import INPUT_EXTENSIONS, is_input, stem_of
 from bundle.splits import PARTS, check_split_keys, first_names, read_text, split_stems
@@ -28,7 +29,6 @@ Record = dict[str, str]
 
 JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
 MASK_FOLDERS = ("masks", "labels")
-CORRECTIONS = ("boxes", "points")  # of a person, in a datalist for inference
 
 
 class FolderPairs(NamedTuple):
@@ -265,7 +265,7 @@ def _json_images(path: Path) -> list[dict[str, Any]]:
     if not lists.get(part):
         raise BundleError(f"{path} has no entry under 'test'; expected that list, or 'training' as the only one.")
     items = [{"image": item} if isinstance(item, str) else item for item in lists[part]]
-    return _json_records(path, items, ("image",), CORRECTIONS)
+    return _json_records(path, items, ("image",), (BOXES, POINTS))
 
 
 def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, source: Path) -> dict[str, list[Record]]:

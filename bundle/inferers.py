@@ -134,7 +134,9 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     input_height, input_width = longest_side_size(height, width, image_size)
     boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
     scale = torch.tensor([input_width / width, input_height / height], device=upright.device)
-    return torch.cat([boxes_xyxy[..., :2] * scale, (boxes_xyxy[..., 2:] + 1) * scale - 1], dim=-1)
+    first = boxes_xyxy[..., :2] * scale
+    last = torch.maximum((boxes_xyxy[..., 2:] + 1) * scale - 1, first)  # a box of less than a pixel is a point
+    return torch.cat([first, last], dim=-1)
 
 
 def without_specks(masks: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,7 @@ class Uncertainty(ScoringMethod):
     def __init__(self, name: str, task: InferTask) -> None:
         super().__init__(f"How little {name} is to be trusted, without a label")
         self.name, self.task = name, task
+        self.failed: set[tuple[str, float]] = set()  # images, and the model that could not score them
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Score all images without a label whose score is missing or of an older model."""
@@ -60,19 +61,21 @@ class Uncertainty(ScoringMethod):
     def update(
         self, images: list[str], datastore: Datastore, request: dict[str, Any], until: float = float("inf")
     ) -> int:
-        """Score these images, as long as there is time; the number of them. One that cannot be read is logged."""
+        """Score these images, as long as there is time; the number of them. One that cannot be read is logged once."""
         count = 0
         for image in images:
             if time.monotonic() > until:
                 break
-            if self.score_of(image, datastore) is None:
-                try:
-                    score = self._infer(datastore.get_image_uri(image), request)
-                except Exception:  # whatever one image has, the others are to be scored
-                    logger.exception("%s: %s cannot be scored and comes last", self.name, image)
-                    continue
-                datastore.update_image_info(image, {self._key: {"score": score, "model": self._model()}})
+            model = self._model()  # before it infers: a training may publish another meanwhile
+            if self.score_of(image, datastore) is not None or (image, model) in self.failed:
+                continue
+            try:
+                score = self._infer(datastore.get_image_uri(image), request)
+                datastore.update_image_info(image, {self._key: {"score": score, "model": model}})
                 count += 1
+            except Exception:  # whatever one image has, the others are to be scored
+                self.failed.add((image, model))
+                logger.exception("%s: %s cannot be scored and comes last", self.name, image)
         return count
 
     def score_of(self, image: str, datastore: Datastore) -> float | None:
@@ -117,7 +120,10 @@ class LeastCertain(Strategy):
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
         if not images:
             return None
-        method = self.methods.get(request.get("model") or "", next(iter(self.methods.values())))
+        name = request.get("model") or next(iter(self.methods))
+        if name not in self.methods:
+            raise ValueError(f"There is no model '{name}'; expected one of {', '.join(self.methods)}.")
+        method = self.methods[name]
         images.sort(key=lambda image: hashlib.sha256(image.encode()).hexdigest())
         method.update(images, datastore, request, time.monotonic() + PATIENCE)
         scores = {image: score for image in images if (score := method.score_of(image, datastore)) is not None}

@@ -220,7 +220,7 @@ class SamSP(nn.Module):
             row = embedding[image : image + 1]
             token = None if self.class_tokens is None else self.class_tokens.weight[klass : klass + 1]
             box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
-            mask, predicted = refined[image, klass][None, None], iou[image, klass]
+            mask, predicted = refined[image, klass][None, None], iou[image, klass][None, None]
             if box is not None:
                 boxes_xyxy[image, klass] = box[0]
                 mask, predicted = self._decode_rows(row, token, box, None)
@@ -228,7 +228,7 @@ class SamSP(nn.Module):
                 points_xyl = boxes_xyxy.new_tensor([prompt.points_xyl])
                 clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
                 mask, predicted = self._decode_rows(row, token, box, clicks)
-            refined[image, klass], iou[image, klass] = mask[0, 0], predicted.squeeze()
+            refined[image, klass], iou[image, klass] = mask[0, 0], predicted[0, 0]
         return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
 
     def practice(self, embedding: torch.Tensor, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 
 from bundle.prompts import boxes_from_logits
@@ -72,11 +71,7 @@ def corrective_points(logits: torch.Tensor, target: torch.Tensor, stride: int) -
 
 def innermost_points(masks: torch.Tensor) -> torch.Tensor:
     """The point (N, 2), x and y, that lies farthest from the outline of masks (N, 1, S, S): SAM's own first click."""
-    points = []
-    for mask in masks[:, 0].cpu().numpy() > 0.5:
-        distance = ndimage.distance_transform_edt(F.pad(torch.from_numpy(mask), (1, 1, 1, 1)).numpy())[1:-1, 1:-1]
-        row, column = divmod(int(distance.argmax()), mask.shape[1])
-        points.append((column, row))
+    points = [_innermost(mask) for mask in masks[:, 0].cpu().numpy() > 0.5]
     return torch.tensor(points, dtype=torch.float32, device=masks.device)
 
 
@@ -98,6 +93,11 @@ def corrective_click(shown: np.ndarray, wanted: np.ndarray) -> tuple[int, int, i
             largest, size, label = pieces == 1 + sizes.argmax(), int(sizes.max()), kind
     if largest is None:
         return None
-    distance = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(distance.argmax(), distance.shape)
-    return int(x), int(y), label
+    return (*_innermost(largest), label)
+
+
+def _innermost(mask: np.ndarray) -> tuple[int, int]:
+    """x and y of the pixel of a mask (H, W) farthest from its outline, the border of the image being one."""
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = divmod(int(distance.argmax()), mask.shape[1])
+    return x, y

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from scipy import ndimage
 
-from bundle.classes import log_probabilities, probabilities
+from bundle.classes import log_probabilities, masks, probabilities
 from bundle.losses import kl_divergence
 from bundle.network import SamSPOutput
 
@@ -42,8 +42,8 @@ def uncertainty(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, to
         exclusive: whether the classes exclude each other.
     """
     initial, refined = output.initial.float(), output.refined.float()
-    p0, p1 = probabilities(initial, exclusive), probabilities(refined, exclusive)
-    y0, y1 = p0 > 0.5, p1 > 0.5
+    p1 = probabilities(refined, exclusive)
+    y0, y1 = masks(initial, exclusive), masks(refined, exclusive)
     marked = (y0 | y1).flatten(2).sum(dim=2)
     both = (y0 & y1).flatten(2).sum(dim=2)
     sizes = (y0.flatten(2).sum(dim=2) + y1.flatten(2).sum(dim=2)).clamp(min=1)
@@ -65,9 +65,18 @@ def score(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
     return uncertainty(output, exclusive)[DEFAULT]
 
 
-def score_of_slices(scores: torch.Tensor, marked: torch.Tensor) -> float:
-    """Of a volume: the mean over its slices (N,) that a pass marks, (N,) bool; over all where none is."""
-    return float(scores[marked].mean() if marked.any() else scores.mean())
+def marked_pixels(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
+    """How many pixels y1 marks in each image of a batch, (B,); one at least."""
+    return masks(output.refined, exclusive).flatten(1).sum(dim=1).clamp(min=1)
+
+
+def score_of_slices(scores: torch.Tensor, pixels: torch.Tensor) -> float:
+    """Of a volume: the mean of the scores (N,) of its slices, each as often as it has `marked_pixels` (N,).
+
+    Of ``doubt`` and a single class that is the doubt of the whole volume. The caps of an object, a few pixels that
+    weigh as much as a slice through its middle otherwise, would decide the mean.
+    """
+    return float((scores * pixels).sum() / pixels.sum())
 
 
 def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -> torch.Tensor:
@@ -76,11 +85,11 @@ def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -
     return kl_divergence(teacher, student).flatten(1).sum(dim=1)
 
 
-def _fragments(masks: torch.Tensor) -> torch.Tensor:
+def _fragments(drawn: torch.Tensor) -> torch.Tensor:
     """Masks (B, K, h, w) -> (B, K)."""
     shares = []
-    for mask in masks.flatten(0, 1).cpu().numpy():
+    for mask in drawn.flatten(0, 1).cpu().numpy():
         pieces, count = ndimage.label(mask)
         sizes = ndimage.sum_labels(mask, pieces, range(1, count + 1)) if count else [0.0]
         shares.append(1 - max(sizes) / max(float(mask.sum()), 1.0))
-    return torch.tensor(shares, dtype=torch.float32, device=masks.device).reshape(masks.shape[:2])
+    return torch.tensor(shares, dtype=torch.float32, device=drawn.device).reshape(drawn.shape[:2])

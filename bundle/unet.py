@@ -18,6 +18,7 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
+from bundle.corrections import Corrections
 from bundle.errors import BundleError
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
@@ -72,8 +73,14 @@ class UNetBaseline(nn.Module):
         output = self.segment(image)
         return output if self.training else output.refined
 
-    def segment(self, image: torch.Tensor) -> SamSPOutput:
-        """Logits (B, 1, S, S) for both passes, in either mode; there is no estimate of the IoU."""
+    def segment(self, image: torch.Tensor, corrections: Corrections | None = None) -> SamSPOutput:
+        """Logits (B, 1, S, S) for both passes, in either mode; there is no estimate of the IoU.
+
+        Raises:
+            BundleError: there are corrections.
+        """
+        if corrections:
+            raise BundleError("boxes or points are given, but a U-Net takes no corrections.")
         logits = self.unet(image)
         boxes_xyxy = boxes_from_logits(logits, stride=1)
         return SamSPOutput(logits, logits, boxes_xyxy, logits.new_zeros(logits.shape[:2]))

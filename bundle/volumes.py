@@ -220,22 +220,21 @@ class VolumeInferer(Inferer):
         volume, corrections = plain(inputs)[0], corrections_of_volume(inputs)
         maps: torch.Tensor | None = None
         scores: list[torch.Tensor] = []
+        pixels: list[torch.Tensor] = []
         for places in self._batches(volume.shape[self.axis + 1]):
             images = take_slices(volume, places, self.axis, self.slices_as_rgb)
             drawn, output = self._segment(images, network, within(corrections, places))
             if self.scored:
-                marked = ((output.initial > 0) | (output.refined > 0)).flatten(1).any(dim=1)
-                scores.append(torch.stack([uncertainty.score(output, self.exclusive), marked.float()]).cpu())
+                scores.append(uncertainty.score(output, self.exclusive))
+                pixels.append(uncertainty.marked_pixels(output, self.exclusive))
             if maps is None:
                 maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
             # (n, M, H, W) -> (M, ..., n at the axis, ...)
             maps.movedim(self.axis + 1, 0)[places[0] : places[-1] + 1] = drawn.transpose(2, 3).cpu()
         assert maps is not None
         prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
-        if not scores:
-            return prediction
-        of_slices, marks = torch.cat(scores, dim=1)
-        return with_score(prediction, uncertainty.score_of_slices(of_slices, marks > 0))
+        score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if self.scored else None
+        return with_score(prediction, score)
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)

@@ -158,23 +158,28 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     """Choose labels, train, or go on training, test, and write the JSON file; nothing where that is there.
 
     Raises:
-        BundleError: the file is of another pre-trained SAM, or a command failed; its log is named.
+        BundleError: the file is of another pre-trained SAM or other knobs, or a command failed; its log is named.
     """
     name = study.name(order, seed, size)
     path = study.results / f"{name}.json"
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8"))["base_sha256"] != base_sha256(ROW):
-            raise BundleError(f"{path} was made with another pre-trained SAM: remove {study.results} to start anew.")
-        return
     folder = study.work / name
-    labels = choose(study, order, seed, size, before)
-    write_list(folder / "train.txt", labels)
-    write_list(folder / "test.txt", study.tests)
     epochs = max(1, round(study.steps / -(-size // BATCH_SIZE)))
     split = {part: os.path.relpath(folder / f"{part}.txt", ROOT) for part in ("train", "test")}
     data = {"dataset_dir": os.path.relpath(study.folder, ROOT), "split": {**split, "validation": 0}}
     places = {"output_dir": os.path.relpath(folder, ROOT), "publish": False}
     training = {**study.knobs, **ROW.knobs, **data, "seed": seed, "epochs": epochs, **places}
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if made["base_sha256"] != base_sha256(ROW) or made["training"] != shown("training", training, ROW):
+            raise BundleError(
+                f"{path} was made with another pre-trained SAM or other knobs: remove {study.results} and {study.work} "
+                "to start anew."
+            )
+        return
+    if not (folder / "train.txt").is_file():  # a training that goes on keeps its labels
+        write_list(folder / "train.txt", choose(study, order, seed, size, before))
+    labels = read_list(folder / "train.txt")
+    write_list(folder / "test.txt", study.tests)
     if not (folder / "model.pt").is_file():
         resume = {"resume": True} if (folder / LAST).is_file() else {}
         call("training", {**training, **resume}, ROW, folder, study.threads)
@@ -235,8 +240,18 @@ def write_tables(results: Path, document: Path) -> None:
 
 def dice_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> np.ndarray:
     """(seeds, images) by seed."""
+    return np.array([cell["dice"] for cell in rounds_of(cells, order, size)])
+
+
+def seeds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[int]:
+    """Whose trainings with so many labels are there."""
+    return [cell["seed"] for cell in rounds_of(cells, order, size)]
+
+
+def rounds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[Mapping[str, Any]]:
+    """The trainings of an order with so many labels, by seed."""
     found = [cell for cell in cells if cell["labels"] == size and cell["order"] in (order, "start")]
-    return np.array([cell["dice"] for cell in sorted(found, key=lambda cell: cell["seed"])])
+    return sorted(found, key=lambda cell: cell["seed"])
 
 
 def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -245,7 +260,7 @@ def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
     for size in sorted({cell["labels"] for cell in cells}):
         first, second = (dice_of(cells, order, size) for order in ORDERS)
         shown_dice = [with_interval(interval(values)) if len(values) else "" for values in (first, second)]
-        both = first.shape == second.shape
+        both = seeds_of(cells, ORDERS[0], size) == seeds_of(cells, ORDERS[1], size)
         difference = with_interval(paired_interval(first, second), "+") if both else ""
         lines.append([size, len(first), *shown_dice, difference])
     head = ["labels", "seeds", "least certain first: Dice", "random: Dice", "difference"]

@@ -20,13 +20,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from bundle.correction_reader import with_corrections
+from bundle.correction_reader import corrected, with_corrections
 from bundle.corrections import Prompt, corrections_of_images, corrections_of_volume
 from bundle.data import inference_datalist
 from bundle.errors import BundleError, find_bundle_error
+from bundle.inferers import expert_boxes
 from bundle.network import SamSP
 from bundle.volumes import as_input, take_slices
 from bundle.weights import describe, write_pair
@@ -133,6 +135,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"points": {"foreground": [[1, 2, 3]]}}, "points has [1, 2, 3]; expected 2 numbers"),
     ({"points": {"polyp": {"front": [[1, 2]]}}}, "points has {'front': [[1, 2]]}; expected lists under foreground and"),
     ({"points": {"polyp": [[1, 2]]}}, "points has {'polyp': [[1, 2]]}; expected lists under foreground and"),
+    ({"points": {"polyp": {"foreground": 5}}}, "points has {'foreground': 5}; expected lists under foreground and"),
+    ({"points": {"polyp": {"background": None}}}, "points has {'background': None}; expected lists under foreground"),
+    ({"boxes": {"1": [1, 1, 2, 2], "polyp": [3, 3, 4, 4]}}, "boxes has {'1': [1, 1, 2, 2], 'polyp': [3, 3, 4, 4]}; "
+     "expected one box a class"),
     ({"foreground": [[1, 2]], "label": "tool"}, "points names the class 'tool'; expected one of 1 (polyp)"),
 ]  # fmt: skip
 
@@ -140,6 +146,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("said", "sentence"), REFUSED)
 def test_what_cannot_be_is_said_in_a_sentence(said: dict[str, Any], sentence: str, one: str, tmp_path: Path) -> None:
     assert refused(one, {"image": photo(tmp_path / "a.png"), **said}).startswith(f"a.png: {sentence}")
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_nothing_said_is_nothing(nothing: Any, one: str, tmp_path: Path) -> None:
+    """A batch is collated by the keys of its first record."""
+    image = preprocessed(one, {"image": photo(tmp_path / "a.png"), "boxes": nothing, "points": nothing})
+    assert corrections_of_images(image[None]) == {}
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "inference.json")))
+    parser.update({"weights": one, "bundle_root": str(ROOT)})
+    left = parser.get_parsed_content("preprocessing")({"image": photo(tmp_path / "b.png"), "boxes": nothing})
+    assert left.keys() == {"image"}
+
+
+def test_a_box_of_less_than_an_input_pixel_is_a_point(one: str, tmp_path: Path) -> None:
+    """Of 3 px of 1920; the other way round it would be another box."""
+    image = photo(tmp_path / "a.png", width=1920, height=100)
+    found = corrections_of_images(preprocessed(one, {"image": image, "boxes": [900, 50, 902, 52]})[None])
+    x0, y0, x1, y1 = found[0, 0].box_xyxy
+    assert (x0, y0) == (x1, y1) == pytest.approx((30, 50 / 30), abs=0.2)
+    label = torch.zeros(1, 1, 1920, 100)
+    label[..., 900:903, 50:53] = 1
+    assert expert_boxes(label, 64)[0, 0].tolist() == pytest.approx((x0, y0, x1, y1))
 
 
 def test_of_several_classes_the_class_has_to_be_named(weights: str, tmp_path: Path) -> None:
@@ -205,6 +233,7 @@ def test_names_of_files_and_json(tmp_path: Path) -> None:
     assert found[0] == {"image": "/x/a.png", "boxes": [1, 2, 3, 4]}
     assert found[1] == {"image": "/x/b.jpg", "points": {"foreground": [[1, 2]]}} and found[2] == records[2]
     assert with_corrections(records, None, None) == records
+    assert corrected(found) == found[:2] and corrected([{**found[0], "boxes": None}]) == []
 
     def refuse(sentence: str, boxes: Any, given: list[dict[str, Any]] = records) -> None:
         with pytest.raises(BundleError, match=sentence):

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
@@ -20,6 +22,7 @@ from bundle.corrections import META_KEY, Prompt, corrections_of_images, correcti
 from bundle.inferers import SamSPInferer
 from bundle.losses import SamSPLoss
 from bundle.network import Clicks, SamSP
+from bundle.person import BOX_NOISE_LIMIT
 from tests.conftest import randomize
 
 BOX = (8.0, 20.0, 39.0, 51.0)
@@ -106,6 +109,39 @@ def test_slices_of_a_volume_are_counted_from_the_first_of_a_batch() -> None:
     assert corrections_of_volume(volume) == given
     assert within(given, range(4, 8)) == {(3, 1): Prompt(None, POINTS)}
     assert within(given, range(0, 3)) == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_simulated_person_knows_the_label(seed: int, toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each box lies around the object of its image and class, and each click where mask and label differ."""
+    network = randomize(SamSP(sam=toy, num_classes=2, trainable="full"), scale=0.2).train()
+    label = torch.zeros(2, 2, 64, 64)
+    objects = {(0, 0): (8, 12, 31, 35), (0, 1): (40, 40, 59, 63), (1, 0): (0, 40, 19, 55), (1, 1): (36, 4, 63, 19)}
+    for (image, klass), (x0, y0, x1, y1) in objects.items():
+        label[image, klass, y0 : y1 + 1, x0 : x1 + 1] = 1
+    seen: list[Any] = []
+    decode = network.decode
+
+    def spy(embedding: torch.Tensor, boxes_xyxy: Any, clicks: Any = None) -> Any:
+        seen.append((boxes_xyxy, clicks))
+        return decode(embedding, boxes_xyxy, clicks)
+
+    plain = network(torch.zeros(2, 3, 64, 64))
+    monkeypatch.setattr(network, "decode", spy)
+    torch.manual_seed(seed)
+    network.practice(network.image_encoder(torch.zeros(2, 3, 64, 64)), plain, label)
+    assert 1 <= len(seen) <= 2
+    for boxes_xyxy, clicks in seen:
+        if boxes_xyxy is not None:
+            near = torch.tensor([objects[place] for place in ((0, 0), (0, 1), (1, 0), (1, 1))]).reshape(2, 2, 4)
+            boxes = boxes_xyxy.reshape(2, 2, 4)
+            assert (boxes - near).abs().max() <= BOX_NOISE_LIMIT * 64 + 1e-4 and not torch.equal(boxes, near.float())
+        if clicks is not None:
+            for row, (mask, points) in enumerate(zip(clicks.mask, clicks.xy, strict=True)):
+                wanted = label.flatten(0, 1)[row]
+                for (x, y), kind in zip(points.long().tolist(), clicks.label[row].tolist(), strict=True):
+                    there, shown = bool(wanted[y, x]), bool(mask[0, y // network.stride, x // network.stride] > 0)
+                    assert there is bool(kind) and (there is not shown), (row, x, y)
 
 
 @pytest.mark.parametrize("seed", range(6))

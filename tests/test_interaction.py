@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bundle import uncertainty
 from bundle.errors import BundleError
 from bundle.network import SamSP
 from bundle.person import corrective_click
@@ -103,16 +105,24 @@ def test_a_rank_correlation_has_its_sign() -> None:
     assert interaction_table.rank_correlation([0.5] * 40, dice_of.tolist()).mean == 0
 
 
-@pytest.mark.slow
-def test_on_real_polyps_an_experts_box_does_no_harm_and_three_clicks_help(kvasir: Path) -> None:
-    """Of what is published in models/, or else of the embedded SAM; on all of PraNet's test images of Kvasir-SEG."""
-    published = ROOT / "models" / "model.pt"
-    weights = str(published if published.is_file() else BASE)
+@pytest.fixture(scope="module")
+def measured(kvasir: Path) -> dict[str, Any]:
+    """What is published in models/ does with all of PraNet's test images of Kvasir-SEG."""
+    weights = str(ROOT / "models" / "model.pt")
     network = load_weights(network_for(weights), weights).eval()
     records = interaction_table.chosen_records(kvasir, SHARED_DATA / "splits" / "pranet_kvasir_test.txt")
-    found = {name: np.mean(values) for name, values in interaction_table.measure(network, records)["dice"].items()}
+    return interaction_table.measure(network, records)
+
+
+def test_on_real_polyps_an_experts_box_does_no_harm_and_three_clicks_help(measured: dict[str, Any]) -> None:
+    found = {name: np.mean(values) for name, values in measured["dice"].items()}
     assert found["box"] >= found["y1"]
     assert found["3 clicks"] > found["y1"]
+
+
+def test_on_real_polyps_a_high_score_finds_bad_masks(measured: dict[str, Any]) -> None:
+    found = interaction_table.rank_correlation(measured["scores"][uncertainty.DEFAULT], measured["dice"]["y1"])
+    assert found.high < -0.3
 
 
 def test_the_document_shows_the_files() -> None:

@@ -8,16 +8,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Scores without a label: known masks have known ones, and on real polyps they find bad masks."""
+"""Scores without a label: known masks have known ones; tests/test_interaction.py has real polyps."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from bundle.classes import label_map, masks
 from bundle.losses import SelfDistillationLoss
 from bundle.network import SamSPOutput
-from bundle.uncertainty import DEFAULT, uncertainty
+from bundle.uncertainty import marked_pixels, score, score_of_slices, uncertainty
 
 
 def output_of(initial: torch.Tensor, refined: torch.Tensor, iou: float = 0.75) -> SamSPOutput:
@@ -51,7 +52,29 @@ def test_an_empty_first_mask_is_fragmented_and_nothing_is_not_a_number() -> None
     scores = uncertainty(output_of(nothing, nothing))
     assert float(scores["fragments"]) == 1 and float(scores["overlap"]) == 0
     assert all(torch.isfinite(value).all() and value.shape == (1,) for value in scores.values())
-    assert DEFAULT in scores
+    assert torch.equal(score(output_of(nothing, nothing)), scores["doubt"])
+
+
+def test_a_class_that_wins_narrowly_is_marked_and_in_doubt() -> None:
+    """No class has a probability above a half there, and the mask shows the first of them all the same."""
+    torn, other = torch.full((1, 1, 16, 16), -8.0), torch.full((1, 1, 16, 16), -8.0)
+    torn[..., 2:8, 2:8], other[..., 2:8, 2:8] = 0.6, 0.5
+    other[..., 12:14, 12:14] = 8.0
+    logits = torch.cat([torn, other], dim=1)
+    assert masks(logits, True)[0].flatten(1).sum(dim=1).tolist() == [36, 4]
+    assert torch.equal(masks(logits, True).byte().argmax(dim=1, keepdim=True) + 1, label_map(logits, True).clamp(min=1))
+    assert float(score(output_of(logits, logits), True)) > 0.3
+    assert int(marked_pixels(output_of(logits, logits), True)) == 40
+
+
+def test_a_volume_is_in_as_much_doubt_as_all_its_pixels_together() -> None:
+    """And not as the mean of its slices, of which those at the end of an object have a few pixels."""
+    slices = torch.cat([square(2, 2, 12, 12, 4.0), square(5, 5, 6, 6, 0.1), square(0, 0, 0, 0)])
+    output = output_of(slices, slices)
+    found = score_of_slices(score(output), marked_pixels(output))
+    p1 = torch.sigmoid(slices)
+    inside = int((slices > 0).sum())
+    assert found == pytest.approx(float(torch.minimum(p1, 1 - p1).sum()) / (inside + 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -15,7 +15,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bundle.corrections import Prompt
 from bundle.errors import BundleError
+from bundle.inferers import segment
 from bundle.losses import SamSPLoss
 from bundle.unet import UNetBaseline
 
@@ -52,3 +54,5 @@ def test_it_takes_no_corrections() -> None:
     network = UNetBaseline(image_size=64, channels=(4, 8, 16)).train()
     with pytest.raises(BundleError, match="correction_weight is above 0, but a U-Net takes no corrections"):
         network(torch.randn(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))
+    with pytest.raises(BundleError, match="boxes or points are given, but a U-Net takes no corrections"):
+        segment(torch.randn(1, 3, 64, 64), network, corrections={(0, 0): Prompt((1, 2, 3, 4))})

@@ -24,7 +24,7 @@ from bundle.correction_reader import Scale
 from bundle.corrections import Prompt
 from bundle.inferers import expert_boxes
 from bundle.masks import mask_threshold, open_mask
-from bundle.network import SamSP
+from bundle.network import SamSP, SamSPOutput
 from bundle.person import corrective_click
 from bundle.readers import open_rgb
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
@@ -69,21 +69,25 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 def correct(network: SamSP, sample: Sample, clicks: int = CLICKS) -> dict[str, float]:
     """Dice of y1, after each of some clicks, after the box of an expert, and after clicks on top of it."""
     expert = expert_boxes(torch.from_numpy(sample.label.T.copy())[None, None], network.image_size)[0, 0]
-    alone = click_after_click(network, sample, None, clicks)
-    boxed = click_after_click(network, sample, tuple(expert.tolist()), clicks)
+    with torch.inference_mode():
+        embedding, before = network.image_encoder(sample.image), network.segment(sample.image)
+        alone, boxed = (
+            click_after_click(network, sample, embedding, before, box, clicks) for box in (None, tuple(expert.tolist()))
+        )
     names = [f"{number} click{'s' * (number > 1)}" for number in range(1, clicks + 1)]
     on_top = [f"box + {name}" for name in names]
     return dict(zip(["y1", *names, "box", *on_top], alone + boxed, strict=True))
 
 
-@torch.inference_mode()
-def click_after_click(network: SamSP, sample: Sample, box: Any, clicks: int) -> list[float]:
+def click_after_click(
+    network: SamSP, sample: Sample, embedding: torch.Tensor, before: SamSPOutput, box: Any, clicks: int
+) -> list[float]:
     """Dice with no click, one, and so on; each click is where the mask before it is most wrong."""
     scale = Scale(sample.label.shape[0], sample.label.shape[1], network.image_size)
     prompt, scores = Prompt(box), []
     for _ in range(clicks + 1):
         given = {(0, 0): prompt} if prompt != Prompt() else {}
-        mask = shown_mask(network, network.segment(sample.image, corrections=given).refined, sample.label.shape)
+        mask = shown_mask(network, network.correct(embedding, before, given).refined, sample.label.shape)
         scores.append(dice(mask, sample.label))
         click = corrective_click(mask, sample.label)
         if click is not None:

@@ -25,6 +25,8 @@ from bundle.errors import BundleError
 from scripts import learning_curves
 from scripts.learning_curves import curves_table, dice_of
 from scripts.polyps.data import read_list
+from scripts.polyps.report import fill, read_json_files
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -78,6 +80,9 @@ def test_curves_from_the_command(
     path.write_text(path.read_text(encoding="utf-8").replace(cells["start_3_seed0"]["base_sha256"], "0" * 64), "utf-8")
     with pytest.raises(BundleError, match="was made with another pre-trained SAM"):
         learning_curves.main(words)
+    path.write_text(json.dumps(cells["start_3_seed0"]), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"start_3_seed0\.json was made with .* or other knobs: remove"):
+        learning_curves.main([*words, "--batch_size", "2"])
 
 
 def test_more_labels_than_images(words: list[str]) -> None:
@@ -100,3 +105,13 @@ def test_the_first_training_is_that_of_both_orders() -> None:
     assert np.array_equal(dice_of(cells, "random", 50), dice_of(cells, "least_certain", 50))
     assert dice_of(cells, "random", 100)[:, 0] == pytest.approx([1.1, 1.101])
     assert curves_table(cells).splitlines()[-1].endswith("| -0.100 [-0.100, -0.100] |")
+    others = [cell for cell in cells if (cell["order"], cell["seed"]) not in {("random", 0), ("least_certain", 1)}]
+    assert curves_table(others).splitlines()[-1].endswith("|  |")  # a seed of each, but not the same
+
+
+def test_the_document_shows_the_files() -> None:
+    text = (ROOT / "docs" / "learning_curves.md").read_text(encoding="utf-8")
+    cells = read_json_files(ROOT / "docs" / "results" / "learning_curves")
+    if not cells:
+        pytest.skip("the learning curves were not run yet")
+    assert fill(text, {"curves": curves_table(cells)}) == text
