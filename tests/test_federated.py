@@ -27,7 +27,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from bundle import demo, federated
 from bundle.description import read_description
-from bundle.errors import BundleError
+from bundle.errors import BundleError, find_bundle_error
 from bundle.network import SamSP
 from scripts import federated_job, federated_model
 from scripts.federated import Plan, federate, test_scores
@@ -35,6 +35,9 @@ from scripts.polyps.data import write_list
 from tests.conftest import ROOT, randomize
 
 test_scores.__test__ = False  # type: ignore[attr-defined]
+TINY: dict[str, Any] = {
+    "image_size": 64, "batch_size": 1, "cache": 0, "num_workers": 0, "device": "cpu", "train#random_transforms": [],
+}  # fmt: skip
 
 
 def test_what_is_trained_is_exchanged() -> None:
@@ -55,14 +58,11 @@ def test_bytes_of_a_round(sam: str, expected: int) -> None:
     assert count == 4 * sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
 
 
-def test_only_what_is_exchanged_may_change() -> None:
+def test_only_what_is_exchanged_is_sent() -> None:
     keep = federated.ExchangedPart()
-    weights = {"image_encoder.x.lora_A.default.weight": torch.ones(2), "image_encoder.pos_embed": torch.zeros(2)}
+    weights = {"image_encoder.x.lora_A.default.weight": torch.ones(2), "image_encoder.pos_embed": torch.ones(2)}
     sent = keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF)).weights
     assert list(sent) == ["image_encoder.x.lora_A.default.weight"]
-    weights["image_encoder.pos_embed"] = torch.ones(2)
-    with pytest.raises(BundleError, match="pos_embed' was trained"):
-        keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF))
     with pytest.raises(BundleError, match="send_weight_diff"):
         keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS))
 
@@ -83,13 +83,27 @@ def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("knobs", "name"), [({"trainable": "full"}, "image_encoder.pos_embed"), ({"iou_weight": 1.0}, "iou_prediction_head")]
+)
+def test_what_is_not_exchanged_is_not_trained(
+    polyps: Path, tmp_path: Path, knobs: dict[str, Any], name: str
+) -> None:
+    stems = sorted(path.stem for path in (polyps / "images").iterdir())
+    write_list(tmp_path / "test.txt", stems[7:])
+    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 1, 1, {**TINY, **knobs})
+    with pytest.raises(Exception) as caught:
+        federate("private", {"a": stems[:2]}, plan)
+    found = find_bundle_error(caught.value)
+    assert name in str(found) and "trainable must be lora or decoder" in str(found)
+
+
 def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
     """Three sites of unequal size: each round averages them, a stop loses nothing, and the model is tested."""
     stems = sorted(path.stem for path in (polyps / "images").iterdir())
     sites = {"a": stems[:2], "b": stems[2:4], "c": stems[4:7]}
     write_list(tmp_path / "test.txt", stems[7:])
-    knobs: dict[str, Any] = {"image_size": 64, "batch_size": 1, "cache": 0, "num_workers": 0, "device": "cpu"}
-    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 2, 1, {**knobs, "train#random_transforms": []})
+    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 2, 1, TINY)
 
     rounds: list[dict[str, Any]] = []
     federate("stopped", sites, Plan(**{**vars(plan), "rounds": 1}))
