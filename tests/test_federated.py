@@ -84,11 +84,10 @@ def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "name"), [({"trainable": "full"}, "image_encoder.pos_embed"), ({"iou_weight": 1.0}, "iou_prediction_head")]
+    ("knobs", "name"),
+    [({"trainable": "full"}, "image_encoder.pos_embed"), ({"iou_weight": 1.0}, "iou_prediction_head")],
 )
-def test_what_is_not_exchanged_is_not_trained(
-    polyps: Path, tmp_path: Path, knobs: dict[str, Any], name: str
-) -> None:
+def test_what_is_not_exchanged_is_not_trained(polyps: Path, tmp_path: Path, knobs: dict[str, Any], name: str) -> None:
     stems = sorted(path.stem for path in (polyps / "images").iterdir())
     write_list(tmp_path / "test.txt", stems[7:])
     plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 1, 1, {**TINY, **knobs})
@@ -135,8 +134,38 @@ def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
     site = read["app_south/config/config_fed_client.json"]["components"][0]["args"]
     assert site["train_kwargs"]["dataset_dir"] == "/data/south" and site["train_kwargs"]["epochs"] == 4
     assert all((ROOT / file).is_file() for file in [*site["config_train_filename"], site["config_filters_filename"]])
-    with pytest.raises(BundleError, match="absolute path"):
-        federated_job.main(["job", "--bundle_root", ".", *sites])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "checkpoint"),
+    [
+        ({}, "/b/models/base/sam_vit_tiny.pt"),
+        ({"sam": "vit_b"}, "/b/models/base/sam_vit_b_01ec64.pth"),
+        ({"sam": "vit_b", "sam_checkpoint": "/mine.pth"}, "/mine.pth"),
+        ({"weights": "/trained/model.pt"}, "/trained/model.pt"),
+    ],
+)
+def test_the_server_starts_from_what_sites_start_from(knobs: dict[str, Any], checkpoint: str) -> None:
+    server = federated_job.server_config("/b", 2, 1, knobs)
+    assert server["components"][0]["args"]["model"]["args"]["checkpoint"] == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--bundle_root", "."], "bundle_root is '.', expected an absolute path"),
+        (["--weights", "model.pt"], "weights is 'model.pt', expected an absolute path"),
+        (["--sam_checkpoint", "random"], "the same weights"),
+        (["--num_classes", "2"], "num_classes is 2, but a job is of one class"),
+        (["--labels", "{'1': 'a', '2': 'b'}"], "a job is of one class"),
+        (["--site", "a=/other"], "site is 'a' 2 times"),
+        (["--site", "server=/other"], "site is 'server' 1 times"),
+    ],
+)
+def test_what_a_job_refuses(tmp_path: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(BundleError, match=re.escape(sentence)):
+        federated_job.main([str(tmp_path / "job"), "--bundle_root", "/b", "--site", "a=/data", *words])
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.slow
@@ -151,19 +180,26 @@ def test_the_job_runs_in_the_simulator(polyps: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("aggregating 2 update(s)") == 2, done.stdout + done.stderr
     (kept,) = (tmp_path / "run").rglob("FL_global_model.pt")
-    federated_model.main([str(kept), "--output", str(tmp_path / "model.pt"), "--image_size", "64"])
+    federated_model.main([str(tmp_path / "job"), str(kept), "--output", str(tmp_path / "model.pt")])
     assert read_description(tmp_path / "model.pt")["image_size"] == 64
 
 
 def test_the_model_of_the_server(tmp_path: Path) -> None:
-    """Its file has the weights with adapters under "model"; anything else is refused by name."""
+    """Its file has the weights with adapters under "model"; the job says of what network. Anything else is refused."""
+    job, source, model = (tmp_path / name for name in ("job", "global.pt", "model.pt"))
+    shape = {"image_size": 64, "lora_rank": 2, "lora_alpha": 8.0, "prompt": "none", "prompt_margin": 0.25}
+    knobs = [word for key, value in shape.items() for word in (f"--{key}", str(value))]
+    federated_job.main([str(job), "--bundle_root", str(ROOT), "--site", "north=/data/north", *knobs])
     torch.manual_seed(0)
-    network = randomize(SamSP(image_size=64, trainable="lora"))
-    torch.save({"model": network.state_dict(), "train_conf": {"train": {"model": "SamSP"}}}, tmp_path / "global.pt")
-    words = ["--output", str(tmp_path / "model.pt"), "--image_size", "64"]
-    federated_model.main([str(tmp_path / "global.pt"), *words])
-    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    network = randomize(SamSP(trainable="lora", **shape))  # type: ignore[arg-type]
+    torch.save({"model": network.state_dict(), "train_conf": {"train": {"model": "SamSP"}}}, source)
+    federated_model.main([str(job), str(source), "--output", str(model)])
+    written = torch.load(model, weights_only=True)
     merged = network.merged_state_dict()
     assert set(written) == set(merged) and all(torch.equal(written[key], merged[key]) for key in merged)
+    described = read_description(model)
+    assert described["prompt"] == "none" and described["prompt_margin"] == 0.25 and described["exclusive"]
     with pytest.raises(BundleError, match="no 'model'"):
-        federated_model.main([str(tmp_path / "model.pt"), *words])
+        federated_model.main([str(job), str(model)])
+    with pytest.raises(BundleError, match=r"config_fed_server\.json is not there or not of a job"):
+        federated_model.main([str(tmp_path), str(source)])
