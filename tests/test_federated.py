@@ -119,6 +119,16 @@ def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
     dice = test_scores("stopped", plan)
     assert set(dice) == set(stems[7:]) and all(0 <= value <= 1 for value in dice.values())
 
+    assert federate("stopped", sites, plan) == told
+    others: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = [
+        ("local_epochs 1, this run has 2", {"local_epochs": 2}, sites),
+        ("knobs", {"knobs": {**TINY, "seed": 1}}, sites),
+        ("sites", {}, {**sites, "a": stems[:1]}),
+    ]
+    for sentence, change, members in others:
+        with pytest.raises(BundleError, match=f"made with {sentence}.*name another --work, or remove"):
+            federate("stopped", members, Plan(**{**vars(plan), **change}))
+
 
 def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
     """The server builds the network that each site trains; everything that a site needs is there."""
@@ -159,7 +169,7 @@ def test_the_server_starts_from_what_sites_start_from(knobs: dict[str, Any], che
         (["--num_classes", "2"], "num_classes is 2, but a job is of one class"),
         (["--labels", "{'1': 'a', '2': 'b'}"], "a job is of one class"),
         (["--site", "a=/other"], "site is 'a' 2 times"),
-        (["--site", "server=/other"], "site is 'server' 1 times"),
+        (["--site", "server=/other"], "site is 'server', which is"),
     ],
 )
 def test_what_a_job_refuses(tmp_path: Path, words: list[str], sentence: str) -> None:
