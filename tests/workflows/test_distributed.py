@@ -29,19 +29,23 @@ import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import DistributedSampler
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle import distributed, measures
-from bundle.errors import BundleError
+from bundle import demo, distributed, measures
+from bundle.errors import BundleError, find_bundle_error
 from bundle.network import SamSP
+from bundle.unet import UNetBaseline
 from bundle.weights import describe, write_pair
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, INFER, TRAIN, command, load, refused
+from tests.workflows.conftest import write_blocks
 
 SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
 PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
+MULTI_EVALUATE = str(Path(TRAIN).with_name("multi_gpu_evaluate.json"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SPLIT = {"validation": 3, "test": 3}
 # Steps that are the gradient itself, on images as they are, in the order of the dataset.
@@ -259,6 +263,41 @@ def command_line(options: dict[str, Any]) -> list[str]:
     files = "[" + ",".join(f"'{path}'" for path in SHARDED) + "]"
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return ["-m", "monai.bundle", "run", "inferring", "--config_file", files, *words]
+
+
+def parsed(files: Sequence[str], **override: Any) -> ConfigParser:
+    """Configs that are not run."""
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu", **override})
+    return parser
+
+
+def test_a_unet_is_trained_by_several_too(alone: None) -> None:
+    """It has no base checkpoint to look for."""
+    parser = parsed([TRAIN, str(Path(TRAIN).with_name("unet.json")), PARALLEL[1]], image_size=64)
+    distributed.start(torch.device("cpu"))
+    try:
+        assert isinstance(parser.get_parsed_content("network").module, UNetBaseline)
+    finally:
+        distributed.stop()
+
+
+@pytest.mark.parametrize("files", [PARALLEL, [*EVALUATE, MULTI_EVALUATE], SHARDED])
+def test_one_process_makes_the_procedural_set(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+    monkeypatch.setattr(distributed, "first_of_node", lambda *call: call)
+    assert parsed(files).get_parsed_content("dataset_root") == (demo.ensure_demo, f"{ROOT}/data/demo")
+
+
+def test_masks_are_not_gone_on_with_in_another_orientation(untrained: Path, tmp_path: Path) -> None:
+    """How volumes become images is part of what masks are made with."""
+    folder = write_blocks(tmp_path / "volumes", count=1) / "images"
+    files = [INFER, str(Path(INFER).with_name("volume.json")), SHARDED[1]]
+    options = inferring(folder, untrained, tmp_path / "masks")
+    parsed(files, **options).get_parsed_content("manifest")
+    with pytest.raises(Exception) as caught:
+        parsed(files, **options, orientation="RAS").get_parsed_content("manifest")
+    assert "name another --output_dir" in str(find_bundle_error(caught.value))
 
 
 def test_what_several_processes_refuse(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
