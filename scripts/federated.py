@@ -36,7 +36,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.federated import exchanged_bytes, exchanged_weights, federated_average
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
@@ -289,4 +289,5 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

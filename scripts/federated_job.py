@@ -27,7 +27,7 @@ from typing import Any
 
 from bundle.checkpoints import RANDOM, base_file
 from bundle.description import PROMPTING
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.federated import KEPT_AT_HOME
 from scripts.knobs import parse_with_knobs
 
@@ -227,4 +227,5 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import describe, write_pair
@@ -65,4 +65,5 @@ def read_global_model(path: Path) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

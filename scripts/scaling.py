@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any
 
 from bundle import demo
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.weights import write_atomically
 from scripts.measure import machine
 
@@ -141,4 +141,5 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
 def test_the_server_starts_from_what_sites_start_from(knobs: dict[str, Any], checkpoint: str) -> None:
     server = federated_job.server_config("/b", 2, 1, knobs)
     assert server["components"][0]["args"]["model"]["args"]["checkpoint"] == checkpoint
+
+
+def test_a_command_ends_with_the_sentence_alone(tmp_path: Path) -> None:
+    words = [str(tmp_path / "job"), "--bundle_root", ".", "--site", "a=/data"]
+    command = [sys.executable, "-m", "scripts.federated_job", *words]
+    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.strip().startswith("Error: bundle_root is '.'")
 
 
 @pytest.mark.parametrize(
