@@ -12,7 +12,7 @@
 
     python -m scripts.federated_job FOLDER --bundle_root /opt/sam_sp --site north=/data/north --site south=/data/south
 
-Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, the weights to start from among it,
+Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, with the weights to start from,
 and a site its images at the path given. A job is of one class. Further options go to every training, for example
 --image_size 128.
 """
@@ -33,7 +33,7 @@ from scripts.knobs import parse_with_knobs
 
 # What shapes the network or its prompts, and so must be known to the server and to the model that is made of it.
 NETWORK = ("sam", "image_size", "exclusive", "trainable", "lora_rank", "lora_alpha", *PROMPTING)
-# Where they differ from those of SamSP: the defaults of train.json and federated.json.
+# As train.json and federated.json have them.
 DEFAULTS = {"sam": "vit_tiny", "exclusive": True, "trainable": "lora"}
 CONFIGS = ["configs/train.json", "configs/federated.json"]
 SERVER = "server"
