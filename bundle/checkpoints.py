@@ -48,6 +48,11 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 }
 
 
+def base_file(sam: str) -> str:
+    """Name of the file in ``models/base`` that a SAM of this kind starts from."""
+    return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
+
+
 def find_base_checkpoint(
     sam: str, sam_checkpoint: str | None = None, folder: str | os.PathLike = "models/base"
 ) -> str | None:
@@ -67,9 +72,9 @@ def find_base_checkpoint(
         if not Path(sam_checkpoint).is_file():
             raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file; 'random' starts without one.")
         return str(sam_checkpoint)
+    path = Path(folder) / base_file(sam)
     if sam not in OFFICIAL:
-        return str(_shipped(sam, Path(folder) / f"sam_{sam}.pt"))
-    path = Path(folder) / OFFICIAL[sam].file
+        return str(_shipped(sam, path))
     if not path.is_file():
         _download(sam, path)
     return str(path)

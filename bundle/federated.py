@@ -19,6 +19,7 @@ import torch
 from monai.fl.utils.constants import WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.fl.utils.filters import Filter
+from torch import nn
 
 from bundle.errors import BundleError
 from bundle.network import TRAINED_PARTS, TRAINED_WITH_BOX, SamSP
@@ -37,25 +38,31 @@ KEPT_AT_HOME = (
 )
 
 
+def require_exchanged(network: nn.Module) -> None:
+    """Raise a `BundleError` where a parameter is to be trained that sites do not exchange."""
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and not is_exchanged(name):
+            raise BundleError(
+                f"'{name}' would be trained, but sites do not exchange it: trainable must be lora or decoder, and "
+                "iou_weight 0."
+            )
+
+
 class ExchangedPart(Filter):
     """Take what sites do not exchange out of the differences that ``MonaiAlgo`` sends, as one of its filters.
 
+    That nothing else is trained is `require_exchanged`'s to see, before a training: of weights that a site does not
+    receive ``MonaiAlgo`` keeps no copy, so that their differences are always zero.
+
     Raises:
-        BundleError: something changed that is not exchanged, or whole weights are sent.
+        BundleError: whole weights are sent.
     """
 
     def __call__(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """Filter ``data.weights``."""
         if data.weight_type != WeightType.WEIGHT_DIFF:
             raise BundleError("send_weight_diff is false; expected true: sites exchange what changed.")
-        weights = data.weights or {}
-        for name, difference in weights.items():
-            if not is_exchanged(name) and bool(torch.as_tensor(difference).count_nonzero()):
-                raise BundleError(
-                    f"'{name}' was trained, but sites exchange adapters, prompt encoder and mask decoder alone: "
-                    "trainable must be lora or decoder."
-                )
-        data.weights = {name: difference for name, difference in weights.items() if is_exchanged(name)}
+        data.weights = {name: diff for name, diff in (data.weights or {}).items() if is_exchanged(name)}
         return data
 
 

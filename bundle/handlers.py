@@ -31,7 +31,7 @@ from bundle.weights import write_atomically
 
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
 HISTORY = "history.json"
-WRITTEN = (LAST, BEST, HISTORY, "model.pt", "model.json", "adapter", "validation")
+WRITTEN = (LAST, BEST, HISTORY, "model.pt", "model.json", "adapter", "validation", "panels")
 LOSS = "train_loss"
 
 

@@ -33,6 +33,7 @@ from bundle.sam import (
     fit_state_dict,
     get_spec,
     require_same_keys,
+    require_same_shapes,
 )
 
 TRAINABLE = ("lora", "decoder", "full")
@@ -338,7 +339,7 @@ class SamSP(nn.Module):
         Always strict: callers that say ``strict=False`` would otherwise load nothing without a word.
 
         Raises:
-            BundleError: names the keys that are missing or unexpected.
+            BundleError: names the keys that are missing, unexpected or of another shape.
         """
         if any(".lora_A." in key for key in state_dict):
             if not self.has_lora:
@@ -346,7 +347,9 @@ class SamSP(nn.Module):
                     "These weights hold adapters apart from their base, but the network has none: build it with "
                     "trainable 'lora', or take the merged model.pt."
                 )
-            require_same_keys(state_dict, self.state_dict(), "weights with adapters")
+            reference = self.state_dict()
+            require_same_keys(state_dict, reference, "weights with adapters")
+            require_same_shapes(state_dict, reference, "weights with adapters")
             return super().load_state_dict(state_dict, strict=True, assign=assign)
         self.load_base(state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])

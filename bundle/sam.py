@@ -290,10 +290,8 @@ def fit_state_dict(
                 value = resize_absolute_positions(value, shape[1])
             elif key in resizable:
                 value = resize_relative_positions(value, shape[0])
-        if value.shape != shape:
-            found, expected = tuple(value.shape), tuple(shape)
-            raise BundleError(f"{source}: '{key}' has shape {found}, expected {expected}: these are other weights.")
         fitted[key] = value
+    require_same_shapes(fitted, reference, source)
     return fitted
 
 
@@ -318,3 +316,11 @@ def require_same_keys(state: Mapping[str, object], reference: Mapping[str, objec
     ]
     if parts:
         raise BundleError(f"{source}: its keys do not fit this network: {' and '.join(parts)}.")
+
+
+def require_same_shapes(state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise a `BundleError` that names the first key with another shape; both sides have the same keys."""
+    for key, value in state.items():
+        found, expected = tuple(value.shape), tuple(reference[key].shape)
+        if found != expected:
+            raise BundleError(f"{source}: '{key}' has shape {found}, expected {expected}: these are other weights.")

@@ -37,8 +37,8 @@ class TrackedRun:
     Args:
         parameters: name and value of each knob.
         files: files or folders to keep; those that do not exist when the run ends are left out.
-        panels: draws pictures of ``evaluator`` when the run ends, for a training.
-        evaluator: see ``panels``; there are none where it never ran.
+        panels: draws pictures of each better validation of a training, as the network is then.
+        evaluator: engine that validates; see ``panels``.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class TrackedRun:
         """Attach to a trainer or an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._complete)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._draw, engine)
 
     def _start(self, engine: Engine) -> None:
         for handler in mlflow_handlers(engine):
@@ -67,12 +69,13 @@ class TrackedRun:
             if not handler.close_on_complete:  # that of an evaluator: nobody else ends its run
                 engine.add_event_handler(Events.COMPLETED, handler.close)
 
-    def _complete(self, engine: Engine) -> None:
-        handlers = list(mlflow_handlers(engine))
-        evaluator: Any = self.evaluator
-        if handlers and self.panels is not None and evaluator.state.metric_details:
+    def _draw(self, evaluator: Any, trainer: Engine) -> None:
+        better = evaluator.state.best_metric_epoch == evaluator.state.epoch
+        if better and self.panels is not None and any(mlflow_handlers(trainer)):
             self.panels(evaluator)
-        for handler in handlers:
+
+    def _complete(self, engine: Engine) -> None:
+        for handler in mlflow_handlers(engine):
             handler.artifacts = (*handler.artifacts, *self.files)
 
 

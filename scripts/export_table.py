@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from bundle.data import load_datalists
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.export_check import Runner
 from bundle.exports import FORMATS, merged
 from bundle.masks import open_mask
@@ -47,15 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", help="text file with the names of the test images; by default a tenth")
     parser.add_argument("--count", type=int, help="only so many of them, the first")
     options = parser.parse_args(arguments)
-    try:
-        network = merged(load_weights(network_for(options.weights), options.weights))
-        if network.num_classes > 1:
-            raise BundleError(f"{options.weights} has {network.num_classes} classes; the table is of one.")
-        records = load_datalists(options.dataset_dir, {"test": options.test} if options.test else None)["test"]
-        with tempfile.TemporaryDirectory() as folder:
-            dice, seconds = measure_runtimes(make_runtimes(network, Path(folder)), network, records[: options.count])
-    except BundleError as error:
-        sys.exit(f"Error: {error}")
+    network = merged(load_weights(network_for(options.weights), options.weights))
+    if network.num_classes > 1:
+        raise BundleError(f"{options.weights} has {network.num_classes} classes; the table is of one.")
+    records = load_datalists(options.dataset_dir, {"test": options.test} if options.test else None)["test"]
+    with tempfile.TemporaryDirectory() as folder:
+        dice, seconds = measure_runtimes(make_runtimes(network, Path(folder)), network, records[: options.count])
     print(markdown(dice, seconds, options.weights))
 
 
@@ -137,4 +134,5 @@ def markdown(dice: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

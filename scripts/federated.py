@@ -36,7 +36,9 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.federated import exchanged_bytes, exchanged_weights, federated_average
+from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import describe, stems_sha256, write_atomically, write_pair
 from scripts.knobs import parse_with_knobs
@@ -91,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = federate(name, members, plan)
         dice = test_scores(name, plan)
         result["bytes_per_round"] = trained["bytes_per_round"]
-        tests = {test: [dice[stem] for stem in stems] for test, stems in polyps.tests.items()}
+        by_test = {kind: [dice[stem] for stem in stems] for kind, stems in polyps.tests.items()}
         minutes = round(trained["seconds"] / 60, 1)
-        result["models"][name] = {"minutes": minutes, "dice": tests}
+        result["models"][name] = {"minutes": minutes, "dice": by_test}
         write_cell(options.results, result)
     print(table(result))
 
@@ -131,15 +133,55 @@ def federate(name: str, sites: Sites, plan: Plan) -> dict[str, Any]:
 
     Returns:
         "seconds" of training so far and "bytes_per_round" that each site receives, and sends.
+
+    Raises:
+        BundleError: the earlier call was with other sites, knobs or ``local_epochs``.
     """
     folder = plan.work / name
-    path = folder / STATE
-    states: dict[str, Any] = {"round": 0, "seconds": 0.0, "sites": {}}
-    if path.is_file():
-        states = torch.load(path, weights_only=True)
-    told = {key: states.get(key) for key in ("seconds", "bytes_per_round")}
-    if states["round"] >= plan.rounds and (folder / "model.pt").is_file():
-        return told
+    states = read_states(folder / STATE, made_with(sites, plan))
+    if states["round"] < plan.rounds or not (folder / "model.pt").is_file():
+        states, network = run_rounds(name, sites, plan, states)
+        write_model(network, sites, plan, folder)
+    return {key: states[key] for key in ("seconds", "bytes_per_round")}
+
+
+def made_with(sites: Sites, plan: Plan) -> dict[str, Any]:
+    """What has to be the same when a federation goes on."""
+    told = {name: f"{len(stems)} images, {list_sha256(stems)[:12]}" for name, stems in sites.items()}
+    return {"local_epochs": plan.local_epochs, "knobs": dict(plan.knobs), "sites": told}
+
+
+def list_sha256(stems: Sequence[str]) -> str:
+    """sha256 of the sorted stems."""
+    return stems_sha256([{"image": stem} for stem in stems])
+
+
+def read_states(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier call left, or the start.
+
+    Raises:
+        BundleError: that was made with something else.
+    """
+    if not path.is_file():
+        return {"round": 0, "seconds": 0.0, "sites": {}, "made_with": expected}
+    states = torch.load(path, weights_only=True)
+    found = states.get("made_with", {})
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise BundleError(
+                f"{path} was made with {key} {found.get(key)}, this run has {value}: name another --work, or remove "
+                f"{path.parent}."
+            )
+    return states
+
+
+def run_rounds(name: str, sites: Sites, plan: Plan, states: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The rounds that are left; writes ``work/NAME/rounds.pt`` after each.
+
+    Returns:
+        The states after the last round, and the network with its weights.
+    """
+    folder = plan.work / name
     members = {site: start_site(site, stems, folder, plan, states["sites"].get(site)) for site, stems in sites.items()}
     network: Any = next(iter(members.values())).trainer.network  # type: ignore[union-attr]
     weights = states.get("weights") or exchanged_weights(network)
@@ -153,23 +195,28 @@ def federate(name: str, sites: Sites, plan: Plan) -> dict[str, Any]:
             "bytes_per_round": exchanged_bytes(network),
             "weights": weights,
             "sites": {site: state_of(member) for site, member in members.items()},
+            "made_with": states["made_with"],
         }
-        write_atomically(path, partial(torch.save, states))
+        write_atomically(folder / STATE, partial(torch.save, states))
         left = states["seconds"] / states["round"] * (plan.rounds - states["round"])
         print(f"{name}: round {states['round']} of {plan.rounds}; about {left / 60:.1f} minutes to go", flush=True)
     network.load_state_dict({**network.state_dict(), **weights})
-    records = [{"image": stem} for stems in sites.values() for stem in stems]
+    return states, network
+
+
+def write_model(network: SamSP, sites: Sites, plan: Plan, folder: Path) -> None:
+    """Write the pair ``model.pt``, and ``train.txt`` with the images of all sites."""
+    stems = [stem for members in sites.values() for stem in members]
     description = describe(
         network,
         labels={"0": "background", "1": "polyp"},
         intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
-        trained_on={"train_images": len(records), "train_stems_sha256": stems_sha256(records), "sites": len(sites)},
+        trained_on={"train_images": len(stems), "train_stems_sha256": list_sha256(stems), "sites": len(sites)},
         rounds=plan.rounds,
         local_epochs=plan.local_epochs,
     )
     write_pair(network.merged_state_dict(), description, folder / "model.pt")
-    write_list(folder / "train.txt", [Path(record["image"]).stem for record in records])
-    return {key: states[key] for key in told}
+    write_list(folder / "train.txt", stems)
 
 
 def start_site(site: str, stems: Sequence[str], folder: Path, plan: Plan, state: Mapping[str, Any] | None) -> MonaiAlgo:
@@ -242,4 +289,5 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

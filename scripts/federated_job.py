@@ -12,8 +12,9 @@
 
     python -m scripts.federated_job FOLDER --bundle_root /opt/sam_sp --site north=/data/north --site south=/data/south
 
-Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, and a site its images at the path
-given. Further options go to every training, for example --image_size 128.
+Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, with the weights to start from,
+and a site its images at the path given. A job is of one class. Further options go to every training, for example
+--image_size 128.
 """
 
 from __future__ import annotations
@@ -24,19 +25,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import BundleError
+from bundle.checkpoints import RANDOM, base_file
+from bundle.description import PROMPTING
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.federated import KEPT_AT_HOME
 from scripts.knobs import parse_with_knobs
 
-# What decides about the shape of the network, and so must be known to the server too.
-NETWORK = ("sam", "image_size", "lora_rank", "lora_alpha")
+# What shapes the network or its prompts, and so must be known to the server and to the model that is made of it.
+NETWORK = ("sam", "image_size", "exclusive", "trainable", "lora_rank", "lora_alpha", *PROMPTING)
+# As train.json and federated.json have them.
+DEFAULTS = {"sam": "vit_tiny", "exclusive": True, "trainable": "lora"}
 CONFIGS = ["configs/train.json", "configs/federated.json"]
+SERVER = "server"
+SERVER_CONFIG = Path(f"app_{SERVER}", "config", "config_fed_server.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write it and say how to run it."""
     options, knobs = parse(arguments)
-    sites = dict(options.site)
+    sites = by_name(options.site)
     write_job(options.folder, options.bundle_root, sites, options.rounds, options.local_epochs, knobs)
     names = ",".join(sites)
     print(
@@ -68,31 +75,52 @@ def _site(text: str) -> tuple[str, str]:
     return name, folder
 
 
+def by_name(sites: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Folder of each site; `BundleError` where two have one name, or one that of the server."""
+    names = [name for name, _ in sites]
+    if SERVER in names:
+        raise BundleError(f"site is '{SERVER}', which is the name of the server: expected another.")
+    for name in names:
+        if names.count(name) > 1:
+            raise BundleError(f"site is '{name}' {names.count(name)} times, expected a name of its own for each.")
+    return dict(sites)
+
+
 def write_job(
     folder: Path, bundle_root: str, sites: Mapping[str, str], rounds: int, local_epochs: int, knobs: Mapping[str, Any]
 ) -> None:
     """Write ``meta.json``, an app for the server and one for each site.
 
     Raises:
-        BundleError: ``bundle_root`` is not absolute.
+        BundleError: a path is not absolute, or a knob is not possible in a job.
     """
-    if not Path(bundle_root).is_absolute():
-        raise BundleError(f"bundle_root is '{bundle_root}', expected an absolute path: a job runs in its own folder.")
-    apps = {"app_server": ["server"], **{f"app_{name}": [name] for name in sites}}
+    _require_possible({**knobs, "bundle_root": bundle_root})
+    apps = {f"app_{name}": [name] for name in (SERVER, *sites)}
     _write(folder / "meta.json", {"name": "sam_sp", "min_clients": len(sites), "resource_spec": {}, "deploy_map": apps})
     server = server_config(bundle_root, len(sites), rounds, knobs)
-    _write(folder / "app_server" / "config" / "config_fed_server.json", server)
+    _write(folder / SERVER_CONFIG, server)
     for name, dataset_dir in sites.items():
         site = site_config(bundle_root, dataset_dir, rounds, local_epochs, knobs)
         _write(folder / f"app_{name}" / "config" / "config_fed_client.json", site)
 
 
+def _require_possible(knobs: Mapping[str, Any]) -> None:
+    for key in ("bundle_root", "sam_checkpoint", "weights"):
+        value = knobs.get(key)
+        if value == RANDOM:
+            raise BundleError(f"{key} is '{RANDOM}', but server and sites must start from the same weights: name them.")
+        if value is not None and not Path(value).is_absolute():
+            raise BundleError(f"{key} is '{value}', expected an absolute path: a job runs in its own folder.")
+    for key, expected in (("num_classes", (None, 1)), ("labels", (None,))):
+        if knobs.get(key) not in expected:
+            raise BundleError(f"{key} is {knobs[key]!r}, but a job is of one class: leave it out.")
+
+
 def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """NVFlare's own FedAvg of weight differences; the model starts from the SAM that all sites have."""
-    sam = knobs.get("sam", "vit_tiny")
-    checkpoint = knobs.get("sam_checkpoint", f"{bundle_root}/models/base/sam_vit_tiny.pt")
-    network = {"exclusive": True, **{key: knobs[key] for key in NETWORK if key in knobs}, "checkpoint": checkpoint}
-    network |= {"sam": sam, "trainable": "lora"}
+    """NVFlare's own FedAvg of weight differences; the model starts from the weights that all sites start from."""
+    network = {**DEFAULTS, **{key: knobs[key] for key in NETWORK if key in knobs}}
+    base = f"{bundle_root}/models/base/{base_file(network['sam'])}"
+    network["checkpoint"] = knobs.get("weights") or knobs.get("sam_checkpoint") or base
     return {
         "format_version": 2,
         "task_data_filters": [],
@@ -139,6 +167,23 @@ def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str,
     }
 
 
+def network_arguments(job: Path) -> dict[str, Any]:
+    """Arguments of `SamSP` in the job folder that `write_job` wrote.
+
+    Raises:
+        BundleError: the folder is not one.
+    """
+    path = job / SERVER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        (persistor,) = (item for item in config["components"] if item["id"] == "persistor")
+        return persistor["args"]["model"]["args"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{path} is not there or not of a job, expected the folder that scripts.federated_job wrote."
+        ) from error
+
+
 def site_config(
     bundle_root: str, dataset_dir: str, rounds: int, local_epochs: int, knobs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -182,4 +227,5 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Make a model.pt of what NVFlare's server keeps: ``python -m scripts.federated_model FL_global_model.pt``."""
+"""Make a model.pt of what NVFlare's server keeps: ``python -m scripts.federated_model JOB FL_global_model.pt``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.network import SamSP
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import describe, write_pair
+from scripts.federated_job import network_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Merge the adapters, write the pair, say how to evaluate it."""
     options = parse(arguments)
-    shape = {"sam": options.sam, "image_size": options.image_size, "lora_rank": options.lora_rank}
-    network = SamSP(trainable="lora", exclusive=True, **shape)
+    network = SamSP(**{**network_arguments(options.job), "checkpoint": None})
     network.load_state_dict(read_global_model(options.source))
     description = describe(
         network,
@@ -43,12 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.federated_model", description=__doc__)
+    parser.add_argument("job", type=Path, help="folder that scripts.federated_job wrote")
     parser.add_argument("source", type=Path, help="FL_global_model.pt of the server")
     parser.add_argument("--output", type=Path, default=Path("output/federated_model/model.pt"), help="(%(default)s)")
     parser.add_argument("--label", default="foreground", help="name of the class (%(default)s)")
-    parser.add_argument("--sam", default="vit_tiny", help="as in the job (%(default)s)")
-    parser.add_argument("--image_size", type=int, help="as in the job (that of the SAM)")
-    parser.add_argument("--lora_rank", type=int, default=4, help="as in the job (%(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -67,4 +65,5 @@ def read_global_model(path: Path) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from bundle.data import pair_folder
 from bundle.description import read_description, sha256_of
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.network import SamSP
 from bundle.uncertainty import uncertainty
 from bundle.weights import load_weights, network_for, stems_sha256, write_atomically
@@ -169,4 +169,5 @@ def _rho(first: np.ndarray, second: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.label_server import LabelServer, require_installed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         require_installed(ROOT)
         serve(options)
-    except BundleError as error:
-        sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         print("\nStopped.", flush=True)
 
@@ -96,4 +93,5 @@ def addresses(server: LabelServer, options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

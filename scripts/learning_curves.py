@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from tqdm import tqdm
 
 from bundle import uncertainty
 from bundle.data import pair_folder
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.handlers import LAST
 from bundle.weights import load_weights, network_for, stems_sha256, write_atomically
 from scripts.knobs import parse_with_knobs
@@ -286,7 +285,5 @@ def draw_curves(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BundleError as error:
-        sys.exit(f"Error: {error}")
+    show_errors_plainly()
+    main()

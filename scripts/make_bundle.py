@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bundle.description import description_path, require_described
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.weights import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,14 +36,11 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the zip and say where it is; a `BundleError` ends it with its sentence."""
+    """Make the zip and say where it is."""
     parser = argparse.ArgumentParser(prog="python -m scripts.make_bundle", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "dist", help="folder of the zip (dist)")
     options = parser.parse_args(arguments)
-    try:
-        target = make_bundle(ROOT, options.output_dir)
-    except BundleError as error:
-        sys.exit(f"Error: {error}")
+    target = make_bundle(ROOT, options.output_dir)
     with zipfile.ZipFile(target) as archive:
         count = len(archive.namelist())
         trained = f"{NAME}/{MODEL}" in archive.namelist()
@@ -99,4 +95,5 @@ def _write(path: Path, root: Path, names: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

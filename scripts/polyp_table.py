@@ -31,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bundle.data import load_datalists
+from bundle.errors import show_errors_plainly
 from bundle.weights import write_atomically
 from scripts.knobs import parse_with_knobs
 from scripts.measure import machine
@@ -132,4 +133,5 @@ def run_all(cells: Sequence[Cell], plan: Plan, paces: dict[str, float], jobs: in
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

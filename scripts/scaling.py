@@ -29,12 +29,13 @@ from statistics import median
 from typing import Any
 
 from bundle import demo
-from bundle.errors import BundleError
+from bundle.errors import BundleError, show_errors_plainly
 from bundle.weights import write_atomically
 from scripts.measure import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 FINISHED = re.compile(r"Engine run finished\. Time taken: (\d+):(\d+):([\d.]+)")
+THREADS = 1  # of each process
 HELD_OUT = 8  # images of validation and as many of test; no process may be without one
 CONFIGS = {
     "training": ["train", "multi_gpu_train"],
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     result: dict[str, Any] = {
         "command": "python -m scripts.scaling " + " ".join(sys.argv[1:] if arguments is None else arguments),
-        "machine": machine(),
+        "machine": {**machine(), "threads": THREADS},
         "load_before": os.getloadavg()[0],
         "image_size": options.image_size,
         "rows": [],
@@ -120,7 +121,7 @@ def run(task: str, processes: int, knobs: Mapping[str, Any]) -> float:
     words = [word for key, value in knobs.items() for word in (f"--{key}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launcher, "-m", "monai.bundle", "run", task, "--config_file", f"[{files}]", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     times = FINISHED.findall(done.stdout + done.stderr)
     if done.returncode or not times:
@@ -141,4 +142,5 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle import demo
 from bundle.data import load_datalists
+from bundle.errors import BundleError
 from bundle.network import SamSP
 from scripts import export_table
 
@@ -66,5 +67,5 @@ def test_dice_time_and_table(toy: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_model_is_an_error_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="Error: There are no weights at"):
+    with pytest.raises(BundleError, match="There are no weights at"):
         export_table.main(["--weights", str(tmp_path / "none.pt"), "--dataset_dir", str(tmp_path)])

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from bundle import demo, federated
 from bundle.description import read_description
-from bundle.errors import BundleError
+from bundle.errors import BundleError, find_bundle_error
 from bundle.network import SamSP
 from scripts import federated_job, federated_model
 from scripts.federated import Plan, federate, test_scores
@@ -35,6 +36,9 @@ from scripts.polyps.data import write_list
 from tests.conftest import ROOT, randomize
 
 test_scores.__test__ = False  # type: ignore[attr-defined]
+TINY: dict[str, Any] = {
+    "image_size": 64, "batch_size": 1, "cache": 0, "num_workers": 0, "device": "cpu", "train#random_transforms": [],
+}  # fmt: skip
 
 
 def test_what_is_trained_is_exchanged() -> None:
@@ -55,14 +59,11 @@ def test_bytes_of_a_round(sam: str, expected: int) -> None:
     assert count == 4 * sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
 
 
-def test_only_what_is_exchanged_may_change() -> None:
+def test_only_what_is_exchanged_is_sent() -> None:
     keep = federated.ExchangedPart()
-    weights = {"image_encoder.x.lora_A.default.weight": torch.ones(2), "image_encoder.pos_embed": torch.zeros(2)}
+    weights = {"image_encoder.x.lora_A.default.weight": torch.ones(2), "image_encoder.pos_embed": torch.ones(2)}
     sent = keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF)).weights
     assert list(sent) == ["image_encoder.x.lora_A.default.weight"]
-    weights["image_encoder.pos_embed"] = torch.ones(2)
-    with pytest.raises(BundleError, match="pos_embed' was trained"):
-        keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHT_DIFF))
     with pytest.raises(BundleError, match="send_weight_diff"):
         keep(ExchangeObject(weights=weights, weight_type=WeightType.WEIGHTS))
 
@@ -83,13 +84,26 @@ def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("knobs", "name"),
+    [({"trainable": "full"}, "image_encoder.pos_embed"), ({"iou_weight": 1.0}, "iou_prediction_head")],
+)
+def test_what_is_not_exchanged_is_not_trained(polyps: Path, tmp_path: Path, knobs: dict[str, Any], name: str) -> None:
+    stems = sorted(path.stem for path in (polyps / "images").iterdir())
+    write_list(tmp_path / "test.txt", stems[7:])
+    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 1, 1, {**TINY, **knobs})
+    with pytest.raises(Exception) as caught:
+        federate("private", {"a": stems[:2]}, plan)
+    found = find_bundle_error(caught.value)
+    assert name in str(found) and "trainable must be lora or decoder" in str(found)
+
+
 def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
     """Three sites of unequal size: each round averages them, a stop loses nothing, and the model is tested."""
     stems = sorted(path.stem for path in (polyps / "images").iterdir())
     sites = {"a": stems[:2], "b": stems[2:4], "c": stems[4:7]}
     write_list(tmp_path / "test.txt", stems[7:])
-    knobs: dict[str, Any] = {"image_size": 64, "batch_size": 1, "cache": 0, "num_workers": 0, "device": "cpu"}
-    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 2, 1, {**knobs, "train#random_transforms": []})
+    plan = Plan(polyps, tmp_path / "test.txt", tmp_path / "work", 2, 1, TINY)
 
     rounds: list[dict[str, Any]] = []
     federate("stopped", sites, Plan(**{**vars(plan), "rounds": 1}))
@@ -106,6 +120,16 @@ def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
     dice = test_scores("stopped", plan)
     assert set(dice) == set(stems[7:]) and all(0 <= value <= 1 for value in dice.values())
 
+    assert federate("stopped", sites, plan) == told
+    others: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = [
+        ("local_epochs 1, this run has 2", {"local_epochs": 2}, sites),
+        ("knobs", {"knobs": {**TINY, "seed": 1}}, sites),
+        ("sites", {}, {**sites, "a": stems[:1]}),
+    ]
+    for sentence, change, members in others:
+        with pytest.raises(BundleError, match=f"made with {sentence}.*name another --work, or remove"):
+            federate("stopped", members, Plan(**{**vars(plan), **change}))
+
 
 def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
     """The server builds the network that each site trains; everything that a site needs is there."""
@@ -121,8 +145,45 @@ def test_the_job_folder_of_nvflare(tmp_path: Path) -> None:
     site = read["app_south/config/config_fed_client.json"]["components"][0]["args"]
     assert site["train_kwargs"]["dataset_dir"] == "/data/south" and site["train_kwargs"]["epochs"] == 4
     assert all((ROOT / file).is_file() for file in [*site["config_train_filename"], site["config_filters_filename"]])
-    with pytest.raises(BundleError, match="absolute path"):
-        federated_job.main(["job", "--bundle_root", ".", *sites])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "checkpoint"),
+    [
+        ({}, "/b/models/base/sam_vit_tiny.pt"),
+        ({"sam": "vit_b"}, "/b/models/base/sam_vit_b_01ec64.pth"),
+        ({"sam": "vit_b", "sam_checkpoint": "/mine.pth"}, "/mine.pth"),
+        ({"weights": "/trained/model.pt"}, "/trained/model.pt"),
+    ],
+)
+def test_the_server_starts_from_what_sites_start_from(knobs: dict[str, Any], checkpoint: str) -> None:
+    server = federated_job.server_config("/b", 2, 1, knobs)
+    assert server["components"][0]["args"]["model"]["args"]["checkpoint"] == checkpoint
+
+
+def test_a_command_ends_with_the_sentence_alone(tmp_path: Path) -> None:
+    words = [str(tmp_path / "job"), "--bundle_root", ".", "--site", "a=/data"]
+    command = [sys.executable, "-m", "scripts.federated_job", *words]
+    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.strip().startswith("Error: bundle_root is '.'")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--bundle_root", "."], "bundle_root is '.', expected an absolute path"),
+        (["--weights", "model.pt"], "weights is 'model.pt', expected an absolute path"),
+        (["--sam_checkpoint", "random"], "the same weights"),
+        (["--num_classes", "2"], "num_classes is 2, but a job is of one class"),
+        (["--labels", "{'1': 'a', '2': 'b'}"], "a job is of one class"),
+        (["--site", "a=/other"], "site is 'a' 2 times"),
+        (["--site", "server=/other"], "site is 'server', which is"),
+    ],
+)
+def test_what_a_job_refuses(tmp_path: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(BundleError, match=re.escape(sentence)):
+        federated_job.main([str(tmp_path / "job"), "--bundle_root", "/b", "--site", "a=/data", *words])
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.slow
@@ -137,19 +198,26 @@ def test_the_job_runs_in_the_simulator(polyps: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("aggregating 2 update(s)") == 2, done.stdout + done.stderr
     (kept,) = (tmp_path / "run").rglob("FL_global_model.pt")
-    federated_model.main([str(kept), "--output", str(tmp_path / "model.pt"), "--image_size", "64"])
+    federated_model.main([str(tmp_path / "job"), str(kept), "--output", str(tmp_path / "model.pt")])
     assert read_description(tmp_path / "model.pt")["image_size"] == 64
 
 
 def test_the_model_of_the_server(tmp_path: Path) -> None:
-    """Its file has the weights with adapters under "model"; anything else is refused by name."""
+    """Its file has the weights with adapters under "model"; the job says of what network. Anything else is refused."""
+    job, source, model = (tmp_path / name for name in ("job", "global.pt", "model.pt"))
+    shape = {"image_size": 64, "lora_rank": 2, "lora_alpha": 8.0, "prompt": "none", "prompt_margin": 0.25}
+    knobs = [word for key, value in shape.items() for word in (f"--{key}", str(value))]
+    federated_job.main([str(job), "--bundle_root", str(ROOT), "--site", "north=/data/north", *knobs])
     torch.manual_seed(0)
-    network = randomize(SamSP(image_size=64, trainable="lora"))
-    torch.save({"model": network.state_dict(), "train_conf": {"train": {"model": "SamSP"}}}, tmp_path / "global.pt")
-    words = ["--output", str(tmp_path / "model.pt"), "--image_size", "64"]
-    federated_model.main([str(tmp_path / "global.pt"), *words])
-    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    network = randomize(SamSP(trainable="lora", **shape))  # type: ignore[arg-type]
+    torch.save({"model": network.state_dict(), "train_conf": {"train": {"model": "SamSP"}}}, source)
+    federated_model.main([str(job), str(source), "--output", str(model)])
+    written = torch.load(model, weights_only=True)
     merged = network.merged_state_dict()
     assert set(written) == set(merged) and all(torch.equal(written[key], merged[key]) for key in merged)
+    described = read_description(model)
+    assert described["prompt"] == "none" and described["prompt_margin"] == 0.25 and described["exclusive"]
     with pytest.raises(BundleError, match="no 'model'"):
-        federated_model.main([str(tmp_path / "model.pt"), *words])
+        federated_model.main([str(job), str(model)])
+    with pytest.raises(BundleError, match=r"config_fed_server\.json is not there or not of a job"):
+        federated_model.main([str(tmp_path), str(source)])

@@ -112,6 +112,8 @@ def test_its_own_layout_round_trips(toy: str) -> None:
     assert torch.equal(target(image), source(image))
     with pytest.raises(BundleError, match="adapters"):
         SamSP(sam=toy, trainable="full").load_state_dict(source.state_dict())
+    with pytest.raises(BundleError, match=r"lora_A.*has shape \(4, 32\), expected \(2, 32\)"):
+        SamSP(sam=toy, lora_rank=2).load_state_dict(source.state_dict())
 
 
 def test_splitting_and_fusing_is_exact(toy: str) -> None:

@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 TRAIN = str(ROOT / "configs" / "train.json")
 EVALUATE = [TRAIN, str(ROOT / "configs" / "evaluate.json")]
 INFER = str(ROOT / "configs" / "inference.json")
+PRETRAIN = str(ROOT / "configs" / "pretrain.json")
 META = str(ROOT / "configs" / "metadata.json")
 FILES = {"meta_file": META, "logging_file": str(ROOT / "configs" / "logging.conf")}
 # from random weights and as a whole: the fastest, and the shipped weights have tests of their own
@@ -39,6 +40,10 @@ SMALL: dict[str, Any] = {
     "trainable": "full",
     "sam_checkpoint": "random",
 }
+TINY_PRETRAINING: dict[str, Any] = {
+    "image_size": 64, "scenes": 4, "val_scenes": 2, "epochs": 2, "batch_size": 2, "prompts": 4, "num_workers": 0,
+    "device": "cpu",
+}  # fmt: skip
 
 
 def command(run_id: str, config: str | list[str], root: Path, **override: Any) -> None:

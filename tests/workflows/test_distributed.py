@@ -16,12 +16,14 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,23 @@ import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import DistributedSampler
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle import distributed, measures
-from bundle.errors import BundleError
+from bundle import demo, distributed, measures
+from bundle.errors import BundleError, find_bundle_error
 from bundle.network import SamSP
+from bundle.unet import UNetBaseline
 from bundle.weights import describe, write_pair
 from tests.conftest import ROOT
-from tests.workflows.commands import EVALUATE, INFER, TRAIN, command, load, refused
+from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, load, refused
+from tests.workflows.conftest import write_blocks
 
 SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
 PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
+MULTI_EVALUATE = str(Path(TRAIN).with_name("multi_gpu_evaluate.json"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SPLIT = {"validation": 3, "test": 3}
 # Steps that are the gradient itself, on images as they are, in the order of the dataset.
@@ -71,13 +77,28 @@ def untrained(tmp_path: Path) -> Path:
     return write_pair(network.merged_state_dict(), describe(network, version="0"), tmp_path / "untrained" / "model.pt")
 
 
-def torchrun(processes: int, *words: str, seconds: float = 400) -> str:
-    """What it prints; an error with all of that where it fails."""
-    command_line = [*TORCHRUN, str(processes), *words]
+@contextmanager
+def started(processes: int, words: Sequence[str], output: Any = subprocess.PIPE) -> Iterator[subprocess.Popen]:
+    """Torchrun, with its processes; none of them outlives the block."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command_line, cwd=ROOT, env=environment, timeout=seconds, capture_output=True, check=False)
-    said = (done.stdout + done.stderr).decode("utf-8", "replace")
-    assert done.returncode == 0, said
+    line = [*TORCHRUN, str(processes), *words]
+    job = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield job
+    finally:
+        left = list(children_of(job.pid)) if sys.platform == "linux" and job.poll() is None else []
+        job.kill()
+        job.wait()
+        for child in left:  # each has a group of its own
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+
+
+def torchrun(processes: int, *words: str, seconds: float = 400, fails: bool = False) -> str:
+    """What it prints; an error with all of that where it fails, or does not although it should."""
+    with started(processes, words) as job:
+        said = job.communicate(timeout=seconds)[0].decode("utf-8", "replace")
+    assert (job.returncode != 0) == fails, said
     return said
 
 
@@ -145,22 +166,18 @@ def children_of(process: int) -> Iterator[int]:
     yield from map(int, text.split())
 
 
-def kill_one(words: Sequence[str], masks: Path, after: int, seconds: float, processes: int) -> int:
-    """Start some processes, kill the second one once masks are there, and return the exit status of torchrun."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(masks.parent / "log.txt", "ab") as log:
-        job = subprocess.Popen([*TORCHRUN, str(processes), *words], cwd=ROOT, env=environment, stdout=log, stderr=log)
-        try:
-            end = time.monotonic() + seconds
-            while (len(noted(masks)) < after or not is_begun(masks)) and time.monotonic() < end:
-                assert job.poll() is None, (masks.parent / "log.txt").read_text(encoding="utf-8", errors="replace")
-                time.sleep(0.02 + after / 10_000)  # reading many lines takes its time
-            ranks = {rank_of(child): child for child in children_of(job.pid)}
-            os.kill(ranks["1"], signal.SIGKILL)
-            return job.wait(timeout=60)
-        finally:
-            job.kill()
-            job.wait()
+def kill_one(
+    words: Sequence[str], log: Path, is_time: Callable[[], bool], seconds: float = 400, processes: int = 2
+) -> int:
+    """Start some processes, kill the second one when it is time, and return the exit status of torchrun."""
+    with open(log, "ab") as output, started(processes, words, output) as job:
+        end = time.monotonic() + seconds
+        while not is_time():
+            assert job.poll() is None and time.monotonic() < end, log.read_text(encoding="utf-8", errors="replace")
+            time.sleep(0.02)
+        ranks = {rank_of(child): child for child in children_of(job.pid)}
+        os.kill(ranks["1"], signal.SIGKILL)
+        return job.wait(timeout=60)
 
 
 def noted(masks: Path) -> list[str]:
@@ -224,7 +241,7 @@ def test_a_hundred_thousand_images(untrained: Path, tmp_path: Path) -> None:
         before = killed(folder, options, masks, after, seconds=3600, processes=3 if after > 20_000 else 2)
         kept = {Path(path).stem for path in noted(masks)}
     begun = time.monotonic()
-    torchrun(2, *command_line(options), seconds=7200)
+    torchrun(2, *command_line("inferring", SHARDED, options), seconds=7200)
     print(f"\nThe last {100_000 - len(kept)} of 100,000 took two processes {time.monotonic() - begun:.0f} s in all")
     require_each_once(folder, masks, before, kept, in_hand=3 * 16)
 
@@ -233,7 +250,13 @@ def killed(
     folder: Path, options: dict[str, Any], masks: Path, after: int, seconds: float = 400, processes: int = 2
 ) -> dict[str, int]:
     """Infer until one process is killed, and cut its last line; returns when each mask was written."""
-    assert kill_one(command_line(options), masks, after, seconds, processes) != 0
+
+    def is_time() -> bool:
+        time.sleep(after / 10_000)  # reading many lines takes its time
+        return len(noted(masks)) >= after and is_begun(masks)
+
+    words = command_line("inferring", SHARDED, options)
+    assert kill_one(words, masks.parent / "log.txt", is_time, seconds, processes) != 0
     assert after <= len(noted(masks)) < len(list(folder.iterdir()))
     torn = masks / "manifests" / "00000.jsonl"
     torn.write_bytes(torn.read_bytes()[:-4])  # as where the machine went down
@@ -255,10 +278,83 @@ def require_each_once(folder: Path, masks: Path, before: dict[str, int], kept: s
     assert len(names) == len(set(names)) == len(after)
 
 
-def command_line(options: dict[str, Any]) -> list[str]:
-    files = "[" + ",".join(f"'{path}'" for path in SHARDED) + "]"
+def command_line(run_id: str, configs: Sequence[str], options: dict[str, Any]) -> list[str]:
+    files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return ["-m", "monai.bundle", "run", "inferring", "--config_file", files, *words]
+    return ["-m", "monai.bundle", "run", run_id, "--config_file", files, *words]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+def test_a_killed_training_ends_and_is_resumed_by_one(root: Path, dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    options = {**SMALL, "dataset_dir": str(dataset), "split": SPLIT, "publish": False, "output_dir": str(output)}
+    words = command_line("training", PARALLEL, {**options, "epochs": 1000, "val_interval": 1000, "batch_size": 2})
+    assert kill_one(words, tmp_path / "log.txt", (output / "last.pt").is_file) != 0
+    trainer = torch.load(output / "last.pt", weights_only=True)["trainer"]
+    done = trainer["iteration"] // trainer["epoch_length"]
+    command("training", TRAIN, root, **{**options, "resume": True, "epochs": done + 1})
+    again = torch.load(output / "last.pt", weights_only=True)["trainer"]
+    assert again["iteration"] == (done + 1) * again["epoch_length"] and (output / "model.pt").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
+def test_a_killed_evaluation_ends(dataset: Path, untrained: Path, tmp_path: Path) -> None:
+    """Early, when the engines begin: the first process waits for what the second will never send."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for name in ("images", "masks"):
+        links(many / name, sorted((dataset / name).iterdir()), 400)
+    options = {**inferring(many, untrained, tmp_path / "scores"), "split": {"validation": 1, "test": 390}}
+    log = tmp_path / "log.txt"
+    words = command_line("evaluating", [*EVALUATE, MULTI_EVALUATE], options)
+    assert kill_one(words, log, lambda: "Engine run resuming" in log.read_text(encoding="utf-8")) != 0
+    assert not (tmp_path / "scores" / "metrics.csv").exists()
+
+
+def test_a_bad_mask_ends_all_processes(dataset: Path, tmp_path: Path) -> None:
+    """The first process finds it while the others wait."""
+    bad = shutil.copytree(dataset, tmp_path / "bad")
+    mask = sorted((bad / "masks").iterdir())[0]
+    Image.new("L", (3, 5)).save(mask)
+    options = {**SMALL, "dataset_dir": str(bad), "split": SPLIT, "publish": False, "output_dir": str(tmp_path / "out")}
+    said = torchrun(2, *command_line("training", PARALLEL, options), fails=True)
+    assert said.count(f"Error: dataset_dir {bad} cannot be trained on") == 1 and mask.name in said
+    assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def parsed(files: Sequence[str], **override: Any) -> ConfigParser:
+    """Configs that are not run."""
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu", **override})
+    return parser
+
+
+def test_a_unet_is_trained_by_several_too(alone: None) -> None:
+    """It has no base checkpoint to look for."""
+    parser = parsed([TRAIN, str(Path(TRAIN).with_name("unet.json")), PARALLEL[1]], image_size=64)
+    distributed.start(torch.device("cpu"))
+    try:
+        assert isinstance(parser.get_parsed_content("network").module, UNetBaseline)
+    finally:
+        distributed.stop()
+
+
+@pytest.mark.parametrize("files", [PARALLEL, [*EVALUATE, MULTI_EVALUATE], SHARDED])
+def test_one_process_makes_the_procedural_set(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+    monkeypatch.setattr(distributed, "first_of_node", lambda *call: call)
+    assert parsed(files).get_parsed_content("dataset_root") == (demo.ensure_demo, f"{ROOT}/data/demo")
+
+
+def test_masks_are_not_gone_on_with_in_another_orientation(untrained: Path, tmp_path: Path) -> None:
+    """How volumes become images is part of what masks are made with."""
+    folder = write_blocks(tmp_path / "volumes", count=1) / "images"
+    files = [INFER, str(Path(INFER).with_name("volume.json")), SHARDED[1]]
+    options = inferring(folder, untrained, tmp_path / "masks")
+    parsed(files, **options).get_parsed_content("manifest")
+    with pytest.raises(Exception) as caught:
+        parsed(files, **options, orientation="RAS").get_parsed_content("manifest")
+    assert "name another --output_dir" in str(find_bundle_error(caught.value))
 
 
 def test_what_several_processes_refuse(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,9 @@ import torch
 
 from bundle.description import sha256_of
 from tests.conftest import ROOT
-from tests.workflows.commands import SMALL, TRAIN, command, load, refused
+from tests.workflows.commands import PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command, load, refused
 
-PRETRAIN = str(ROOT / "configs" / "pretrain.json")
 EXAMINE = [PRETRAIN, str(ROOT / "configs" / "examine.json")]
-TINY: dict[str, Any] = {
-    "image_size": 64, "scenes": 4, "val_scenes": 2, "epochs": 2, "batch_size": 2, "prompts": 4, "num_workers": 0,
-    "device": "cpu",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +36,7 @@ def scenes_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_pretrain_examine_and_start_from_it(
     root: Path, scenes_dir: str, dataset: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    knobs = {**TINY, "scenes_dir": scenes_dir}
+    knobs = {**TINY_PRETRAINING, "scenes_dir": scenes_dir}
     geometry = root / "geometry"
     command("pretraining", PRETRAIN, root, output_dir=str(geometry), task="geometry", **{**knobs, "epochs": 1})
     assert not (root / "models").exists()
@@ -81,7 +76,7 @@ def test_pretrain_examine_and_start_from_it(
 
 
 def test_a_pretraining_goes_on_where_it_stopped(root: Path, scenes_dir: str) -> None:
-    knobs = {**TINY, "scenes_dir": scenes_dir, "bfloat16": False}
+    knobs = {**TINY_PRETRAINING, "scenes_dir": scenes_dir, "bfloat16": False}
     command("pretraining", PRETRAIN, root, **{**knobs, "epochs": 1})
     command("pretraining", PRETRAIN, root, resume=True, **knobs)
     history = json.loads((root / "output" / "pretrain" / "history.json").read_text(encoding="utf-8"))
@@ -90,7 +85,7 @@ def test_a_pretraining_goes_on_where_it_stopped(root: Path, scenes_dir: str) -> 
 
 
 def test_the_same_pretraining_twice_gives_the_same_weights(root: Path, scenes_dir: str) -> None:
-    knobs = {**TINY, "scenes_dir": scenes_dir, "epochs": 1}
+    knobs = {**TINY_PRETRAINING, "scenes_dir": scenes_dir, "epochs": 1}
     for name in ("a", "b"):
         command("pretraining", PRETRAIN, root, output_dir=str(root / name), **knobs)
     first, second = (load(root / name / "sam_vit_tiny.pt") for name in ("a", "b"))
@@ -102,4 +97,4 @@ def test_the_same_pretraining_twice_gives_the_same_weights(root: Path, scenes_di
     [({"task": "poems"}, "task is 'poems'"), ({"bfloat16": "maybe"}, "bfloat16 is 'maybe'"), ({"scenes": 0}, "not 0,")],
 )
 def test_bad_knobs(root: Path, scenes_dir: str, override: dict[str, Any], words: str) -> None:
-    assert words in refused("pretraining", PRETRAIN, root, **{**TINY, "scenes_dir": scenes_dir, **override})
+    assert words in refused("pretraining", PRETRAIN, root, **{**TINY_PRETRAINING, "scenes_dir": scenes_dir, **override})
