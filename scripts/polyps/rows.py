@@ -100,7 +100,7 @@ SWEEPS = (
     Row("student_teacher", "KL(p0 || p1)", {**LORA, "distill_direction": "student_teacher"}),
     Row("initial_1", "Dice on y0 as well (initial_weight 1)", {**LORA, "initial_weight": 1}),
     Row("largest", "box around the largest component", {**LORA, "prompt_component": "largest"}),
-    # What the other sweeps were trained in, see docs/results.md; the first three rows were in bfloat16.
+    # The rest of the sweeps was trained so, `sam_sp` in bfloat16: see "machines" in docs/results.md.
     Row("float32", "float32 instead of bfloat16", {**LORA, "amp": False}),
 )
 # What else was tried of the rates: these networks see validation images only, never a test image.
