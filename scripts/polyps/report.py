@@ -237,7 +237,7 @@ def draw_curves(cells: Cells, path: Path) -> None:
                 axes.plot(share, [point[measure] for point in cell["curve"]], color=f"C{index}", label=label, lw=1.2)
         axes.set(title=title, xlabel="minutes of training steps", ylim=(0, 1))
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8, loc="lower right")
+    panels[0].legend(fontsize=8, loc="upper right", ncols=4)
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
 
 
