@@ -306,11 +306,12 @@ class Reading:
         return boxes
 
     def _points(self, value: Any) -> list[tuple[np.ndarray, int]]:
-        if not isinstance(value, Mapping) or set(value) - set(KINDS):
+        if (
+            not isinstance(value, Mapping)
+            or set(value) - set(KINDS)
+            or not all(isinstance(points, list | tuple) for points in value.values())
+        ):
             self._refuse(POINTS, value, "lists under foreground and background")
-        for points in value.values():
-            if not isinstance(points, list | tuple):
-                self._refuse(POINTS, value, "lists under foreground and background")
         return [(self._point(point), KINDS[kind]) for kind, points in value.items() for point in points]
 
     def _point(self, point: Any) -> np.ndarray:

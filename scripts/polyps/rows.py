@@ -71,21 +71,21 @@ SHIPPED = Row(
     prompts=("self", "expert"),
 )
 
+# Tested as trained, and with the box of an expert.
+BY_EXPERT = (None, "expert")
 MAIN = (
     Row("none", "LoRA + decoder, no self-prompt (the recipe of SAMed)", {**LORA, "prompt": "none"}, (0, 1)),
     Row("self", "+ self-prompt", {**LORA, "distill_weight": 0}, (0, 1)),
-    Row("sam_sp", "+ self-prompt + self-distillation: SAM-SP", LORA, (0, 1), prompts=(None, "expert")),
+    Row("sam_sp", "+ self-prompt + self-distillation: SAM-SP", LORA, (0, 1), prompts=BY_EXPERT),
     Row("full_none", "full, no self-prompt", {**FULL, "prompt": "none"}, (0, 1)),
-    Row("full", "full, SAM-SP", FULL, (0, 1), prompts=(None, "expert")),
+    Row("full", "full, SAM-SP", FULL, (0, 1), prompts=BY_EXPERT),
     Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
 )
 # With a simulated person, who is given the label and corrects y1 with a box or clicks: a third decode in training.
-PERSON = tuple(
-    Row(f"{name}_corrected", title, {**knobs, "correction_weight": 1}, prompts=(None, "expert"))
-    for name, title, knobs in (
-        ("sam_sp", "SAM-SP (LoRA) with a simulated person in training", LORA),
-        ("full", "full, SAM-SP with a simulated person in training", FULL),
-    )
+CORRECTED: Knobs = {"correction_weight": 1}
+PERSON = (
+    Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated person", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
+    Row("full_corrected", "full, SAM-SP with a simulated person", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
 )
 TRAINED_PART = (
     Row("decoder", "decoder only, SAM-SP", DECODER),
