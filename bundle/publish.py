@@ -30,7 +30,7 @@ from bundle.network import SamSP
 from bundle.pretraining import PromptedSam
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.summaries import bundle_command
-from bundle.weights import copy_pair, describe, publish_pair, stems_sha256, write_pair
+from bundle.weights import copy_pair, describe, lineage, publish_pair, stems_sha256, write_pair
 
 
 class Publisher:
@@ -51,6 +51,7 @@ class Publisher:
         command: knobs to repeat in the next command, "dataset_dir" and "split".
         labels: names of the classes, from "1".
         volume: how volumes become images, see `bundle.volumes.volume_settings`; None for images.
+        weights: what the training starts from; ``model.json`` then says what that was trained on.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Publisher:
         command: Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
         volume: Mapping[str, Any] | None = None,
+        weights: str | None = None,
     ) -> None:
         self.bundle_root = Path(bundle_root)
         self.output_dir = Path(output_dir)
@@ -74,6 +76,7 @@ class Publisher:
         self.command = dict(command or {})
         self.labels = dict(labels or {"1": "foreground"})
         self.volume = volume
+        self.started_from = lineage(weights)  # now: publishing may replace that file
         metadata = self.bundle_root / "configs" / "metadata.json"
         self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
 
@@ -115,6 +118,7 @@ class Publisher:
                 "validation_images": len(self.datalists["validation"]),
                 "train_stems_sha256": stems_sha256(self.datalists["train"]),
             },
+            started_from=self.started_from,
             epochs=engine.state.epoch,
             best_epoch=state.best_metric_epoch if validated else None,
             validation={state.key_metric_name: round(state.best_metric, 4)} if validated else None,

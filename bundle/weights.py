@@ -102,20 +102,34 @@ def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(stems).encode()).hexdigest()
 
 
-def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
-    """Say so where a model was trained on another list than the training part of the split it is evaluated with."""
-    if not Path(weights).is_file():
-        return  # `load_weights` says it better
+def lineage(weights: str | None) -> list[dict[str, Any]]:
+    """What the network in ``weights`` has seen, the latest training first; nothing where a training starts anew.
+
+    Each is the "sha256" of a weights file, with what its ``model.json`` says under "trained_on" or "pretrained_on".
+    """
+    if weights is None or not Path(weights).is_file():
+        return []  # `start_from` says what is missing
+    if not description_path(weights).is_file():
+        return [{"sha256": sha256_of(weights)}]
     description = read_description(weights)
-    if "pretrained_on" in description:
-        return  # a base SAM, which saw no real image
-    trained_on = description.get("trained_on", {})
-    if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
-        print(
-            f"Warning: {weights} was trained on {trained_on.get('train_images', 'unknown')} images, and they are not "
-            f"the {len(train_records)} of this split: it may know test images. Repeat the --split of its training; "
-            "for a dataset it never saw, all is well."
-        )
+    last = {key: description[key] for key in ("sha256", "trained_on", "pretrained_on") if key in description}
+    return [last, *description.get("started_from", [])]
+
+
+def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where a model, or one that it was trained from, knows another list than the training part of the split."""
+    for generation, training in enumerate(lineage(weights)):
+        trained_on = training.get("trained_on", {})
+        if "pretrained_on" in training or trained_on.get("train_images") == 0:
+            continue  # a base SAM, which saw no real image
+        if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
+            origin = "" if generation == 0 else "comes from a network that "
+            print(
+                f"Warning: {weights} {origin}was trained on {trained_on.get('train_images', 'unknown')} images, and "
+                f"they are not the {len(train_records)} of this split: it may know test images. Repeat the --split of "
+                "its training; for a dataset it never saw, all is well."
+            )
+            return
 
 
 def describe(network: SamSP, **extra: Any) -> dict[str, Any]:

@@ -54,6 +54,41 @@ def test_a_network_is_built_as_described(pair: Path) -> None:
     assert weights.network_for(str(pair), prompt="none").prompt == "none"  # may be tried differently
 
 
+def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
+    toy: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lists = {name: [{"image": f"{name}_{number}.png"} for number in range(3)] for name in ("a", "b")}
+
+    def trained(name: str, start: Path | None) -> Path:
+        seen = {"train_images": 3, "train_stems_sha256": weights.stems_sha256(lists[name])}
+        behind = weights.lineage(str(start) if start else None)
+        state = randomize(SamSP(sam=toy))
+        described = weights.describe(state, trained_on=seen, started_from=behind)
+        return weights.write_pair(state.merged_state_dict(), described, tmp_path / f"{len(behind)}_{name}" / "model.pt")
+
+    first = trained("a", None)
+    second = trained("b", first)
+    third = trained("b", second)
+    assert [step["sha256"] for step in weights.lineage(str(third))] == [
+        weights.sha256_of(path) for path in (third, second, first)
+    ]
+    assert weights.lineage(str(first)) == [
+        {"sha256": weights.sha256_of(first), "trained_on": weights.read_description(first)["trained_on"]}
+    ]
+    for path, name, words in (
+        (first, "a", None),
+        (first, "b", "was trained on 3 images"),
+        (third, "a", "was trained on 3 images"),
+        (third, "b", "comes from a network that was trained on 3 images"),
+    ):
+        weights.warn_of_another_split(str(path), lists[name])
+        said = capsys.readouterr().out
+        assert said.count("Warning") == (words is not None) and (words or "") in said
+    bare = tmp_path / "official.pt"
+    torch.save({}, bare)
+    assert weights.lineage(str(bare)) == [{"sha256": weights.sha256_of(bare)}]
+
+
 CONTRADICTIONS = [({"sam": "vit_b"}, "sam is 'vit_b'.*'toy'"), ({"image_size": 128}, "image_size is 128.*64")]
 
 

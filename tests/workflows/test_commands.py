@@ -85,6 +85,8 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
     command("training", TRAIN, root, dataset_dir=str(dataset), weights=str(model), **{**SMALL, "image_size": 96})
     assert sha256_of(model) != first
     assert sha256_of(root / "models" / "previous" / f"model_{first[:12]}.pt") == first
+    described = json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))
+    assert described["started_from"] == [{"sha256": first, "trained_on": description["trained_on"]}]
 
 
 class OracleInferer(Inferer):
