@@ -34,6 +34,8 @@ from bundle.weights import class_labels
 KINDS = {"foreground": 1, "background": 0}
 # Which class the clicks of a client are about.
 CLASS = "label"
+# Where `Reading` finds clicks that a client sends under the names of the classes.
+NAMED = "named"
 
 
 class Said(NamedTuple):
@@ -116,11 +118,13 @@ class ReadCorrectionsd(MapTransform):
 
     - ``boxes``: ``[x0, y0, x1, y1]``, both ends inclusive;
     - ``points``: ``{"foreground": [[x, y], ...], "background": [[x, y], ...]}``;
-    - ``foreground`` and ``background``: such lists alone, as clients of MONAI Label send clicks.
+    - ``foreground`` and ``background``: such lists alone, as clients of MONAI Label send clicks to a DeepGrow model;
+    - the name of each class with a list of points, and ``background``, which is that of all classes: as they send
+      them to a DeepEdit model.
 
     Of several classes each has boxes and points of its own, by its name or number: ``{"polyp": ...}``; the one that
-    clicks are about is named by ``label``. A third coordinate of a point, 0, is that of an image which a viewer shows
-    as one slice.
+    clicks of the third kind are about is named by ``label``. A third coordinate of a point, 0, is that of an image
+    which a viewer shows as one slice.
 
     Args:
         keys: the upright image (C, H, W), before it is scaled.
@@ -140,12 +144,15 @@ class ReadCorrectionsd(MapTransform):
         d: dict[Any, Any] = dict(data)
         read = {key: d.pop(key, None) for key in (BOXES, POINTS, *KINDS)}
         given = {key: value for key, value in read.items() if value}
+        lists = {key: value for key, value in d.items() if isinstance(value, list)}
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             said: dict[int, Said] = {}
-            if given:
+            if given or lists:
+                labels = class_labels(self.weights)
                 file = os.path.basename(str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)))
-                said = Reading(file, class_labels(self.weights), self.limits(image)).read(given, d.get(CLASS))
+                named = {NAMED: clicks} if (clicks := _named(lists, labels)) else {}
+                said = Reading(file, labels, self.limits(image)).read(given | named, d.get(CLASS))
             image.meta[META_KEY] = to_text(self.to_input(said, image))
         return d
 
@@ -162,6 +169,12 @@ class ReadCorrectionsd(MapTransform):
             )
             for klass, (boxes, points) in said.items()
         }
+
+
+def _named(lists: Mapping[Any, list], labels: Mapping[str, str]) -> dict[str, list]:
+    """Those under the name of a class."""
+    names = {name.lower() for name in labels.values()}
+    return {key: value for key, value in lists.items() if str(key).lower() in names}
 
 
 class ReadVolumeCorrectionsd(ReadCorrectionsd):
@@ -255,8 +268,8 @@ class Reading:
         """What is said about each class, by its place.
 
         Args:
-            given: by the keys of `ReadCorrectionsd`.
-            clicked: the class that clicks are about; None where there is one.
+            given: by the keys of `ReadCorrectionsd`, clicks by the names of the classes under `NAMED`.
+            clicked: the class that other clicks are about; None where there is one.
         """
         found: dict[int, Said] = {}
         for klass, value in self._by_class(BOXES, given.get(BOXES), isinstance(given.get(BOXES), list | tuple)):
@@ -267,11 +280,22 @@ class Reading:
         alone = isinstance(points, Mapping) and all(isinstance(value, list | tuple) for value in points.values())
         several = self._by_class(POINTS, points, alone)
         clicks = {kind: given[kind] for kind in KINDS if kind in given}
-        if clicks:
+        if NAMED in given and "foreground" in clicks:
+            self._refuse("foreground", clicks["foreground"], "no clicks there beside those under names of classes")
+        if NAMED in given:
+            several += self._named(given[NAMED], clicks.get("background", []))
+        elif clicks:
             several += self._by_class(POINTS, clicks if clicked is None else {clicked: clicks}, clicked is None)
         for klass, value in several:
             found.setdefault(klass, Said([], [])).points.extend(self._points(value))
         return found
+
+    def _named(self, named: Mapping[str, list], background: Any) -> list[tuple[int, Any]]:
+        """A background click says of every class that it is not there."""
+        foreground = {self._class(POINTS, name): points for name, points in named.items()}
+        kinds = {klass: {"foreground": foreground.get(klass, []), "background": background}
+                 for klass in range(len(self.labels))}  # fmt: skip
+        return [(klass, value) for klass, value in kinds.items() if any(value.values())]
 
     def _by_class(self, key: str, value: Any, alone: bool) -> list[tuple[int, Any]]:
         if value is None:

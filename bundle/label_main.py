@@ -16,6 +16,7 @@ it: nothing of this bundle may be imported here, because each model brings its c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -25,7 +26,7 @@ from typing import Any
 import bundle_main
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.infer.basic_infer import CallBackTypes
@@ -33,6 +34,8 @@ from monailabel.tasks.infer.basic_infer import CallBackTypes
 logger = logging.getLogger(__name__)
 
 STRATEGY = "least_certain"
+# After the name of a model: the same one, for the panels of clients that send clicks.
+CLICKS = "_clicks"
 # In the metadata of a prediction, see `bundle.inferers`.
 META_KEY = "uncertainty"
 # Seconds that a request for the next sample may look at images whose score is missing or of an older model.
@@ -133,7 +136,12 @@ class LeastCertain(Strategy):
 
 
 class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the second among the direct bases
-    """The server's app for bundles with a scoring method for each model and the strategy that uses them."""
+    """The server's app for bundles; for each model also clicks, a scoring method and the strategy that uses that."""
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """By the names of the models, and each again for clicks."""
+        infers = super().init_infers()
+        return infers | {f"{name}{CLICKS}": for_clicks(name, task) for name, task in infers.items() if task.is_valid()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """By the names of the models."""
@@ -145,4 +153,18 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
         return {**({STRATEGY: LeastCertain(methods)} if methods else {}), **super().init_strategies()}
 
     def _methods(self) -> dict[str, Uncertainty]:
-        return {name: Uncertainty(name, task) for name, task in self._infers.items() if task.is_valid()}
+        models = {name: task for name, task in self._infers.items() if not name.endswith(CLICKS)}
+        return {name: Uncertainty(name, task) for name, task in models.items() if task.is_valid()}
+
+
+def for_clicks(name: str, task: InferTask) -> InferTask:
+    """The same model, network included, as clients show it that offer clicks for some types of models alone.
+
+    With DeepGrow they click foreground and background of one class, with DeepEdit classes by their names. Three
+    dimensions: with two, clients would send the clicks of a single slice.
+    """
+    clicks = copy.copy(task)
+    clicks.type = InferType.DEEPGROW if len(task.labels) == 1 else InferType.DEEPEDIT
+    clicks.dimension = 3
+    clicks.description = f"{name}, corrected by clicks"
+    return clicks

@@ -109,6 +109,23 @@ def test_a_box_and_a_point_lie_where_the_object_is_in_the_input(
     )
 
 
+def test_clicks_under_the_names_of_the_classes(weights: str, one: str, tmp_path: Path) -> None:
+    """As clients of MONAI Label send them to a DeepEdit model: all its classes, and those of other models."""
+    image = photo(tmp_path / "a.png")
+    clicks = {"image": image, "Polyp": [[94, 24, 0]], "tool": [], "spleen": [], "background": [], "label": "polyp"}
+    found = corrections_of_images(preprocessed(weights, clicks)[None])
+    assert found.keys() == {(0, 0)} and [point[2] for point in found[0, 0].points_xyl] == [1]
+    found = corrections_of_images(preprocessed(weights, {**clicks, "tool": [[3, 3]], "background": [[9, 9]]})[None])
+    assert [[point[2] for point in found[0, klass].points_xyl] for klass in (0, 1)] == [[1, 0], [1, 0]]
+    found = corrections_of_images(preprocessed(weights, {**clicks, "Polyp": [], "background": [[9, 9]]})[None])
+    assert [[point[2] for point in found[0, klass].points_xyl] for klass in (0, 1)] == [[0], [0]]
+    assert not corrections_of_images(preprocessed(weights, {**clicks, "Polyp": []})[None])
+    found = corrections_of_images(preprocessed(one, clicks)[None])
+    assert found.keys() == {(0, 0)} and len(found[0, 0].points_xyl) == 1
+    said = refused(weights, {**clicks, "foreground": [[1, 2]]})
+    assert said.startswith("a.png: foreground has [[1, 2]]; expected no clicks there beside those under names"), said
+
+
 def test_classes_by_name_and_number_and_clicks_of_a_client(weights: str, tmp_path: Path) -> None:
     image = photo(tmp_path / "a.png")
     record = {"image": image, "boxes": {"Polyp": [0, 0, 119, 49]}, "points": {"2": {"background": [[1, 2]]}}}

@@ -27,7 +27,7 @@ SERVER = {
     "bundle_main": ("MyApp",),
     "monailabel.interfaces.app": ("MONAILabelApp",),
     "monailabel.interfaces.datastore": ("Datastore",),
-    "monailabel.interfaces.tasks.infer_v2": ("InferTask",),
+    "monailabel.interfaces.tasks.infer_v2": ("InferTask", "InferType"),
     "monailabel.interfaces.tasks.scoring": ("ScoringMethod",),
     "monailabel.interfaces.tasks.strategy": ("Strategy",),
     "monailabel.tasks.infer.basic_infer": ("CallBackTypes",),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -21,12 +22,13 @@ import pytest
 from highdicom.seg import segread
 from PIL import Image
 
+from bundle.volume_reader import open_volume
 from tests.label import debian
 from tests.label.client import Client, Server
 from tests.label.conftest import app_models
 from tests.label.orthanc import Orthanc, find_plugin
 from tests.label.test_volumes import STUDY, by_command, received, write_series
-from tests.label.viewer import opened, run_model
+from tests.label.viewer import click_and_run, opened, run_model
 from tests.workflows.conftest import draw_blocks
 
 MODEL = "sam_sp_volume"
@@ -96,22 +98,48 @@ def test_a_series_gives_dicom_seg(client: Client, uid: str, tmp_path: Path) -> N
         assert np.count_nonzero(frames) == np.count_nonzero(classes == number)
 
 
-def test_ohif_shows_the_mask(client: Client, tmp_path: Path) -> None:
+# Of the first viewport, without its texts; and a voxel in it, in both.
+VIEWPORT = (slice(150, 750), slice(320, 530))
+PLACE, VOXEL = (420, 420), (15, 9)
+
+
+@pytest.fixture(scope="module")
+def page(client: Client) -> Iterator[Any]:
+    """OHIF with the series, connected to the server."""
     pytest.importorskip("playwright", reason="needs playwright: make test-label")
     chromium = debian.find("chromium", "usr/lib/chromium/chromium")
     if chromium is None:
         pytest.skip("needs Chromium: make test-label, or apt-get install chromium")
-    with opened(chromium, client.url, STUDY) as page:
-        pictures = []
-        for name in ("before", "after"):
-            page.screenshot(path=tmp_path / f"{name}.png")
-            pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int))
-            if name == "before":
-                run_model(page)
-    viewport = (slice(150, 750), slice(320, 530))  # of the first viewport, without its texts
-    before, after = (picture[viewport] for picture in pictures)
+    with opened(chromium, client.url, STUDY) as found:
+        yield found
+
+
+def picture(page: Any, folder: Path) -> np.ndarray:
+    """The first viewport."""
+    page.screenshot(path=folder / "page.png")
+    return np.asarray(Image.open(folder / "page.png").convert("RGB"), dtype=int)[VIEWPORT]
+
+
+def test_ohif_shows_the_mask(page: Any, tmp_path: Path) -> None:
+    before = picture(page, tmp_path)
+    run_model(page)
+    after = picture(page, tmp_path)
     assert (np.ptp(before, axis=-1) < 5).mean() > 0.95  # the images are gray, and masks have colors
     assert (np.abs(before - after).max(axis=-1) > 5).mean() > 0.01
+
+
+def test_ohif_sends_clicks(page: Any, client: Client, uid: str, tmp_path: Path) -> None:
+    """Both classes of the model are there to click for; the answer is that to the clicks."""
+    sent = click_and_run(page, "front", PLACE)
+    assert f"/infer/{MODEL}_clicks?" in sent["url"] and sent["background"] == []
+    (click,) = sent["front"]
+    assert np.abs(np.array(click[:2]) - VOXEL).max() <= 1 and len(click) == 3
+    said = {"points": {"front": {"foreground": [click]}}}
+    found, _ = received(client, uid, tmp_path, **said)
+    answer = client.infer(f"{MODEL}_clicks", uid, {key: sent[key] for key in ("front", "background")})
+    (tmp_path / answer.name).write_bytes(answer.content)
+    np.testing.assert_array_equal(open_volume(tmp_path / answer.name)[0], found)
+    assert found.any() and not np.array_equal(found, received(client, uid, tmp_path)[0])
 
 
 def test_a_label_is_stored_in_the_archive_and_retrains_the_model(

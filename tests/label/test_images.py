@@ -144,6 +144,18 @@ def test_a_persons_box_and_clicks_correct_the_mask(
     np.testing.assert_array_equal(mask_of(client.infer(MODEL, "turned").content), alone)
 
 
+def test_for_a_client_that_clicks_the_model_is_there_once_more(client: Client) -> None:
+    offered = client.get("/info/")["models"][f"{MODEL}_clicks"]
+    assert (offered["type"], offered["labels"], offered["dimension"]) == ("deepgrow", {"polyp": 1}, 3)
+    clicks = {"label": "polyp", "foreground": [[100, 90, 0], [120, 100, 0]], "background": [[65, 45, 0]]}  # 3D Slicer
+    found = mask_of(client.infer(f"{MODEL}_clicks", "plain", clicks).content)
+    pixels = {kind: [[x, y] for x, y, _ in clicks[kind]] for kind in ("foreground", "background")}
+    np.testing.assert_array_equal(found, mask_of(client.infer(MODEL, "plain", {"points": pixels}).content))
+    alone = mask_of(client.infer(MODEL, "plain").content)
+    assert not np.array_equal(found, alone)
+    np.testing.assert_array_equal(mask_of(client.infer(f"{MODEL}_clicks", "plain").content), alone)
+
+
 def scores_of(client: Client) -> dict[str, float]:
     """Of the images that have one, in the datastore."""
     objects = client.get("/datastore/?output=all")["objects"]
@@ -155,7 +167,7 @@ def test_the_next_sample_is_the_one_that_the_model_is_least_certain_of(
     client: Client, studies: Path, image_model: Path
 ) -> None:
     info = client.get("/info/")
-    assert next(iter(info["strategies"])) == "least_certain" and MODEL in info["scoring"]
+    assert next(iter(info["strategies"])) == "least_certain" and list(info["scoring"]) == [MODEL]
     chosen = client.post("/activelearning/least_certain")
     assert client.post(f"/scoring/{MODEL}?run_sync=true")["images"] == len(SAVED)
     found = scores_of(client)
@@ -241,7 +253,8 @@ def test_one_label_then_two_retrain_the_model_that_is_used_next(
     images.mkdir()
     shutil.copy(studies / "plain.png", images)
     expected = by_command(models / "model.pt", images, tmp_path / "masks")
-    np.testing.assert_array_equal(mask_of(client.infer(MODEL, "plain").content), expected["plain"])
+    for name in (MODEL, f"{MODEL}_clicks"):
+        np.testing.assert_array_equal(mask_of(client.infer(name, "plain").content), expected["plain"])
 
     before = scores_of(client)
     assert client.post("/activelearning/least_certain")["id"] not in ("plain", "photo")  # they have labels

@@ -170,6 +170,22 @@ def test_a_persons_box_corrects_its_slices_and_the_least_certain_volume_comes_fi
     assert chosen["id"] == max(scores, key=lambda name: scores[name]) and len(set(scores.values())) > 1
 
 
+def test_clicks_under_the_names_of_several_classes(client: Client, tmp_path: Path) -> None:
+    """As 3D Slicer and OHIF send them to a DeepEdit model: voxels of the file, also of an oblique one."""
+    clicking = f"{MODEL}_clicks"
+    offered = client.get("/info/")["models"][clicking]
+    assert (offered["type"], offered["labels"], offered["dimension"]) == ("deepedit", {"front": 1, "back": 2}, 3)
+    clicks = {"front": [[10, 12, 2]], "back": [[20, 20, 2], [21, 22, 3]], "background": [[1, 1, 2]], "label": "front"}
+    by_class = {name: {"foreground": clicks[name], "background": clicks["background"]} for name in ("front", "back")}
+    answers = [received(client, "oblique", tmp_path, points=by_class)]
+    sent = client.infer(clicking, "oblique", {**clicks, "polyp": []})  # the label of the other model of the server
+    (tmp_path / sent.name).write_bytes(sent.content)
+    answers.append(open_volume(tmp_path / sent.name))
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(answers[0][0], received(client, "oblique", tmp_path)[0])
+
+
 def test_a_dicom_folder_gives_nifti(client: Client, series: Path, volume_model: Path, tmp_path: Path) -> None:
     classes, where = by_command(volume_model, series, tmp_path / "command")["series 1"]
     found, affine = received(client, str(series), tmp_path)

@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +55,17 @@ def run_model(page: Any) -> None:
     with page.expect_response(lambda answer: "/infer/" in answer.url):
         page.get_by_role("button", name="Run").first.click()
     page.wait_for_timeout(5000)
+
+
+def click_and_run(page: Any, label: str, place: tuple[int, int]) -> dict[str, Any]:
+    """Click a place of the page for a label in the panel for clicks, press its button; what was sent to the server."""
+    panel = page.locator(".tab", has_text="Point Prompts")
+    panel.get_by_text("Point Prompts").click()
+    panel.locator("tr.clickable-row", has_text=label).click()
+    page.mouse.click(*place)
+    page.wait_for_timeout(1000)
+    with page.expect_response(lambda answer: "/infer/" in answer.url) as answered:
+        panel.get_by_role("button", name="Run").click()
+    page.wait_for_timeout(5000)
+    sent = answered.value.request
+    return {"url": sent.url, **json.loads(re.findall(r"\{.*\}", sent.post_data)[0])}
