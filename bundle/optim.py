@@ -97,6 +97,13 @@ class ClippedMuon(Optimizer):
         self.param_groups = self._muon.param_groups + self._adamw.param_groups
 
 
+def steps_of(fraction: float, total_steps: int, name: str) -> int:
+    """How many steps a fraction of the training is; `BundleError` unless it lies between 0 and 1."""
+    if not 0 <= fraction <= 1:
+        raise BundleError(f"{name} is {fraction}, expected a fraction of the training between 0 and 1.")
+    return math.ceil(fraction * total_steps)
+
+
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
     """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine down to zero.
 

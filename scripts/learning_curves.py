@@ -119,7 +119,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--step", type=int, default=50, help="labels more in each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="after the first training (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=900, help="of each training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="of each training (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each training (%(default)s)")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "learning_curves")

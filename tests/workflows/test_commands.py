@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from bundle.data import load_datalists
 from bundle.description import sha256_of
 from bundle.errors import find_bundle_error
+from bundle.losses import SamSPLoss
 from bundle.masks import open_mask
 from bundle.network import SamSP, SamSPOutput
 from bundle.sam import PIXEL_MEAN, PIXEL_STD
@@ -432,10 +434,30 @@ def test_a_switched_knob_does_something(root: Path, dataset: Path) -> None:
     assert engine(distill_weight=0.25).loss_function.distill_weight == 0.25
     assert engine(prompt="none").network.prompt == "none"
     assert engine(trainable="decoder").network.image_encoder.pos_embed.requires_grad is False
-    with pytest.raises(Exception) as caught:
-        engine(amp="maybe")
-    assert "amp is 'maybe'" in str(find_bundle_error(caught.value))
+    for override, words in (({"amp": "maybe"}, "amp is 'maybe'"), ({"distill_rampup": 2}, "distill_rampup is 2, exp")):
+        with pytest.raises(Exception) as caught:
+            engine(**override)
+        assert words in str(find_bundle_error(caught.value))
     sys.excepthook = hook
+
+
+@pytest.mark.parametrize(
+    ("rampup", "weights"), [(0.5, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]), (0, [1.0] * 8), (1, np.arange(1, 9) / 8)]
+)
+def test_the_weight_of_the_distillation_rises(
+    rampup: float, weights: Sequence[float], root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    forward = SamSPLoss.forward
+
+    def note(loss: SamSPLoss, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
+        seen.append(loss.distill_weight)
+        return forward(loss, output, label)
+
+    monkeypatch.setattr(SamSPLoss, "forward", note)
+    knobs = {**SMALL, "dataset_dir": str(dataset), "batch_size": 6, "epochs": 4, "distill_rampup": rampup}
+    command("training", TRAIN, root, **knobs)
+    assert seen == pytest.approx(list(weights))
 
 
 def test_without_weights_one_sentence_says_what_to_run(root: Path, dataset: Path) -> None:
