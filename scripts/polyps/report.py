@@ -35,6 +35,10 @@ PAIRS = (
     ("self-distillation, with the self-prompt", "sam_sp", "self"),
     ("both: SAM-SP", "sam_sp", "none"),
     ("both, when all is trained", "full", "full_none"),
+    ("alpha rising from 0, with SAM-SP", "sam_sp_rising", "sam_sp"),
+    ("SAM-SP with alpha rising", "sam_sp_rising", "none"),
+    ("alpha rising from 0, when all is trained", "full_rising", "full"),
+    ("SAM-SP with alpha rising, when all is trained", "full_rising", "full_none"),
     ("a simulated person, with SAM-SP", "sam_sp_corrected", "sam_sp"),
     ("SAM-SP and the person", "sam_sp_corrected", "none"),
     ("a simulated person, when all is trained", "full_corrected", "full"),
@@ -112,7 +116,7 @@ def main_table(cells: Cells) -> str:
         *(f"{test}: IoU" for test in TESTS),
     ]
     lines = []
-    for row in _rows("pretrained", "main", "person", "trained", "shipped"):
+    for row in _rows("pretrained", "main", "rising", "person", "trained", "shipped"):
         done = cells.get(row.name, [])
         untrained = [(prompt, f"{row.title}, {PRETRAINED[prompt]}") for prompt in row.prompts if prompt in PRETRAINED]
         for prompt, title in ([("trained", row.title)] if row.seeds else untrained) if done else ():
@@ -128,7 +132,7 @@ def saliency_table(cells: Cells) -> str:
     names = ("MAE", "S", "E", "wF")
     lines = [
         [row.title, *(f"{values_of(cells[row.name], test, name).mean():.3f}" for test in tests for name in SALIENCY)]
-        for row in _rows("main", "person", "trained")
+        for row in _rows("main", "rising", "person", "trained")
         if row.name in cells
     ]
     return in_markdown(["", *(f"{test}: {name}" for test in tests for name in names)], lines)
@@ -137,7 +141,16 @@ def saliency_table(cells: Cells) -> str:
 def passes_table(cells: Cells) -> str:
     """Dice of y0, of y1, and of y1 under the expert's box; IoU of SP's box with the true one."""
     lines = []
-    for name in ("pretrained", "sam_sp", "sam_sp_corrected", "full", "full_corrected", "shipped"):
+    for name in (
+        "pretrained",
+        "sam_sp",
+        "sam_sp_rising",
+        "sam_sp_corrected",
+        "full",
+        "full_rising",
+        "full_corrected",
+        "shipped",
+    ):
         trained = "trained" if ROWS[name].seeds else "self"
         for test in TESTS if name in cells else ():
             shown = [
@@ -157,7 +170,7 @@ def difference_table(cells: Cells) -> str:
         if first in cells and second in cells
     ]
     if "sam_sp" in cells:
-        for name in ("sam_sp", "full", "sam_sp_corrected", "full_corrected"):
+        for name in ("sam_sp", "full", "sam_sp_rising", "full_rising", "sam_sp_corrected", "full_corrected"):
             done = cells.get(name, [])
             if done:
                 pairs = [(values_of(done, test, "dice"), values_of(done, test, "dice_initial")) for test in TESTS]
@@ -203,7 +216,7 @@ def rate_table(cells: Cells) -> str:
 def noise_table(cells: Cells) -> str:
     """What two seeds of the same row differ by."""
     lines = []
-    for row in _rows("main", "person", "trained"):
+    for row in _rows("main", "rising", "person", "trained"):
         done = cells.get(row.name, [])
         if len(done) > 1:
             means = [values_of(done, test, "dice").mean(axis=1) for test in TESTS]
@@ -230,7 +243,7 @@ def draw_curves(cells: Cells, path: Path) -> None:
     panels = figure.subplots(1, 2)
     titles = (("val_dice", "validation Dice of y1"), ("val_box_iou", "IoU of the box of y0 with the true box"))
     for axes, (measure, title) in zip(panels, titles, strict=True):
-        for index, row in enumerate(_rows("main", "person", "trained")):
+        for index, row in enumerate(_rows("main", "rising", "person", "trained")):
             for cell in cells.get(row.name, []):
                 share = [point["epoch"] / cell["epochs"] * cell["budget_minutes"] for point in cell["curve"]]
                 label = row.name if cell is cells[row.name][0] else None

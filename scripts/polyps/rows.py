@@ -87,6 +87,12 @@ PERSON = (
     Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated person", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
     Row("full_corrected", "full, SAM-SP with a simulated person", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
 )
+# What configs/train.json has as its default; all other rows have alpha constant, as in the paper.
+RAMPUP: Knobs = {"distill_rampup": 0.3}
+RISING = (
+    Row("sam_sp_rising", "SAM-SP (LoRA), alpha rising from 0", {**LORA, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
+    Row("full_rising", "full, SAM-SP, alpha rising from 0", {**FULL, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
+)
 TRAINED_PART = (
     Row("decoder", "decoder only, SAM-SP", DECODER),
     Row("full_random", "full, SAM-SP, from random weights", {**FULL, "sam_checkpoint": "random"}, (0, 1)),
@@ -123,6 +129,7 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
     "rates": RATES,
     "pretrained": (PRETRAINED,),
     "main": MAIN,
+    "rising": RISING,
     "person": PERSON,
     "trained": TRAINED_PART,
     "shipped": (SHIPPED,),
