@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import run
 from monai.fl.client import MonaiAlgo
@@ -43,8 +43,10 @@ from bundle.sam import PIXEL_MEAN, PIXEL_STD
 from bundle.weights import describe, stems_sha256, write_atomically, write_pair
 from scripts.knobs import parse_with_knobs
 from scripts.measure import machine
+from scripts.polyps.bootstrap import interval, paired_interval
 from scripts.polyps.cells import ROOT, write_cell
 from scripts.polyps.data import Polyps, lay_out, sequences_of, write_list
+from scripts.polyps.report import in_markdown, with_interval
 
 SHARED = ROOT.parent / "shared" / "data"
 KNOBS = {"batch_size": 4, "cache": 2000, "num_workers": 0, "device": "cpu"}
@@ -279,13 +281,16 @@ def test_scores(name: str, plan: Plan) -> dict[str, float]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Mean Dice of each model on each test, in Markdown."""
-    tests = list(next(iter(result["models"].values()))["dice"])
-    lines = [f"| trained on | {' | '.join(tests)} |", "|---" * (len(tests) + 1) + "|"]
-    for name, model in result["models"].items():
-        cells = " | ".join(f"{fmean(model['dice'][test]):.3f}" for test in tests)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
+    """Mean Dice of each model on each test, and what the federation has more than each site alone, in Markdown."""
+    dice = {name: model["dice"] for name, model in result["models"].items()}
+    tests = list(dice[TOGETHER])
+    lines = [
+        [name, *(with_interval(interval(np.array([values[test]]))) for test in tests)] for name, values in dice.items()
+    ]
+    for name in (name for name in dice if name != TOGETHER):
+        pairs = [(np.array([dice[TOGETHER][test]]), np.array([dice[name][test]])) for test in tests]
+        lines.append([f"{TOGETHER} - {name}", *(with_interval(paired_interval(*pair), "+") for pair in pairs)])
+    return in_markdown(["trained on", *tests], lines)
 
 
 if __name__ == "__main__":

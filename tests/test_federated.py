@@ -31,7 +31,7 @@ from bundle.description import read_description
 from bundle.errors import BundleError, find_bundle_error
 from bundle.network import SamSP
 from scripts import federated_job, federated_model
-from scripts.federated import Plan, federate, test_scores
+from scripts.federated import Plan, federate, table, test_scores
 from scripts.polyps.data import write_list
 from tests.conftest import ROOT, randomize
 
@@ -184,6 +184,21 @@ def test_what_a_job_refuses(tmp_path: Path, words: list[str], sentence: str) -> 
     with pytest.raises(BundleError, match=re.escape(sentence)):
         federated_job.main([str(tmp_path / "job"), "--bundle_root", "/b", "--site", "a=/data", *words])
     assert not (tmp_path / "job").exists()
+
+
+def test_the_table_compares_the_federation_with_each_site() -> None:
+    dice = {"together": [0.9, 0.8], "a": [0.5, 0.4], "b": [0.9, 0.8]}
+    lines = table({"models": {name: {"dice": {"kvasir": values}} for name, values in dice.items()}}).splitlines()
+    assert lines[2].startswith("| together | 0.850 [")
+    assert lines[5:] == ["| together - a | +0.400 [+0.400, +0.400] |", "| together - b | +0.000 [+0.000, +0.000] |"]
+
+
+def test_the_guide_has_the_measured_table() -> None:
+    path = ROOT / "docs" / "federated.json"
+    if not path.is_file():
+        pytest.skip("python -m scripts.federated was not run yet")
+    found = table(json.loads(path.read_text(encoding="utf-8")))
+    assert found in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

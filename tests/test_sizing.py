@@ -16,7 +16,7 @@ import json
 
 import pytest
 
-from scripts import sizing
+from scripts import scaling, sizing
 from tests.conftest import ROOT
 
 ROWS = [
@@ -43,3 +43,11 @@ def test_what_fits() -> None:
 
 def test_the_guide_has_this_table() -> None:
     assert sizing.table() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_has_the_measured_table() -> None:
+    path = ROOT / "docs" / "scaling.json"
+    if not path.is_file():
+        pytest.skip("python -m scripts.scaling was not run yet")
+    found = scaling.table(json.loads(path.read_text(encoding="utf-8")))
+    assert found in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
