@@ -115,3 +115,10 @@ def test_the_document_shows_the_files() -> None:
     if not cells:
         pytest.skip("the learning curves were not run yet")
     assert fill(text, {"curves": curves_table(cells)}) == text
+
+
+def test_the_results_show_what_a_constant_alpha_did() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    cells = read_json_files(ROOT / "docs" / "results" / "constant_alpha")
+    rows = [f"| {cell['labels']} | {cell['order']} | {cell['seed']} | {np.mean(cell['dice']):.3f} |" for cell in cells]
+    assert len(rows) == 5 and all(row in text for row in rows)
