@@ -29,8 +29,8 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 # What is traced with one batch must hold for others: one image, and as many as have different boxes.
 BATCHES = (1, 3)
 # Beyond these a file is not written.
-LARGEST_DIFFERENCE = 1e-3  # of logits up to LARGE; of larger ones as much in proportion, for rounding grows with them
-LARGE = 10.0
+LARGEST_DIFFERENCE = 1e-3  # in an image whose logits go up to LARGE; where they go further as much in proportion: a
+LARGE = 10.0  # logit is a sum of terms, whose rounding stays when they cancel, and terms are as large as logits get
 LEAST_AGREEMENT = 0.999  # share of pixels that are marked alike
 # So many records are looked at for images with different boxes.
 LOOKED_AT = 24
@@ -120,8 +120,8 @@ def check(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[
         if not agreement.is_close:
             raise BundleError(
                 f"{name} is not written, for it does not agree with PyTorch: {agreement}; expected at most "
-                f"{LARGEST_DIFFERENCE} (of logits beyond {LARGE:g} {LARGEST_DIFFERENCE / LARGE} of their size) and at "
-                f"least {LEAST_AGREEMENT}."
+                f"{LARGEST_DIFFERENCE} (where logits go beyond {LARGE:g} {LARGEST_DIFFERENCE / LARGE} of the largest) "
+                f"and at least {LEAST_AGREEMENT}."
             )
         agreements.append(agreement)
     return agreements
@@ -132,5 +132,6 @@ def agree(found: torch.Tensor, expected: torch.Tensor, exclusive: bool) -> Agree
     same = label_map(found, exclusive) == label_map(expected, exclusive)
     worst = same.flatten(1).float().mean(dim=1).min()
     difference = (found - expected).abs()
-    share = difference / (LARGEST_DIFFERENCE * (expected.abs() / LARGE).clamp(min=1))
+    largest = expected.abs().amax(dim=(2, 3), keepdim=True)
+    share = difference / (LARGEST_DIFFERENCE * (largest / LARGE).clamp(min=1))
     return Agreement(len(found), difference.max().item(), share.max().item(), worst.item())

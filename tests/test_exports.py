@@ -167,6 +167,8 @@ def test_agreement() -> None:
     large = expected * 30
     assert agree(large * (1 + 9e-5), large, False).is_close  # rounding
     assert not agree(large * (1 + 2e-4), large, False).is_close
+    sure = torch.tensor([-80.0, 1.0, 2.0, -3.0]).reshape(1, 1, 2, 2)  # rounding is that of the largest logit everywhere
+    assert agree(sure + 7e-3, sure, False).is_close and not agree(sure + 9e-3, sure, False).is_close
     flipped = agree(torch.where(expected == 1, -1e-4, expected), expected, False)
     assert flipped.masks == 0.75 and flipped.logits > 1
     assert not agree(expected * float("nan"), expected, False).is_close
