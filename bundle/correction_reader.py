@@ -34,8 +34,6 @@ from bundle.weights import class_labels
 KINDS = {"foreground": 1, "background": 0}
 # Which class the clicks of a client are about.
 CLASS = "label"
-# Where `Reading` finds clicks that a client sends under the names of the classes.
-NAMED = "named"
 
 
 class Said(NamedTuple):
@@ -151,8 +149,8 @@ class ReadCorrectionsd(MapTransform):
             if given or lists:
                 labels = class_labels(self.weights)
                 file = os.path.basename(str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)))
-                named = {NAMED: clicks} if (clicks := _named(lists, labels)) else {}
-                said = Reading(file, labels, self.limits(image)).read(given | named, d.get(CLASS))
+                reading = Reading(file, labels, self.limits(image))
+                said = reading.read(reading.with_named(given, lists), d.get(CLASS))
             image.meta[META_KEY] = to_text(self.to_input(said, image))
         return d
 
@@ -169,12 +167,6 @@ class ReadCorrectionsd(MapTransform):
             )
             for klass, (boxes, points) in said.items()
         }
-
-
-def _named(lists: Mapping[Any, list], labels: Mapping[str, str]) -> dict[str, list]:
-    """Those under the name of a class."""
-    names = {name.lower() for name in labels.values()}
-    return {key: value for key, value in lists.items() if str(key).lower() in names}
 
 
 class ReadVolumeCorrectionsd(ReadCorrectionsd):
@@ -264,12 +256,33 @@ class Reading:
     def __init__(self, file: str, labels: Mapping[str, str], limits: Sequence[int]) -> None:
         self.file, self.labels, self.limits = file, labels, limits
 
+    def with_named(self, given: Mapping[str, Any], lists: Mapping[Any, list]) -> Mapping[str, Any]:
+        """Bring clicks under the names of the classes to "points"; one on the background is about all classes.
+
+        Args:
+            given: by the keys of `ReadCorrectionsd`, without what is empty.
+            lists: what else the record has as a list.
+        """
+        foreground = {str(key).lower(): value for key, value in lists.items()}
+        if not any(name.lower() in foreground for name in self.labels.values()):
+            return given
+        for key in {POINTS, "foreground"} & given.keys():
+            self._refuse(key, given[key], "no clicks there beside those under names of classes")
+        rest, background = dict(given), given.get("background", [])
+        rest.pop("background", None)
+        kinds = {
+            name: {"foreground": foreground.get(name.lower(), []), "background": background}
+            for name in self.labels.values()
+        }
+        points = {name: clicks for name, clicks in kinds.items() if any(clicks.values())}
+        return rest | ({POINTS: points} if points else {})
+
     def read(self, given: Mapping[str, Any], clicked: Any = None) -> dict[int, Said]:
         """What is said about each class, by its place.
 
         Args:
-            given: by the keys of `ReadCorrectionsd`, clicks by the names of the classes under `NAMED`.
-            clicked: the class that other clicks are about; None where there is one.
+            given: by the keys of `ReadCorrectionsd`.
+            clicked: the class that clicks are about; None where there is one.
         """
         found: dict[int, Said] = {}
         for klass, value in self._by_class(BOXES, given.get(BOXES), isinstance(given.get(BOXES), list | tuple)):
@@ -280,22 +293,11 @@ class Reading:
         alone = isinstance(points, Mapping) and all(isinstance(value, list | tuple) for value in points.values())
         several = self._by_class(POINTS, points, alone)
         clicks = {kind: given[kind] for kind in KINDS if kind in given}
-        if NAMED in given and "foreground" in clicks:
-            self._refuse("foreground", clicks["foreground"], "no clicks there beside those under names of classes")
-        if NAMED in given:
-            several += self._named(given[NAMED], clicks.get("background", []))
-        elif clicks:
+        if clicks:
             several += self._by_class(POINTS, clicks if clicked is None else {clicked: clicks}, clicked is None)
         for klass, value in several:
             found.setdefault(klass, Said([], [])).points.extend(self._points(value))
         return found
-
-    def _named(self, named: Mapping[str, list], background: Any) -> list[tuple[int, Any]]:
-        """A background click says of every class that it is not there."""
-        foreground = {self._class(POINTS, name): points for name, points in named.items()}
-        kinds = {klass: {"foreground": foreground.get(klass, []), "background": background}
-                 for klass in range(len(self.labels))}  # fmt: skip
-        return [(klass, value) for klass, value in kinds.items() if any(value.values())]
 
     def _by_class(self, key: str, value: Any, alone: bool) -> list[tuple[int, Any]]:
         if value is None:

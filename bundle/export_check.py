@@ -28,9 +28,9 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 # What is traced with one batch must hold for others: one image, and as many as have different boxes.
 BATCHES = (1, 3)
-# Beyond these a file is not written.
-LARGEST_DIFFERENCE = 1e-3  # in an image whose logits go up to LARGE; where they go further as much in proportion: a
-LARGE = 10.0  # logit is a sum of terms, whose rounding stays when they cancel, and terms are as large as logits get
+# Beyond these a file is not written. The difference is for images whose logits go up to LARGE, and grows with the
+# largest where they go further: a logit is a sum, and the rounding of its terms stays where they cancel.
+LARGEST_DIFFERENCE, LARGE = 1e-3, 10.0
 LEAST_AGREEMENT = 0.999  # share of pixels that are marked alike
 # So many records are looked at for images with different boxes.
 LOOKED_AT = 24

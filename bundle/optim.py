@@ -109,9 +109,7 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> Lamb
 
     The state holds the step alone, so a resumed run follows the schedule of its own number of epochs.
     """
-    if not 0 <= warmup < 1:
-        raise BundleError(f"warmup is {warmup}, expected a fraction of the training between 0 and 1.")
-    warmup_steps = math.ceil(warmup * total_steps)
+    warmup_steps = steps_of(warmup, total_steps, "warmup")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -128,7 +128,7 @@ def markdown(dice: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence
     ]
     for name, values in dice.items():
         took = median(seconds[name])
-        drop = mean(dice[EAGER]) - mean(values)
+        drop = round(mean(dice[EAGER]) - mean(values), 4) + 0.0  # no -0.0
         lines.append(f"| {name} | {mean(values):.4f} | {drop:.4f} | {took * 1e3:.1f} | {took / reference:.2f} |")
     return "\n".join(lines)
 

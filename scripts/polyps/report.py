@@ -237,8 +237,10 @@ TABLES = {
 
 def draw_curves(cells: Cells, path: Path) -> None:
     """Over the minutes of training: validation Dice of y1, and IoU of SP's box with the true one."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]  # more rows than the default has colors
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     titles = (("val_dice", "validation Dice of y1"), ("val_box_iou", "IoU of the box of y0 with the true box"))
@@ -247,7 +249,7 @@ def draw_curves(cells: Cells, path: Path) -> None:
             for cell in cells.get(row.name, []):
                 share = [point["epoch"] / cell["epochs"] * cell["budget_minutes"] for point in cell["curve"]]
                 label = row.name if cell is cells[row.name][0] else None
-                axes.plot(share, [point[measure] for point in cell["curve"]], color=f"C{index}", label=label, lw=1.2)
+                axes.plot(share, [point[measure] for point in cell["curve"]], color=colors[index], label=label, lw=1.2)
         axes.set(title=title, xlabel="minutes of training steps", ylim=(0, 1))
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8, loc="upper right", ncols=4)
