@@ -110,6 +110,8 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> Lamb
     The state holds the step alone, so a resumed run follows the schedule of its own number of epochs.
     """
     warmup_steps = steps_of(warmup, total_steps, "warmup")
+    if warmup == 1:
+        raise BundleError("warmup is 1, expected a fraction below it: no step would be left for the rate to fall.")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

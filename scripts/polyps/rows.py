@@ -90,8 +90,8 @@ PERSON = (
 # What configs/train.json has as its default; all other rows have alpha constant, as in the paper.
 RAMPUP: Knobs = {"distill_rampup": 0.3}
 RISING = (
-    Row("sam_sp_rising", "SAM-SP (LoRA), alpha rising from 0", {**LORA, **RAMPUP}, prompts=BY_EXPERT),
-    Row("full_rising", "full, SAM-SP, alpha rising from 0", {**FULL, **RAMPUP}, prompts=BY_EXPERT),
+    Row("sam_sp_rising", "SAM-SP (LoRA), alpha rising from 0", {**LORA, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
+    Row("full_rising", "full, SAM-SP, alpha rising from 0", {**FULL, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
 )
 TRAINED_PART = (
     Row("decoder", "decoder only, SAM-SP", DECODER),
