@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from bundle import uncertainty
 from bundle.corrections import Corrections, corrections_of_images
+from bundle.embedding_cache import EmbeddingCache
 from bundle.network import SamSPOutput
 from bundle.prompts import boxes_from_logits
 from bundle.transforms import longest_side_size, plain
@@ -62,11 +63,13 @@ class SamSPInferer(Inferer):
         both: return 2K channels, first y1, then y0 (see `bundle.transforms.SplitPassesd`), instead of the K of y1.
         scored: put into the metadata how little the mask is to be trusted, see `bundle.uncertainty`; for one image at a
             time.
+        embedding_cache: MiB for what the network made of the images before, see `bundle.embedding_cache`; 0 for none.
     """
 
-    def __init__(self, both: bool = False, scored: bool = False) -> None:
+    def __init__(self, both: bool = False, scored: bool = False, embedding_cache: float = 0) -> None:
         super().__init__()
         self.both, self.scored = both, scored
+        self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
@@ -78,8 +81,8 @@ class SamSPInferer(Inferer):
         """
         corrections = corrections_of_images(inputs)
         score: float | None = None
-        if self.both or self.scored or corrections:
-            output = segment(inputs, network, label, corrections)
+        if self.both or self.scored or self.cache or corrections:
+            output = segment(inputs, network, label, corrections, self.cache)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
             score = float(uncertainty.score(output, _plain(network).exclusive).max()) if self.scored else None
@@ -100,6 +103,7 @@ def segment(
     network: Callable[..., Any],
     label: torch.Tensor | None = None,
     corrections: Corrections | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> SamSPOutput:
     """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
     image = plain(inputs)
@@ -107,6 +111,8 @@ def segment(
     given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
     if sam_sp.prompt == "expert" and label is not None:
         given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+    elif cache is not None:
+        return cache.segment(image, sam_sp, corrections)
     if corrections:
         given["corrections"] = corrections
     return sam_sp.segment(image, **given)

@@ -194,13 +194,17 @@ class SamSP(nn.Module):
                 "prompt is 'expert', which takes boxes from labels: only an evaluation has them; use 'self'."
             )
         embedding = self.image_encoder(image)
-        initial, iou = self.decode(embedding, None)
-        boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
-        refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
-        output = SamSPOutput(initial, refined, boxes_xyxy, iou)
+        output = self.passes(embedding, expert_xyxy)
         if label is not None:
             output = output._replace(corrected=self.practice(embedding, output, label))
         return self.correct(embedding, output, corrections) if corrections else output
+
+    def passes(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
+        """Both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
+        initial, iou = self.decode(embedding, None)
+        boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
+        refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
+        return SamSPOutput(initial, refined, boxes_xyxy, iou)
 
     def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: Corrections) -> SamSPOutput:
         """Decode y1 anew for the images and classes that a person says something about; all others stay as they are.

@@ -36,6 +36,7 @@ from bundle import uncertainty
 from bundle.classes import label_map
 from bundle.corrections import Corrections, corrections_of_volume, within
 from bundle.description import description_path, read_description
+from bundle.embedding_cache import EmbeddingCache
 from bundle.errors import BundleError
 from bundle.inferers import segment, with_score
 from bundle.network import SamSPOutput
@@ -195,6 +196,7 @@ class VolumeInferer(Inferer):
         exclusive: see `bundle.classes.label_map`.
         both: also the label map of y0, after that of y1.
         scored: put into the metadata how little the masks are to be trusted, see `bundle.uncertainty`.
+        embedding_cache: MiB for what the network made of the slices before, see `bundle.embedding_cache`; 0 for none.
     """
 
     def __init__(
@@ -205,10 +207,12 @@ class VolumeInferer(Inferer):
         exclusive: bool = True,
         both: bool = False,
         scored: bool = False,
+        embedding_cache: float = 0,
     ) -> None:
         super().__init__()
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
         self.exclusive, self.both, self.scored = exclusive, both, scored
+        self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
@@ -249,7 +253,7 @@ class VolumeInferer(Inferer):
         sam_sp: Any = getattr(network, "module", network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections)
+        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections, cache=self.cache)
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundle.corrections import Corrections, Prompt
+from bundle.embedding_cache import EmbeddingCache
 from bundle.inferers import CpuAutocastInferer
 from bundle.losses import SamSPLoss
 from bundle.network import SamSP
@@ -38,6 +40,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "inference": (SEGMENT_ANYTHING, "one_decode", "sam_sp"),
     "training": (SEGMENT_ANYTHING, "sam_sp", "sam_sp_checkpointing", "sam_sp_bfloat16"),
     "classes": ("decode", "one_class", "three_classes"),
+    "correction": ("encode_again", "embedding_cache"),
     "forms": ATTENTION_FORMS,
 }
 
@@ -67,6 +70,7 @@ def make_step(case: Case) -> Step:
         "inference": _inference,
         "training": _training,
         "classes": _classes,
+        "correction": _correction,
     }
     return makers[case.task](case)
 
@@ -149,6 +153,23 @@ def _classes(case: Case) -> Step:
     def step() -> torch.Tensor:
         with torch.no_grad():
             return network.decode(embedding, None)[0] if case.implementation == "decode" else network(image)
+
+    return step
+
+
+def _correction(case: Case) -> Step:
+    """Image and a click to low-resolution logits, where the image came before; no click is kept, nor what it gave."""
+    torch.manual_seed(0)
+    network = SamSP(sam=case.sam, image_size=case.image_size, trainable="full").eval()
+    image = random_image(case.image_size)
+    cache = EmbeddingCache(mebibytes=64)
+    corrections: Corrections = {(0, 0): Prompt(points_xyl=((20.0, 10.0, 1),))}
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            if case.implementation == "embedding_cache":
+                return cache.segment(image, network, corrections).refined
+            return network.segment(image, corrections=corrections).refined
 
     return step
 

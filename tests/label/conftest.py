@@ -13,7 +13,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +44,16 @@ def app_models(server: Server, model: str) -> Path:
     """Where a server keeps its copy of a model."""
     log = Path(server.said.split("log: ")[1].splitlines()[0])
     return log.parents[1] / "model" / model / "models"
+
+
+def encoder_runs(server: Server, model: str, requests: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many images the encoder sees in each request, by the app of a server in a process of its own."""
+    app = app_models(server, model).parents[2]
+    command = [PYTHON, "-m", "tests.label.encoder_runs", app, model, json.dumps(requests)]
+    ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert ran.returncode == 0, ran.stderr
+    runs: list[int] = json.loads(ran.stdout.splitlines()[-1])
+    return runs
 
 
 @pytest.fixture(scope="session")

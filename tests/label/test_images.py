@@ -36,7 +36,7 @@ from bundle.masks import open_mask
 from bundle.weights import load_weights, network_for
 from tests.conftest import ROOT
 from tests.label.client import Client, Server, parts_of
-from tests.label.conftest import app_models
+from tests.label.conftest import app_models, encoder_runs
 from tests.workflows.commands import INFER, command
 
 MODEL = "sam_sp_2d"
@@ -154,6 +154,14 @@ def test_for_a_client_that_clicks_the_model_is_there_once_more(client: Client) -
     alone = mask_of(client.infer(MODEL, "plain").content)
     assert not np.array_equal(found, alone)
     np.testing.assert_array_equal(mask_of(client.infer(f"{MODEL}_clicks", "plain").content), alone)
+
+
+def test_a_click_does_not_cost_the_encoder_again(server: Server, studies: Path) -> None:
+    image, other = str(studies / "plain.png"), str(studies / "photo.jpg")
+    clicked = {"image": image, "label": "polyp", "foreground": [[100, 90, 0]], "background": []}
+    box = {"image": image, "boxes": [60, 40, 170, 150]}
+    requests = [{"image": image}, clicked, box, {"image": other}, {**clicked, "background": [[65, 45, 0]]}, box]
+    assert encoder_runs(server, MODEL, requests) == [1, 0, 0, 1, 0, 0]
 
 
 def scores_of(client: Client) -> dict[str, float]:

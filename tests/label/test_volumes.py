@@ -25,7 +25,7 @@ import SimpleITK as sitk
 from bundle.volume_reader import LPS_TO_RAS, open_volume
 from tests.conftest import ROOT
 from tests.label.client import Client, Server
-from tests.label.conftest import VOLUME, app_models
+from tests.label.conftest import VOLUME, app_models, encoder_runs
 from tests.workflows.commands import INFER, command
 from tests.workflows.conftest import draw_blocks
 
@@ -184,6 +184,13 @@ def test_clicks_under_the_names_of_several_classes(client: Client, tmp_path: Pat
     for expected, found in zip(*answers, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert not np.array_equal(answers[0][0], received(client, "oblique", tmp_path)[0])
+
+
+def test_a_click_asks_for_its_slice_alone(server: Server, studies: Path) -> None:
+    image = str(studies / "oblique.nii.gz")
+    slices = draw_blocks(list(AFFINES).index("oblique"))[0].shape[2]
+    clicked = {"image": image, "front": [[10, 12, 2]], "back": [[20, 20, 2], [21, 22, 3]], "background": []}
+    assert encoder_runs(server, MODEL, [{"image": image}, clicked, {"image": image}]) == [slices, 0, 0]
 
 
 def test_a_dicom_folder_gives_nifti(client: Client, series: Path, volume_model: Path, tmp_path: Path) -> None:
