@@ -158,6 +158,7 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "cpu": _cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -81,7 +81,8 @@ def _check(name: str, value: float, limit: float) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """All tables, one under the other."""
     machine = result["machine"]
-    text = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, PyTorch {machine['torch']}"]
+    cpu = f"{machine['cpu']} ({machine['instructions']})" if "instructions" in machine else machine["cpu"]
+    text = [f"{cpu}, {machine['cores']} cores, {machine['threads']} threads, PyTorch {machine['torch']}"]
     if "peak_gflops" in result:
         peak = result["peak_gflops"]
         text.append(
@@ -110,6 +111,20 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         text.append(_table(("bar", "measured", "at most", "met"), lines))
     return "\n\n".join(text)
+
+
+def sizes(result: dict[str, Any]) -> str:
+    """Time and memory of an image, for each network and size that was measured."""
+    rows = {(r["sam"], r["image_size"], r["task"], r["implementation"]): r for r in result["rows"] if "seconds" in r}
+    columns = (("inference", "sam_sp"), ("training", "sam_sp"), ("training", "sam_sp_checkpointing"))
+    lines = []
+    for sam, size in dict.fromkeys(key[:2] for key in rows):
+        measured = [rows.get((sam, size, *column)) for column in columns]
+        if all(measured):
+            cells = [(_number(row["seconds"], ".3f"), _number(row["peak_mib"], ".0f")) for row in measured if row]
+            lines.append((f"`{sam}`", size, *(cell for pair in cells for cell in pair)))
+    head = ("", "px", "inference, s", "MiB", "training step, s", "MiB", "with checkpointing, s", "MiB")
+    return _table(head, lines)
 
 
 def _timed_cells(row: dict[str, Any]) -> tuple[Any, ...]:
