@@ -71,10 +71,14 @@ def make_runtimes(network: SamSP, folder: Path) -> dict[str, Runner]:
 
 
 def quantize(source: Path, target: Path) -> Path:
-    """Weights of matrix products in 8 bits, activations quantized as they come, by onnxruntime's own tool."""
+    """Weights of matrix products as int8, activations quantized as they come, by onnxruntime's own tool.
+
+    Of the 8 bits of a weight 7 are used: on a CPU with AVX2 alone sums of two products saturate otherwise.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    operations = ["MatMul", "Gemm"]
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=operations, reduce_range=True)
     return target
 
 
