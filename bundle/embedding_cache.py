@@ -76,9 +76,9 @@ class EmbeddingCache:
             embeddings = network.image_encoder(image[new])
             output = network.passes(embeddings)
             for index, place in enumerate(new):
-                self._embeddings.put(keys[place], (embeddings[index : index + 1].cpu().clone(),))
+                self._embeddings.put(keys[place], (_kept_copy(embeddings[index : index + 1]),))
                 row = tuple(value[index : index + 1] for value in output[:4])
-                self._passes.put(keys[place], tuple(value.cpu().clone() for value in row))
+                self._passes.put(keys[place], tuple(_kept_copy(value) for value in row))
                 rows[place] = SamSPOutput(*row)
         return [row for row in rows if row is not None]
 
@@ -88,7 +88,7 @@ class EmbeddingCache:
         if kept:
             return kept[0].to(image.device)
         embedding = network.image_encoder(image)
-        self._embeddings.put(key, (embedding.cpu(),))
+        self._embeddings.put(key, (_kept_copy(embedding),))
         return embedding
 
 
@@ -115,6 +115,11 @@ class _Recent:
     def clear(self) -> None:
         self._kept.clear()
         self._size = 0
+
+
+def _kept_copy(value: torch.Tensor) -> torch.Tensor:
+    """In main memory, without the rest of the batch that a row is a view of."""
+    return value.to("cpu", copy=True)
 
 
 def _bytes(value: tuple[torch.Tensor, ...]) -> int:
