@@ -1,11 +1,11 @@
 # make train     trains on the procedural demo set and says what to do next
 # make test      style, types and tests
 # make setup     creates .venv with everything that all need (their first half)
-# make setup-label  creates .venv-label with a MONAI Label server, see docs/monai_label.md
+# make setup-label  creates .venv-label with a MONAI Label server, see docs/guides/monai_label.md
 # make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them; what needs
 #                neither is in make test
 # make bundle    writes dist/polyp_sam_sp_segmentation_v<version>.zip, what a user needs and nothing else
-# make pretrain  trains the embedded SAM anew from procedural scenes, see docs/pretraining.md; after a stop it goes on
+# make pretrain  trains the embedded SAM anew from procedural scenes, see docs/results/pretraining.md; after a stop it goes on
 
 PYTHON ?= python3
 VENV := .venv

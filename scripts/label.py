@@ -17,8 +17,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.errors import BundleError, show_errors_plainly
-from bundle.label_server import LabelServer, require_installed
+from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.monai_label.server import LabelServer, require_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def serve(options: argparse.Namespace) -> None:
     """Start a server with the models asked for, say where it is, and end it when this process is told to end."""
-    from bundle.label_app import add_model, lay_out_app  # after the check of what is installed
+    from bundle.monai_label.app_folder import add_model, lay_out_app
 
     if options.studies is not None and not options.studies.is_dir():
         raise BundleError(f"--studies is {options.studies}, which is no folder; expected one with images.")

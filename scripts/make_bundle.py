@@ -19,9 +19,9 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bundle.description import description_path, require_described
-from bundle.errors import BundleError, show_errors_plainly
-from bundle.weights import write_atomically
+from bundle.checkpoints.model_json import description_path, require_matching_sha256
+from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "polyp_sam_sp_segmentation"
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = f"{NAME}/{MODEL}" in archive.namelist()
     what = "" if trained else f"; {MODEL} is not there, so it holds no trained network"
     print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {count} files{what})")
-    print(f"Next: unzip it, or publish it as docs/export.md says:\n  python -m zipfile -e {target} dist")
+    print(f"Next: unzip it, or publish it as docs/guides/export.md says:\n  python -m zipfile -e {target} dist")
 
 
 def make_bundle(root: Path, output_dir: Path) -> Path:
@@ -65,7 +65,7 @@ def make_bundle(root: Path, output_dir: Path) -> Path:
         if (root / name).is_symlink():
             raise BundleError(f"{name} is a link; a bundle holds files alone.")
         if name.endswith(".pt"):
-            require_described(root / name)
+            require_matching_sha256(root / name)
     target = output_dir / f"{NAME}_v{version}.zip"
     write_atomically(target, lambda path: _write(path, root, names))
     return target

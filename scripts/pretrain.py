@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each stage changes in configs/pretrain.json; docs/pretraining.md says why.
+# What each stage changes in configs/pretrain.json; docs/results/pretraining.md says why.
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "geometry": {"task": "geometry", "image_size": 128, "smallest_crop": 96, "prompts": 4, "epochs": 1},
     "near": {"image_size": 128, "smallest_crop": 96, "largest_crop": 192, "rounds": 1, "epochs": 5},

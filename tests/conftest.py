@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,14 @@ import pytest
 import torch
 from absl import logging as absl_logging
 
-from bundle import sam
-from bundle.network import SamSP
+from bundle.core.provenance import MARKER
+from bundle.procedural.demo_set import make_demo
+from bundle.sam import registry as sam
+from bundle.sam_sp.network import SamSP
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "scripts" / "experiments" / "records"
+BENCHMARKS = ROOT / "scripts" / "benchmarks" / "records"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # absl, which comes with OpenVINO and TensorBoard, logs to the stderr that it finds when it is imported. Where a command
@@ -68,3 +73,26 @@ def kvasir() -> Iterator[Path]:
     if not folder.is_dir():
         pytest.skip(f"needs the real polyp images in {folder}")
     yield folder
+
+
+@pytest.fixture(scope="session")
+def procedural(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A procedural set of 14 images."""
+    return make_demo(tmp_path_factory.mktemp("sets") / "demo", count=14, seed=3)
+
+
+@pytest.fixture(scope="session")
+def dataset(procedural: Path) -> Path:
+    """The same pictures as a user's data: a copy without the marker."""
+    copy = procedural.parent / "mine"
+    shutil.copytree(procedural, copy)
+    (copy / MARKER).unlink()
+    return copy
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle root of its own, so that nothing here publishes into the checkout."""
+    (tmp_path / "root" / "configs").mkdir(parents=True)
+    shutil.copy(ROOT / "configs" / "metadata.json", tmp_path / "root" / "configs")
+    return tmp_path / "root"

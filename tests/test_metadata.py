@@ -22,7 +22,7 @@ import pytest
 from jsonschema import Draft201909Validator
 from monai.bundle import download_large_files, verify_metadata, verify_net_in_out
 
-from bundle.checkpoints import BASE_URL, OFFICIAL
+from bundle.checkpoints.base_weights import BASE_URL, OFFICIAL
 from tests.conftest import ROOT
 
 METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))

@@ -20,14 +20,12 @@ from typing import Any
 
 import pytest
 
-from bundle.network import SamSP
-from bundle.weights import describe, write_pair
+from bundle.checkpoints.model_files import describe, write_pair
+from bundle.sam_sp.network import SamSP
+from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.label.client import PYTHON, Server
 from tests.workflows.commands import META, SMALL, TRAIN, command
-from tests.workflows.conftest import dataset, procedural, write_blocks
-
-__all__ = ["dataset", "procedural"]  # fixtures that the tests here ask for
 
 VOLUME = str(ROOT / "configs" / "volume.json")
 

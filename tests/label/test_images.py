@@ -29,11 +29,11 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from bundle.description import sha256_of
-from bundle.files import stem_of
-from bundle.inferers import SamSPInferer
-from bundle.masks import open_mask
-from bundle.weights import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.core.files import sha256_of
+from bundle.data.file_types import stem_of
+from bundle.data.image_files import open_mask
+from bundle.inference.inferers import SamSPInferer
 from tests.conftest import ROOT
 from tests.label.client import Client, Server, parts_of
 from tests.label.conftest import app_models, encoder_runs

@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from bundle.volume_reader import LPS_TO_RAS, open_volume
+from bundle.data.volume_files import LPS_TO_RAS, open_volume
+from tests.blocks import draw_blocks
 from tests.conftest import ROOT
 from tests.label.client import Client, Server
 from tests.label.conftest import VOLUME, app_models, encoder_runs
 from tests.workflows.commands import INFER, command
-from tests.workflows.conftest import draw_blocks
 
 MODEL = "sam_sp_volume"
 UID = "1.2.826.0.1.3680043.8.498"

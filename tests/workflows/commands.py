@@ -21,7 +21,7 @@ import pytest
 import torch
 from monai.bundle import run
 
-from bundle.errors import find_bundle_error
+from bundle.core.errors import find_bundle_error
 from tests.conftest import ROOT
 
 TRAIN = str(ROOT / "configs" / "train.json")

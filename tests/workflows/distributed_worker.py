@@ -21,7 +21,7 @@ import json
 import sys
 from pathlib import Path
 
-from bundle import distributed
+from bundle.core import distributed
 from tests.workflows.commands import EVALUATE, TRAIN, command
 
 if __name__ == "__main__":

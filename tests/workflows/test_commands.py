@@ -36,15 +36,16 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from bundle.data import load_datalists
-from bundle.description import sha256_of
-from bundle.errors import find_bundle_error
-from bundle.losses import SamSPLoss
-from bundle.masks import open_mask
-from bundle.network import SamSP, SamSPOutput
-from bundle.sam import PIXEL_MEAN, PIXEL_STD
-from bundle.summaries import bundle_command
-from bundle.transforms import ResizeLongestSided
+from bundle.core.command_line import bundle_command
+from bundle.core.errors import find_bundle_error
+from bundle.core.files import sha256_of
+from bundle.data.datalists import load_datalists
+from bundle.data.image_files import open_mask
+from bundle.data.transforms import ResizeLongestSided
+from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam_sp.losses import SamSPLoss
+from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import SamSPOutput
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused
 
@@ -549,7 +550,7 @@ def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, d
 
 
 def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bundle import checkpoints
+    from bundle.checkpoints import base_weights as checkpoints
 
     monkeypatch.setattr(checkpoints, "BASE_URL", "http://127.0.0.1:9/")
     sentence = refused("training", [TRAIN, str(ROOT / "configs" / "vit_b.json")], root, dataset_dir=str(dataset))

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.masks import open_mask
-from bundle.network import SamSP
-from bundle.volume_reader import open_volume
-from bundle.weights import describe, write_pair
+from bundle.checkpoints.model_files import describe, write_pair
+from bundle.data.image_files import open_mask
+from bundle.data.volume_files import open_volume
+from bundle.sam_sp.network import SamSP
+from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.workflows.commands import INFER, SMALL, TRAIN, command, load, refused
-from tests.workflows.conftest import write_blocks
 
 VOLUME = str(ROOT / "configs" / "volume.json")
 POINTS = {"procedural_0003": {"foreground": [[40, 30], [60, 50]], "background": [[5, 5]]}}

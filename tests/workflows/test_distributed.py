@@ -36,14 +36,16 @@ from monai.data import DistributedSampler
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle import demo, distributed, measures
-from bundle.errors import BundleError, find_bundle_error
-from bundle.network import SamSP
-from bundle.unet import UNetBaseline
-from bundle.weights import describe, write_pair
+from bundle.checkpoints.model_files import describe, write_pair
+from bundle.core import distributed
+from bundle.core.errors import BundleError, find_bundle_error
+from bundle.evaluation import saliency as measures
+from bundle.evaluation.unet import UNetBaseline
+from bundle.procedural.demo_set import ensure_demo
+from bundle.sam_sp.network import SamSP
+from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, load, refused
-from tests.workflows.conftest import write_blocks
 
 SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
 PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
@@ -343,7 +345,7 @@ def test_a_unet_is_trained_by_several_too(alone: None) -> None:
 @pytest.mark.parametrize("files", [PARALLEL, [*EVALUATE, MULTI_EVALUATE], SHARDED])
 def test_one_process_makes_the_procedural_set(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
     monkeypatch.setattr(distributed, "first_of_node", lambda *call: call)
-    assert parsed(files).get_parsed_content("dataset_root") == (demo.ensure_demo, f"{ROOT}/data/demo")
+    assert parsed(files).get_parsed_content("dataset_root") == (ensure_demo, f"{ROOT}/data/demo")
 
 
 def test_masks_are_not_gone_on_with_in_another_orientation(untrained: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ import torch
 from monai.bundle import ckpt_export, onnx_export
 from PIL import Image
 
-from bundle.description import read_description
-from bundle.weights import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_json import read_description
 from tests.conftest import ROOT
 from tests.workflows.commands import INFER, META, SMALL, TRAIN, command, load, refused
 

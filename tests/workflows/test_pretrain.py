@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from bundle.description import sha256_of
+from bundle.core.files import sha256_of
 from tests.conftest import ROOT
 from tests.workflows.commands import PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command, load, refused
 

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle import demo
+from bundle.core.provenance import MARKER
+from bundle.procedural.demo_set import make_demo
+from tests.blocks import write_blocks
 from tests.conftest import ROOT
-from tests.workflows.conftest import write_blocks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--epochs", "1", "--image_size", "64", "--num_workers", "0", "--device", "cpu"]
@@ -42,8 +43,8 @@ def checkout(tmp_path: Path) -> Path:
     copy = tmp_path / "a copy"  # a path with a space
     for folder in ("bundle", "configs", "models"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    demo.make_demo(copy / "my_polyps", count=14, seed=5)
-    (copy / "my_polyps" / demo.MARKER).unlink()
+    make_demo(copy / "my_polyps", count=14, seed=5)
+    (copy / "my_polyps" / MARKER).unlink()
     write_blocks(copy / "my_volumes", count=10)
     stems = sorted(path.stem for path in (copy / "my_polyps" / "images").iterdir())
     (copy / "test.txt").write_text("\n".join(stems[:2]), encoding="utf-8")

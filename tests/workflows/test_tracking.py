@@ -22,10 +22,10 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
-from bundle.description import sha256_of
-from bundle.tracking import TrackedRun
-from scripts.federated import Plan, federate
-from scripts.polyps.data import write_list
+from bundle.core.files import sha256_of
+from bundle.training.tracking import TrackedRun
+from scripts.experiments.federated_sites import Plan, federate
+from scripts.experiments.polyps.data import write_list
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command
 

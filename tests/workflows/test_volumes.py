@@ -25,10 +25,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from bundle.volume_reader import open_volume
+from bundle.data.volume_files import open_volume
+from tests.blocks import AFFINE, draw_blocks, write_blocks
 from tests.conftest import ROOT, SHARED_DATA
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, refused
-from tests.workflows.conftest import AFFINE, draw_blocks, write_blocks
 
 VOLUME = str(ROOT / "configs" / "volume.json")
 

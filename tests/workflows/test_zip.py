@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.description import sha256_of
-from bundle.errors import BundleError
+from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of
 from scripts import make_bundle
 from tests.conftest import ROOT
 from tests.workflows.hub import local_hub
@@ -63,7 +63,7 @@ def test_what_is_in_it(archive: Path) -> None:
     inside = {name.removeprefix(f"{make_bundle.NAME}/") for name in names}
     assert all(name.startswith(f"{make_bundle.NAME}/") and ".." not in name for name in names)
     assert {"LICENSE", "configs/metadata.json", "docs/README.md", "docs/data_license.txt", "large_files.yml"} <= inside
-    assert {"models/base/sam_vit_tiny.pt", "scripts/onnx_demo.py", "bundle/network.py"} <= inside
+    assert {"models/base/sam_vit_tiny.pt", "scripts/onnx_demo.py", "bundle/sam_sp/network.py"} <= inside
     assert not any(name.startswith(("tests/", ".", "output/", "dist/", "data/")) for name in inside)
     assert not any("__pycache__" in name or name.endswith((".pth", ".pyc")) for name in inside)
 

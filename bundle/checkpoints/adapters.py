@@ -1,0 +1,146 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Small artefacts of a training with LoRA: the adapters in peft's format, the trained decoder, and what they belong to.
+
+==============================  =====================================================================================
+``adapter_config.json``,        the adapters of the encoder, as peft writes and reads them; under 1 MB for ViT-B
+``adapter_model.safetensors``
+``decoder.safetensors``         what was trained besides: parts of prompt encoder and mask decoder, under SAM's names
+``network.json``                what ``model.json`` says, and the sha256 of the base weights that both sit on
+==============================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.checkpoints.base_weights import find_base_checkpoint
+from bundle.checkpoints.model_files import write_pair
+from bundle.checkpoints.model_json import PROMPTING, STRUCTURE
+from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
+from bundle.sam_sp import lora
+from bundle.sam_sp.network import SamSP
+
+CONFIG, ADAPTERS, DECODER, DESCRIPTION = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "decoder.safetensors",
+    "network.json",
+)
+
+
+def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mapping[str, Any]) -> Path:
+    """Write the small artefacts of a network with adapters.
+
+    Args:
+        network: with adapters that are not merged.
+        folder: is made where it is not there.
+        description: what ``model.json`` says.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    lora.save_adapter(network.image_encoder, folder)
+    decoder = {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and not name.startswith("image_encoder.")
+    }
+    write_atomically(folder / DECODER, lambda path: save_file(decoder, path, metadata={"format": "pt"}))
+    text = json.dumps({**description, "base_sha256": base_sha256(network)}, indent=4) + "\n"
+    write_atomically(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder
+
+
+def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_folder: str | os.PathLike) -> SamSP:
+    """Build the network that the small artefacts and their base make up, with adapters, in evaluation mode.
+
+    Args:
+        folder: what `write_adapters` wrote.
+        sam_checkpoint: the base, see `find_base_checkpoint`; also a ``model.pt``, for adapters that
+            were trained on from one.
+        base_folder: where the base is looked for if it is not given.
+
+    Raises:
+        BundleError: a file is missing or incomplete, or they were trained on another base.
+    """
+    description, config = (_read_json(Path(folder) / name) for name in (DESCRIPTION, CONFIG))
+    adapters, decoder = (_read_tensors(Path(folder) / name) for name in (ADAPTERS, DECODER))
+    network = SamSP(
+        checkpoint=find_base_checkpoint(description["sam"], sam_checkpoint, base_folder),
+        trainable="lora",
+        lora_rank=config["r"],
+        lora_alpha=config["lora_alpha"],
+        **{key: description[key] for key in STRUCTURE + PROMPTING},
+    )
+    if base_sha256(network) != description["base_sha256"]:
+        raise BundleError(
+            f"{folder} was trained on another base than {sam_checkpoint or base_folder}: name its own with "
+            "--sam_checkpoint PATH."
+        )
+    network.load_state_dict({**network.state_dict(), **decoder, **_own_names(adapters)})
+    return network.eval()
+
+
+def merge(
+    folder: str | os.PathLike, sam_checkpoint: str | None, base_folder: str | os.PathLike, output_dir: str | os.PathLike
+) -> Path:
+    """Make the pair ``model.pt`` and ``model.json`` from small artefacts and say so; arguments of `read_adapters`."""
+    network = read_adapters(folder, sam_checkpoint, base_folder)
+    description = _read_json(Path(folder) / DESCRIPTION)
+    del description["base_sha256"]
+    pair = write_pair(network.merged_state_dict(), description, Path(output_dir) / "model.pt")
+    print(f"\nWrote\n  {pair}\n  {pair.with_suffix('.json')}\nNext, for any command: --weights {pair}", flush=True)
+    return pair
+
+
+def base_sha256(network: SamSP) -> str:
+    """sha256 of what a training with adapters does not touch, names and values."""
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if name not in trained:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _own_names(adapters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """peft's names of a file -> those of the network, which carry the name of the adapter."""
+    return {
+        f"image_encoder.{key.removeprefix('base_model.model.').removesuffix('.weight')}.{lora.ADAPTER}.weight": value
+        for key, value in adapters.items()
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): expected the folder of adapters of a training.") from error
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): expected the folder of adapters of a training.") from error

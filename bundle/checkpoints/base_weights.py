@@ -1,0 +1,109 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where the weights of a base SAM come from: the bundle, a file, or Meta's server once, checked by sha256."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.checkpoints.model_json import require_matching_sha256
+from bundle.core.errors import BundleError
+
+RANDOM = "random"
+
+
+BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """A file of Meta's release (Apache-2.0)."""
+
+    file: str
+    sha256: str
+    megabytes: int
+
+
+OFFICIAL: Mapping[str, OfficialCheckpoint] = {
+    "vit_b": OfficialCheckpoint(
+        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375
+    ),
+    "vit_l": OfficialCheckpoint(
+        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250
+    ),
+    "vit_h": OfficialCheckpoint(
+        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565
+    ),
+}
+
+
+def base_file(sam: str) -> str:
+    """Name of the file in ``models/base`` that a SAM of this kind starts from."""
+    return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
+
+
+def find_base_checkpoint(
+    sam: str, sam_checkpoint: str | None = None, folder: str | os.PathLike = "models/base"
+) -> str | None:
+    """Path of the weights that a network of this kind starts from; None for random weights.
+
+    A path given is taken as it is, and "random" means none. Otherwise the file is looked for in ``folder``. That of
+    `vit_tiny` is part of the bundle, and checked against the description beside it. The official ones are downloaded
+    once, with a progress bar, and checked by sha256; one already there is taken by names and shapes on loading.
+
+    Raises:
+        BundleError: the file is missing or not the one described, or the download failed; it says which file to put
+            where.
+    """
+    if sam_checkpoint == RANDOM:
+        return None
+    if sam_checkpoint is not None:
+        if not Path(sam_checkpoint).is_file():
+            raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file; 'random' starts without one.")
+        return str(sam_checkpoint)
+    path = Path(folder) / base_file(sam)
+    if sam not in OFFICIAL:
+        return str(_shipped(sam, path))
+    if not path.is_file():
+        _download(sam, path)
+    return str(path)
+
+
+def _shipped(sam: str, path: Path) -> Path:
+    """The weights that come with the bundle, after a check of their sha256."""
+    if not path.is_file():
+        raise BundleError(
+            f"The weights of sam '{sam}' are not at {path}: they come with the bundle and are made by its configs/"
+            "pretrain.json; name a copy with --sam_checkpoint PATH, or start from nothing with --sam_checkpoint random."
+        )
+    require_matching_sha256(path)
+    return path
+
+
+def _download(sam: str, path: Path) -> None:
+    from monai.apps.utils import download_url  # imported late: it is slow and seldom needed
+
+    official = OFFICIAL[sam]
+    url = BASE_URL + official.file
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        download_url(url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise BundleError(
+            f"The weights of sam '{sam}' could not be downloaded ({error}): get {url} ({official.megabytes} MB) on a "
+            f"machine with internet access and put it at {path}, or name a copy with --sam_checkpoint PATH."
+        ) from error
+    os.replace(partial, path)

@@ -1,0 +1,169 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The weights file: ``model.pt``, the merged network in Meta's key layout, and ``model.json``, what it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.checkpoints.model_json import (
+    PROMPTING,
+    STRUCTURE,
+    description_path,
+    read_description,
+    require_matching_sha256,
+)
+from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of, write_atomically
+from bundle.data.datalists import stems_sha256
+from bundle.sam.state_dict import load_base_checkpoint
+from bundle.sam_sp.network import SamSP
+
+
+def network_for(weights: str, **settings: Any) -> SamSP:
+    """Build, without its weights, the network that ``weights`` holds: without adapters, as ``model.json`` describes it.
+
+    Where the file is missing, the settings alone decide: tools that only want the structure need no weights.
+
+    Args:
+        weights: path of a ``model.pt`` with its ``model.json`` beside it.
+        settings: arguments of `SamSP`; None means "as trained".
+
+    Raises:
+        BundleError: a setting contradicts ``model.json``, or the file is unreadable.
+    """
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if not Path(weights).is_file():
+        return SamSP(trainable="decoder", **asked)
+    described = read_description(weights)
+    for key in STRUCTURE:
+        if key in asked and asked[key] != described[key]:
+            raise BundleError(
+                f"{key} is {asked[key]!r}, but {weights} was trained with {described[key]!r}: leave it out, or name "
+                "other --weights."
+            )
+    return SamSP(trainable="decoder", **{key: described[key] for key in STRUCTURE + PROMPTING} | asked)
+
+
+def load_weights(network: SamSP, weights: str) -> SamSP:
+    """Load a published pair into a network from `network_for`, after a check of its sha256.
+
+    Raises:
+        BundleError: there is no such file, or it is not the one that its ``model.json`` describes.
+    """
+    if not Path(weights).is_file():
+        raise BundleError(
+            f"There are no weights at {weights}: train first (python -m monai.bundle run training --config_file "
+            "configs/train.json --dataset_dir FOLDER), or name trained ones with --weights PATH."
+        )
+    require_matching_sha256(weights)
+    network.load_base(load_base_checkpoint(weights), str(weights))
+    return network
+
+
+def read_class_labels(weights: str) -> dict[str, str]:
+    """Names of the classes of a published pair, from "1"."""
+    labels = read_description(weights).get("labels", {"1": "foreground"})
+    return {number: name for number, name in labels.items() if number != "0"}
+
+
+def version(weights: str) -> str:
+    """Version of the bundle that trained a published pair."""
+    return str(read_description(weights).get("version", "unknown"))
+
+
+def start_from(network: SamSP, weights: str | None) -> SamSP:
+    """Load the weights a training starts from, of any image size and classes; None leaves the network as it is."""
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise BundleError(f"weights '{weights}' is not a file.")
+        network.load_base(load_base_checkpoint(weights), str(weights), new_classes=True)
+    return network
+
+
+def lineage(weights: str | None) -> list[dict[str, Any]]:
+    """What the network in ``weights`` has seen, the latest training first; nothing where a training starts anew.
+
+    Each is the "sha256" of a weights file, with what its ``model.json`` says under "trained_on" or "pretrained_on".
+    """
+    if weights is None or not Path(weights).is_file():
+        return []  # `start_from` says what is missing
+    if not description_path(weights).is_file():
+        return [{"sha256": sha256_of(weights)}]
+    description = read_description(weights)
+    last = {key: description[key] for key in ("sha256", "trained_on", "pretrained_on") if key in description}
+    return [last, *description.get("started_from", [])]
+
+
+def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where a model, or one that it was trained from, knows another list than the training part of the split."""
+    for generation, training in enumerate(lineage(weights)):
+        trained_on = training.get("trained_on", {})
+        if "pretrained_on" in training or trained_on.get("train_images") == 0:
+            continue  # a base SAM, which saw no real image
+        if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
+            origin = "" if generation == 0 else "comes from a network that "
+            print(
+                f"Warning: {weights} {origin}was trained on {trained_on.get('train_images', 'unknown')} images, and "
+                f"they are not the {len(train_records)} of this split: it may know test images. Repeat the --split of "
+                "its training; for a dataset it never saw, all is well."
+            )
+            return
+
+
+def describe(network: SamSP, **extra: Any) -> dict[str, Any]:
+    """The part of ``model.json`` that the network itself knows, and what the caller adds."""
+    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | extra
+
+
+def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any], weights: str | os.PathLike) -> Path:
+    """Write ``model.pt`` and ``model.json`` beside it, each in one step; the second carries the sha256 of the first.
+
+    Raises:
+        BundleError: a weight is not finite.
+    """
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BundleError(f"{weights} is not written: '{broken[0]}' and {len(broken) - 1} more weights are not finite.")
+    weights = Path(weights)
+    write_atomically(weights, lambda path: _save(dict(state), path))
+    text = json.dumps({**description, "sha256": sha256_of(weights)}, indent=4) + "\n"
+    write_atomically(description_path(weights), lambda path: path.write_text(text, encoding="utf-8"))
+    return weights
+
+
+def _save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write through a file object: given a path, torch puts its name into the file, and so into the sha256."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
+
+
+def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
+    """Copy a pair to ``folder/model.pt`` and ``model.json``; the pair that was there goes to ``folder/previous``."""
+    target = Path(folder) / "model.pt"
+    if target.is_file():
+        copy_pair(target, Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt")
+    copy_pair(Path(weights), target)
+    return target
+
+
+def copy_pair(source: Path, target: Path) -> None:
+    """Copy a weights file and its description, each in one step."""
+    write_atomically(target, lambda path: shutil.copyfile(source, path))
+    if description_path(source).is_file():
+        write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))

@@ -1,0 +1,58 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``model.json``: what the ``model.pt`` beside it holds, and whether it is that file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of
+
+# What model.json fixes about the network; a setting that says otherwise is an error.
+STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
+
+
+# What model.json records and an evaluation may try differently.
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
+
+
+# What files say that were written before the key existed.
+EARLIER = {"prompt_component": "all", "exclusive": False}
+
+
+def description_path(weights: str | os.PathLike) -> Path:
+    """``model.json`` of a ``model.pt``."""
+    return Path(weights).with_suffix(".json")
+
+
+def read_description(weights: str | os.PathLike) -> dict[str, Any]:
+    """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
+    path = description_path(weights)
+    try:
+        description = EARLIER | json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(missing)}.")
+    return description
+
+
+def require_matching_sha256(weights: str | os.PathLike) -> None:
+    """Raise a `BundleError` unless a weights file is the one that its description speaks of."""
+    if sha256_of(weights) != read_description(weights)["sha256"]:
+        raise BundleError(f"{weights} is not the file that {description_path(weights)} describes: their sha256 differ.")

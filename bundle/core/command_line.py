@@ -1,0 +1,55 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Command lines: those that are printed for a person to copy, and settings read from one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
+    """A command line for a person to copy, from the working directory; options that are None are left out."""
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    root = Path(bundle_root)
+    if root.resolve() != Path.cwd():
+        configs = [str(root / config) for config in configs]
+        places = {"meta_file": root / "configs" / "metadata.json", "logging_file": root / "configs" / "logging.conf"}
+        options = {"bundle_root": root, **places, **options}
+    config_file = configs[0] if len(configs) == 1 else "[" + ",".join(f"'{config}'" for config in configs) + "]"
+    words = [python, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return " ".join(_quote(word) for word in words)
+
+
+def _quote(word: str) -> str:
+    """Quote a word for a shell, with double quotes where it holds single ones: that is easier to read."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\\\!') else shlex.quote(word)
+
+
+def parse_with_settings(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The options of a parser, and what else stands on the command line as knobs; values are read as YAML."""
+    options, further = parser.parse_known_args(arguments)
+    if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
+        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
+    keys = [word.removeprefix("--") for word in further[::2]]
+    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}

@@ -1,0 +1,144 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Several processes, one for each GPU or share of the CPU, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence, Sized
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from bundle.core.errors import BundleError
+from bundle.core.settings import resolve_device
+
+T = TypeVar("T")
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# The others wait while the first process checks a large dataset. That one of them died is torchrun's to notice.
+TIMEOUT = timedelta(hours=2)
+
+
+def local_device(device: str | torch.device) -> torch.device:
+    """The device of this process: with CUDA the GPU of its number on this machine.
+
+    Raises:
+        BundleError: the device is unknown, is of one process alone, or this machine has fewer GPUs than processes.
+    """
+    found = resolve_device(device)
+    if found.type == "mps" or found.index is not None:
+        raise BundleError(f"device is '{device}', but each of several processes takes its own: use auto, cuda or cpu.")
+    if found.type != "cuda":
+        return found
+    number, there = _launched("LOCAL_RANK"), torch.cuda.device_count()
+    if number >= there:
+        raise BundleError(f"This is process {number + 1} of this machine, which has {there} GPUs: start no more.")
+    return torch.device("cuda", number)
+
+
+def start(device: torch.device) -> None:
+    """Join the processes that ``torchrun`` started, over NCCL on CUDA and gloo elsewhere.
+
+    Raises:
+        BundleError: ``torchrun`` did not start this process.
+    """
+    if dist.is_initialized():
+        return
+    for name in LAUNCHED:
+        _launched(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    # The first call to ignite about ranks is one that all processes must make together: where the first is made by a
+    # handler that rank 0 alone has, rank 0 waits for the others for ever.
+    idist.get_rank()
+    if rank() > 0:  # what all would say the same is said once
+        logging.disable(logging.INFO)
+
+
+def stop() -> None:
+    """Leave the group, if there is one; through ignite, which would else take itself for one of several for ever."""
+    if dist.is_initialized():
+        idist.finalize()
+
+
+def rank() -> int:
+    """Number of this process among all, from 0; 0 where there is one alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device_ids(device: torch.device) -> list[torch.device] | None:
+    """The argument of DistributedDataParallel; it wants None on a CPU."""
+    return [device] if device.type == "cuda" else None
+
+
+def on_main(function: Callable[..., Any], *args: Any) -> None:
+    """Call ``function`` in the first process only, and wait for it; what it raises ends the whole job."""
+    if rank() == 0:
+        function(*args)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def first_of_node(function: Callable[..., T], *args: Any) -> T:
+    """Call ``function`` once on each machine before its other processes do, as for a file that it downloads."""
+    if not dist.is_initialized():
+        return function(*args)
+    if _launched("LOCAL_RANK") > 0:
+        dist.barrier()
+        return function(*args)
+    found = function(*args)
+    dist.barrier()
+    return found
+
+
+def require_shares(datalists: Mapping[str, Sequence[Any]]) -> None:
+    """Raise a `BundleError` where a list that is not empty has fewer images than there are processes."""
+    for name, records in datalists.items():
+        if 0 < len(records) < world_size():
+            raise BundleError(f"There are {len(records)} {name} images for {world_size()} processes: start fewer.")
+
+
+def order_of_results(dataset: Dataset, sampler: Any) -> list[int] | None:
+    """Places in the dataset of the results that all processes of an evaluation gather, one process after another.
+
+    Returns:
+        None where the sampler has another order than the dataset's.
+    """
+    if isinstance(sampler, SequentialSampler):
+        return list(range(len(sampler)))
+    if not isinstance(sampler, DistributedSampler) or sampler.shuffle:
+        return None
+    assert isinstance(dataset, Sized)
+    step = sampler.num_replicas
+    return [place for start in range(step) for place in range(start, len(dataset), step)]
+
+
+def _launched(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise BundleError(
+            f"{name} is not set: several processes are started by torchrun, as in torchrun --nproc_per_node 2 "
+            "-m monai.bundle run training --config_file \"['configs/train.json','configs/multi_gpu_train.json']\"."
+        )
+    return int(value)

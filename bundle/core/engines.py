@@ -1,0 +1,40 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every MONAI engine of the bundle needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+
+def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Metadata of each image of a decollated batch, for ``MetricsSaver``."""
+    return [item["image"].meta for item in batch]
+
+
+class PlainErrors:
+    """Pass every error on, without a traceback in the log; first in the list, before ``StatsHandler`` logs one.
+
+    Ignite takes an error for handled where a handler of errors does not raise: a command would go on as if all were
+    well.
+    """
+
+    def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
+        """Attach to any engine."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self)
+
+    def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:
+        """Ignite stops at the first handler that raises."""
+        raise error

@@ -1,0 +1,55 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Errors a user can mend, and how a command shows them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+
+
+class BundleError(Exception):
+    """Wrong input or setting. The message is one sentence: the file or key, what was found, what was expected."""
+
+
+# A worker of a DataLoader hands on an error as the text of its traceback.
+# How a data loader passes on the text of an error that a worker raised.
+WORKER_LINE = re.compile(rf"^{re.escape(BundleError.__module__)}\.BundleError: (.+)$", flags=re.MULTILINE)
+
+
+def find_bundle_error(error: BaseException | None) -> BundleError | None:
+    """Return the first `BundleError` in a chain of causes, or None; MONAI and torch wrap what an expression raises."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, BundleError):
+            return error
+        if told := WORKER_LINE.search(str(error)):
+            return BundleError(told[1])
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def show_errors_plainly() -> None:
+    """End a command on a `BundleError` with its sentence alone, without a traceback; the exit status stays 1.
+
+    Every other error keeps its full traceback. Configs call this first in ``run``, so it holds for commands only.
+    """
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        known = find_bundle_error(error)
+        if known is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"\nError: {known}", file=sys.stderr)
+
+    sys.excepthook = excepthook

@@ -1,0 +1,201 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Datalists: which images and labels, from a folder or a JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.core.errors import BundleError
+from bundle.core.files import read_text
+from bundle.data.file_types import is_input, stem_of
+from bundle.data.folder_pairs import (
+    PathLike,
+    Record,
+    index_by_stem,
+    list_images,
+    natural_key,
+    pair_folder,
+    require_existing,
+)
+from bundle.data.splits import PARTS, check_split_keys, first_names, split_stems
+from bundle.sam_sp.user_prompts import BOXES, POINTS
+
+
+def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of the sorted stems of a datalist: tells one training list from another without naming an image."""
+    stems = sorted(Path(str(record["image"])).stem for record in records)
+    return hashlib.sha256("\n".join(stems).encode()).hexdigest()
+
+
+JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+def load_datalists(
+    dataset_dir: PathLike, split: Mapping[str, Any] | None = None, mask_suffix: str = ""
+) -> dict[str, list[Record]]:
+    """Return the records of each of `PARTS`: ``{"image": absolute path, "label": absolute path}``, in natural order.
+
+    `dataset_dir` is a folder with ``images/`` and ``masks/`` or ``labels/``, or a MONAI datalist JSON. In a folder,
+    image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys ``training``,
+    ``validation`` and ``test`` and paths relative to its own folder; with ``training`` alone it is split like a folder,
+    and where only ``validation`` is missing, that is carved. A ``test`` of paths alone, without labels, as the Medical
+    Segmentation Decathlon has it, is for inference and does not count.
+
+    `split` is a mapping; every key is optional and paths are relative to the working directory:
+
+    - ``train``, ``validation``, ``test``: a list file, one stem or file name a line, ``#`` starts a comment line.
+      ``validation`` and ``test`` may also be a count, or a fraction below 1 of the training pairs, carved out of them.
+    - ``groups``: a CSV with the columns ``stem`` and one other; what is carved is carved by whole groups.
+
+    Without ``train``, all pairs that no list names are for training. Without any of the three, validation and test get
+    10 % each; otherwise a missing ``validation`` gets 10 % and a missing ``test`` nothing. Carved are the lowest ranks
+    by the hash of the stem (or group), so that adding an image moves the cut and never the ranks. Of fewer than three
+    pairs (or groups) nothing is carved unasked.
+
+    Raises:
+        BundleError: a file or folder is missing or unreadable, no image has a mask, two files claim one stem, or
+            `split` asks for what cannot be given.
+    """
+    source = require_existing(dataset_dir)
+    check_split_keys(split)
+    if source.is_file():
+        return _json_datalists(source, split)
+    return _split_records(pair_folder(source, mask_suffix).records, split, source)
+
+
+def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
+    """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
+
+    A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
+    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list, and of each record also
+    the corrections, ``boxes`` and ``points`` (see `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
+
+    Raises:
+        BundleError: nothing is there, there is no image in it, or the JSON does not say which list is meant.
+    """
+    source = require_existing(dataset_dir)
+    if is_input(source):
+        return [{"image": str(source)}]
+    if source.is_file():
+        return _json_images(source)
+    folder = source / "images" if (source / "images").is_dir() else source
+    return [{"image": str(path)} for path in list_images(folder)]
+
+
+def class_names(
+    dataset_dir: PathLike | None, num_classes: int | None = None, labels: Mapping[Any, str] | None = None
+) -> dict[str, str]:
+    """Return the names of the classes, ``{"1": ..., "2": ...}``: those given, or those of a datalist JSON, or numbers.
+
+    A JSON has them under ``labels``, as the Medical Segmentation Decathlon, ``{"0": "background", "1": "a"}``, or as
+    nnU-Net, ``{"background": 0, "a": 1}``. Without any there is one class, "foreground".
+
+    Raises:
+        BundleError: the numbers are not 1, 2, ..., or there are not ``num_classes`` of them.
+    """
+    is_json = dataset_dir is not None and Path(dataset_dir).suffix == ".json"
+    read = labels if labels is not None else _json_labels(Path(str(dataset_dir))) if is_json else None
+    if read is None:
+        count = 1 if num_classes is None else num_classes
+        return {"1": "foreground"} if count == 1 else {str(number): f"class {number}" for number in range(1, count + 1)}
+    by_number = {str(key): str(value) for key, value in read.items() if str(key) != "0"}
+    if list(by_number) != [str(number) for number in range(1, len(by_number) + 1)]:
+        raise BundleError(
+            f"labels is {dict(read)!r}; expected names for the numbers from 1 on, such as {{'1': 'polyp'}}."
+        )
+    if num_classes is not None and num_classes != len(by_number):
+        raise BundleError(f"num_classes is {num_classes}, but there are {len(by_number)} labels: {by_number}.")
+    return by_number
+
+
+def _json_labels(path: Path) -> dict[str, str] | None:
+    content = json.loads(read_text(path, "Datalist"))
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        return None
+    if all(isinstance(value, int) for value in labels.values()):
+        labels = {value: key for key, value in sorted(labels.items(), key=lambda item: item[1])}
+    return {str(key): str(value) for key, value in labels.items()}
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    """Return the lists of a datalist JSON by the part they are for."""
+    try:
+        content = json.loads(read_text(path, "Datalist"))
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{path} is not a valid JSON file ({error}); expected a MONAI datalist.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds a {type(content).__name__}; expected an object with the key 'training'.")
+    for key, value in content.items():
+        holds_records = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        if key not in JSON_KEYS and holds_records:
+            raise BundleError(f"{path} has a list {key!r}; expected 'training', 'validation' and 'test' only.")
+        if key in JSON_KEYS and not isinstance(value, list):
+            raise BundleError(f"{path} has a {type(value).__name__} under {key!r}; expected a list.")
+    return {part: content[key] for key, part in JSON_KEYS.items() if key in content}
+
+
+def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others: Sequence[str] = ()) -> list[Any]:
+    """Return records with absolute paths, and others of their values as they are, in natural order of the stems."""
+    for item in items:
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in keys):
+            raise BundleError(f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}.")
+    records = [{key: os.path.abspath(path.parent / item[key]) for key in keys} for item in items]
+    missing = [name for record in records for name in record.values() if not Path(name).is_file()]
+    if missing:
+        raise BundleError(f"{path} names files that do not exist ({len(missing)}: {first_names(missing)}).")
+    for record, item in zip(records, items, strict=True):
+        record.update({key: item[key] for key in others if key in item})
+    return sorted(records, key=lambda record: (natural_key(stem_of(record["image"])), record["image"]))
+
+
+def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, list[Record]]:
+    labeled = {part: items for part, items in _read_json(path).items() if not _is_unlabeled(part, items)}
+    lists = {part: _json_records(path, items, ("image", "label")) for part, items in labeled.items()}
+    if not lists.get("train"):
+        raise BundleError(
+            f"{path} has no entry under 'training'; expected a MONAI datalist with image and label paths."
+        )
+    if len(lists) == 1:
+        return _split_records(lists["train"], split, path)
+    if split:
+        raise BundleError(f"{path} is split already ({', '.join(lists)}); expected no split beside such a datalist.")
+    if "validation" not in lists:
+        carved = _split_records(lists["train"], {"test": 0}, path)
+        return {**carved, "test": lists["test"]}
+    return {part: lists.get(part, []) for part in PARTS}
+
+
+def _is_unlabeled(part: str, items: Sequence[Any]) -> bool:
+    return part == "test" and bool(items) and all(isinstance(item, str) for item in items)
+
+
+def _json_images(path: Path) -> list[dict[str, Any]]:
+    lists = _read_json(path)
+    part = "train" if set(lists) == {"train"} else "test"
+    if not lists.get(part):
+        raise BundleError(f"{path} has no entry under 'test'; expected that list, or 'training' as the only one.")
+    items = [{"image": item} if isinstance(item, str) else item for item in lists[part]]
+    return _json_records(path, items, ("image",), (BOXES, POINTS))
+
+
+def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, source: Path) -> dict[str, list[Record]]:
+    """Divide records with unique stems; `source` is for messages."""
+    images = index_by_stem(Path(record["image"]) for record in records)
+    by_stem = dict(zip(images, records, strict=True))
+    parts = split_stems(list(by_stem), split or {}, source)
+    return {part: [by_stem[stem] for stem in sorted(parts[part], key=natural_key)] for part in PARTS}

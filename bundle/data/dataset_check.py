@@ -1,0 +1,331 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The check of a dataset before training: everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bundle.core.errors import BundleError
+from bundle.core.provenance import is_procedural
+from bundle.data.datalists import load_datalists
+from bundle.data.file_types import is_volume
+from bundle.data.folder_pairs import pair_folder
+from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
+from bundle.data.volume_files import open_volume
+
+EXAMPLES = 5
+THREADS = 4
+# A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
+MAX_BETWEEN = 0.05
+# Where the values of a mask are class numbers and so have no scale.
+CLASSES = 0
+# Voxels of image and label may lie apart by this many millimeters: files round what they say of it.
+SAME_PLACE = 1e-2
+
+Datalists = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of problem or warning: a summary with the count, and what it concerns."""
+
+    summary: str
+    examples: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Return the summary and the first examples, a line each."""
+        lines = [self.summary, *(f"    {example}" for example in self.examples[:EXAMPLES])]
+        if len(self.examples) > EXAMPLES:
+            lines.append(f"    and {len(self.examples) - EXAMPLES} more")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a dataset holds: pairs per part, masks per scale (1, 255, 65535), and what is wrong with it."""
+
+    counts: dict[str, int]
+    scales: dict[int, int]
+    problems: list[Finding]
+    warnings: list[Finding]
+
+    def text(self) -> str:
+        """Return the report for the console."""
+        lines = ["Dataset: " + ", ".join(f"{count} {part}" for part, count in self.counts.items())]
+        lines += [f"Masks: {count} {_scale_text(scale)}" for scale, count in sorted(self.scales.items())]
+        lines += [f"Warning: {finding.text()}" for finding in self.warnings]
+        lines += [f"Problem: {finding.text()}" for finding in self.problems]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Pair:
+    """What one pair of files is like; sizes are (height, width) as displayed, of volumes those of the three axes."""
+
+    part: str
+    image: str
+    label: str
+    errors: list[str] = field(default_factory=list)
+    digest: str | None = None
+    image_size: tuple[int, ...] | None = None
+    mask_size: tuple[int, ...] | None = None
+    apart: float = 0.0  # millimeters between corresponding corners of two volumes
+    scale: int | None = None
+    not_binary: str | None = None  # or no class numbers
+
+    @property
+    def has_empty_mask(self) -> bool:
+        """Whether the mask was read and holds nothing but zeros."""
+        return self.mask_size is not None and self.scale is None and self.not_binary is None
+
+
+def check_dataset(
+    datalists: Datalists,
+    dataset_dir: str | os.PathLike[str] | None = None,
+    mask_suffix: str = "",
+    num_classes: int = 1,
+) -> DatasetReport:
+    """Read every image and mask of `datalists` (records of ``image`` and ``label`` by part) and report on all of them.
+
+    Masks of images have two values, or with several classes their numbers; labels of volumes always have numbers.
+
+    Where `dataset_dir` is a folder, its files without a partner are reported too, and names are relative to it.
+    Problems forbid training: files that cannot be read, sizes that differ, masks that are not binary, an image in two
+    parts, nothing to train on. Warnings do not: files without a partner, empty masks, an image twice in one part, masks
+    of different scales.
+
+    Raises:
+        BundleError: `dataset_dir` is a folder but no dataset.
+    """
+    folder = Path(os.path.abspath(Path(dataset_dir).expanduser())) if dataset_dir is not None else None
+    pairs = _inspect_all(datalists, num_classes)
+
+    def name(path: str | os.PathLike[str]) -> str:
+        return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else str(path)
+
+    scales = Counter(pair.scale for pair in pairs if pair.scale is not None)
+    untrainable = _find_untrainable(pairs) if "train" in datalists else ()
+    return DatasetReport(
+        counts={part: len(records) for part, records in datalists.items()},
+        scales=dict(scales),
+        problems=[*_find_problems(pairs, name, num_classes), *_find_leaks(pairs, name), *untrainable],
+        warnings=[*_find_unmatched(folder, mask_suffix, name), *_find_warnings(pairs, scales, name)],
+    )
+
+
+def require_trainable(
+    datalists: Datalists,
+    dataset_dir: str | os.PathLike[str] | None = None,
+    mask_suffix: str = "",
+    split: Mapping[str, Any] | None = None,
+    num_classes: int = 1,
+) -> None:
+    """Print the report of `check_dataset` on the parts for training and, where ``dataset_dir`` has one, for the test.
+
+    Raises:
+        BundleError: the report has problems; the sentence sums them up.
+    """
+    if dataset_dir is not None:
+        datalists = {**datalists, "test": load_datalists(dataset_dir, split, mask_suffix)["test"]}
+    report = check_dataset(datalists, dataset_dir, mask_suffix, num_classes)
+    what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
+    _show(report, f"{what} cannot be trained on", is_procedural(datalists["train"]))
+
+
+def _show(report: DatasetReport, verdict: str, procedural: bool) -> None:
+    print(("Procedural data. " if procedural else "") + report.text(), flush=True)
+    if report.problems:
+        summary = "; ".join(finding.summary for finding in report.problems)
+        raise BundleError(f"{verdict}: {summary} (the report above names the files).")
+
+
+def require_labeled(datalist: Sequence[Mapping[str, str]], num_classes: int = 1) -> None:
+    """Print the report of `check_dataset` on the records to evaluate.
+
+    Raises:
+        BundleError: there are none, or the report has problems.
+    """
+    if not datalist:
+        raise BundleError(
+            "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or leave "
+            "--split out for 80/10/10."
+        )
+    report = check_dataset({"test": datalist}, num_classes=num_classes)
+    _show(report, "The test images cannot be evaluated", is_procedural(datalist))
+
+
+# --- one pair ----------------------------------------------------------------------------------------------------
+
+
+def _inspect_all(datalists: Datalists, num_classes: int) -> list[_Pair]:
+    pairs = [_Pair(part, record["image"], record["label"]) for part, records in datalists.items() for record in records]
+
+    def inspect(pair: _Pair) -> _Pair:
+        return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
+
+    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+
+
+def _inspect(pair: _Pair, num_classes: int) -> _Pair:
+    """Fill in what the files of `pair` are like."""
+    try:
+        image = open_rgb(pair.image)
+        pair.image_size = (image.height, image.width)
+        pair.digest = hashlib.sha256(Path(pair.image).read_bytes()).hexdigest()
+    except BundleError as error:
+        pair.errors.append(str(error))
+    try:
+        mask = open_mask(pair.label)
+    except BundleError as error:
+        pair.errors.append(str(error))
+        return pair
+    pair.mask_size = (mask.shape[0], mask.shape[1])
+    if num_classes > 1:
+        _note_classes(pair, mask, num_classes)
+        return pair
+    pair.not_binary = find_binary_problem(mask)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = mask_scale(mask)
+    return pair
+
+
+def _note_classes(pair: _Pair, mask: np.ndarray, num_classes: int) -> None:
+    pair.not_binary = find_class_problem(mask, num_classes)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = CLASSES
+
+
+def _inspect_volume(pair: _Pair, num_classes: int) -> _Pair:
+    """Fill in what two volumes are like, and how far they lie apart."""
+    affines = []
+    for path, is_label in ((pair.image, False), (pair.label, True)):
+        try:
+            values, affine = open_volume(path)
+        except BundleError as error:
+            pair.errors.append(str(error))
+            continue
+        affines.append(affine)
+        if is_label:
+            pair.mask_size = values.shape
+            _note_classes(pair, values, num_classes)
+            continue
+        pair.image_size = values.shape
+        pair.digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+        if not np.isfinite(values).all():
+            pair.errors.append(f"{path} holds values that are not finite; expected intensities.")
+    if len(affines) == 2 and pair.image_size == pair.mask_size:
+        corners = np.array(list(product(*((0, side - 1) for side in values.shape), (1,))))
+        pair.apart = float(np.abs(corners @ (affines[0] - affines[1]).T).max())
+    return pair
+
+
+def find_binary_problem(mask: np.ndarray) -> str | None:
+    """Return why the values (H, W) cannot be told into background and foreground, or None if they can."""
+    scale, threshold = mask_scale(mask), mask_threshold(mask)
+    lowest, highest = mask.min(), mask.max()
+    if lowest < 0 or highest > scale:
+        return f"values {lowest} to {highest}"
+    if 0 < highest <= threshold:
+        return f"values up to {highest} only, neither 0/1 nor 0/{scale}"
+    between = float(np.mean((mask > 0.25 * scale) & (mask < 0.75 * scale)))
+    return f"{between:.0%} of the pixels are in between" if between > MAX_BETWEEN else None
+
+
+# --- the whole set -----------------------------------------------------------------------------------------------
+
+
+def _findings(summary: str, examples: Sequence[str]) -> list[Finding]:
+    """Return one finding that counts its examples, or none."""
+    return [Finding(f"{summary}: {len(examples)}", examples)] if examples else []
+
+
+def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str], num_classes: int) -> Iterator[Finding]:
+    yield from _findings(
+        "files that cannot be read as image or mask", [error for pair in pairs for error in pair.errors]
+    )
+    differing = [pair for pair in pairs if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size]
+    yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
+    apart = [f"{name(pair.label)}: {pair.apart:.3g} mm" for pair in pairs if pair.apart > SAME_PLACE]
+    yield from _findings("labels that do not lie where their images lie", apart)
+    wrong = [pair for pair in pairs if pair.not_binary]
+    kind = (
+        "masks that are not binary"
+        if num_classes == 1
+        else f"masks with other values than the classes 0 to {num_classes}"
+    )
+    yield from _findings(kind, [f"{name(pair.label)}: {pair.not_binary}" for pair in wrong])
+
+
+def _find_untrainable(pairs: Sequence[_Pair]) -> Iterator[Finding]:
+    train = [pair for pair in pairs if pair.part == "train"]
+    if not train:
+        yield Finding("no pair of image and mask for training")
+    elif all(pair.has_empty_mask for pair in train):
+        yield Finding(f"all {len(train)} masks for training are empty")
+
+
+def _find_leaks(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterator[Finding]:
+    leaks = [same for same in _same_images(pairs) if len({pair.part for pair in same}) > 1]
+    examples = [" = ".join(f"{name(pair.image)} ({pair.part})" for pair in same) for same in leaks]
+    yield from _findings("images that are in more than one part", examples)
+
+
+def _find_warnings(pairs: Sequence[_Pair], scales: Mapping[int, int], name: Callable[[str], str]) -> Iterator[Finding]:
+    twice = [same for same in _same_images(pairs) if len({pair.part for pair in same}) == 1]
+    examples = [" = ".join(name(pair.image) for pair in same) for same in twice]
+    yield from _findings("images that are there more than once", examples)
+    yield from _findings("empty masks", [name(pair.label) for pair in pairs if pair.has_empty_mask])
+    if len(scales) > 1:
+        rarest = min(scales, key=lambda scale: scales[scale])
+        examples = [name(pair.label) for pair in pairs if pair.scale == rarest]
+        yield Finding(f"masks of {len(scales)} scales in one dataset; the fewest are {_scale_text(rarest)}", examples)
+
+
+def _find_unmatched(folder: Path | None, mask_suffix: str, name: Callable[[Path], str]) -> Iterator[Finding]:
+    if folder is None or not folder.is_dir():
+        return
+    found = pair_folder(folder, mask_suffix)
+    yield from _findings("images without a mask, left out", [name(path) for path in found.images_without_mask])
+    yield from _findings("masks without an image, left out", [name(path) for path in found.masks_without_image])
+
+
+def _same_images(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+    """Return the pairs whose image files have the same bytes, where there are several."""
+    by_digest: dict[str, list[_Pair]] = {}
+    for pair in pairs:
+        if pair.digest is not None:
+            by_digest.setdefault(pair.digest, []).append(pair)
+    return [same for same in by_digest.values() if len(same) > 1]
+
+
+def _sizes(pair: _Pair, name: Callable[[str], str]) -> str:
+    sizes = (pair.image_size or (), pair.mask_size or ())
+    # of an image (height, width) is said the other way round
+    image, mask = (" x ".join(map(str, size if len(size) == 3 else reversed(size))) for size in sizes)
+    return f"{name(pair.image)} is {image}, its mask {mask}"
+
+
+def _scale_text(scale: int) -> str:
+    return "with class numbers" if scale == CLASSES else f"with values 0/{scale}, foreground above {scale / 2:g}"

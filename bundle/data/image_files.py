@@ -1,0 +1,163 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image files and masks: which count, how they are read, and what in a mask is foreground."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import numpy as np
+from monai.config import PathLike
+from PIL import Image, ImageOps
+
+from bundle.core.errors import BundleError
+from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
+from bundle.data.volume_files import LPS_TO_RAS, open_volume
+
+# What Pillow raises on missing, truncated, malformed or absurdly large files.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+# Gray masks saved as color JPEG differ between channels by this fraction of the brightest value at most.
+COLOR_TOLERANCE = 1 / 16
+
+
+def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
+    """Read an image file as it is displayed, turned the way its EXIF orientation says.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message: "an image" or "a mask".
+
+    Raises:
+        BundleError: the file is missing, is no image, is damaged, or is a TIFF of several pages.
+    """
+    name = os.fspath(path)
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pages != 1:
+                raise BundleError(f"{name} has {pages} pages; expected a file with a single image.")
+            return ImageOps.exif_transpose(image)
+    except PILLOW_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(
+            f"{name} cannot be read as {kind} ({reason}); expected a PNG, JPEG, TIFF or BMP file."
+        ) from error
+
+
+def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a mask (H, W) with the values of the file, turned the way its EXIF orientation says.
+
+    A palette mask is read by its index, a 1-bit mask as 0/1, 16 and 32 bits are kept. Of a mask in color the gray value
+    is taken; fully transparent pixels are 0.
+
+    A volume of one slice is the mask of an image as 3D Slicer saves it.
+
+    Raises:
+        BundleError: the file is missing, is no image, is damaged, has several pages, color, or values that are not
+            finite.
+    """
+    name = os.fspath(path)
+    if extension_of(name) in VOLUME_EXTENSIONS:
+        return _open_slice(name)
+    upright = open_upright(path, "a mask")
+    values = np.asarray(upright)
+    if upright.mode == "1":
+        return values.astype(np.uint8)
+    if upright.mode in ("RGB", "RGBA", "LA", "PA"):
+        values = _drop_channels(values, upright.mode, name)
+    if values.ndim != 2:
+        raise BundleError(f"{name} is a {upright.mode} image; expected a mask with one value per pixel.")
+    if not np.isfinite(values).all():
+        raise BundleError(f"{name} holds values that are not finite; expected a binary mask.")
+    return values
+
+
+def _open_slice(name: str) -> np.ndarray:
+    """Read a volume (W, H, 1) as a mask (H, W), if it lies where ITK, and so 3D Slicer, sees an image file."""
+    values, affine = open_volume(name)
+    if values.shape[2] != 1:
+        raise BundleError(f"{name} has {values.shape[2]} slices; expected a mask of an image, which is one.")
+    steps = (LPS_TO_RAS @ affine)[:2, :2]
+    if not (np.diag(steps) > 0).all() or np.abs(steps[[0, 1], [1, 0]]).max() > 1e-6:
+        raise BundleError(
+            f"{name} lies turned or mirrored to its image; expected columns that run to the left and rows that run to "
+            "posterior, as 3D Slicer and ITK write them."
+        )
+    return values[:, :, 0].T
+
+
+def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:
+    """Return (H, W) from (H, W, C), where the last channel is alpha if `mode` ends in A."""
+    colors = values[..., :-1] if mode.endswith("A") else values
+    gray = colors[..., 0]
+    spread = colors.max(axis=-1) - colors.min(axis=-1)
+    if spread.max() > COLOR_TOLERANCE * colors.max():
+        raise BundleError(f"{name} is a color image; expected a mask in black and white, one value per pixel.")
+    return np.where(values[..., -1] > 0, gray, 0).astype(values.dtype) if mode.endswith("A") else gray
+
+
+def mask_scale(mask: np.ndarray) -> int:
+    """Return the value that stands for foreground by the largest value in `mask`: 1, 255 or, for 16 bits, 65535."""
+    highest = mask.max()
+    if highest <= 1:
+        return 1
+    return 255 if highest <= 255 else 65535
+
+
+def mask_threshold(mask: np.ndarray) -> float:
+    """Return the threshold above which a value is foreground: half the scale, so that JPEG noise does no harm."""
+    return mask_scale(mask) / 2
+
+
+def find_class_problem(mask: np.ndarray, num_classes: int) -> str | None:
+    """Return why the values of a mask are not the classes 0..K, or None if they are."""
+    values = np.unique(mask)
+    if values.dtype.kind not in "iub" and not np.array_equal(values, np.rint(values)):
+        return "values that are no whole numbers"
+    return f"values {values[0]:g} to {values[-1]:g}" if values[0] < 0 or values[-1] > num_classes else None
+
+
+def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
+    """Scale gray values (H, W) linearly from their own minimum..maximum to 0..255; a constant image becomes 0.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    values = gray.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = values.min(), values.max()
+    if high == low:
+        return np.zeros(gray.shape, dtype=np.uint8)
+    return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
+
+
+def open_rgb(path: PathLike) -> Image.Image:
+    """Open an image file as 8-bit RGB, turned the way its EXIF orientation says.
+
+    Gray, 1-bit, palette and CMYK images are converted and alpha is dropped. Gray of 16 or 32 bits (integer or float)
+    is scaled from the image's own minimum..maximum to 0..255. Pillow keeps the upper 8 bits of 16-bit colors.
+
+    Raises:
+        BundleError: the file cannot be read (see `open_upright`), or a value is not finite.
+    """
+    upright = open_upright(path, "an image")
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        try:
+            upright = Image.fromarray(scale_to_uint8(np.asarray(upright)))
+        except ValueError as error:
+            raise BundleError(
+                f"{os.fspath(path)} cannot be read as an image ({error}); expected finite values."
+            ) from error
+    return upright.convert("RGB")

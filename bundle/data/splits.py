@@ -1,0 +1,228 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Splits of a dataset: list files, shares carved by the rank of a hash, groups that stay together."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.core.errors import BundleError
+from bundle.core.files import read_text
+from bundle.data.file_types import INPUT_EXTENSIONS, extension_of, stem_of
+
+logger = logging.getLogger(__name__)
+
+
+PARTS = ("train", "validation", "test")
+
+
+SPLIT_FORM = "{'train': 'train.txt', 'validation': 100, 'test': 'test.txt', 'groups': 'groups.csv'}, each key optional"
+
+
+DEFAULT_FRACTION = 0.1
+
+
+def check_split_keys(split: object) -> None:
+    """Raise a `BundleError` where a split is no mapping or has an unknown key."""
+    if split is None:
+        return
+    if not isinstance(split, Mapping):
+        raise BundleError(f"split is {split!r}; expected a mapping such as {SPLIT_FORM}.")
+    unknown = [str(key) for key in split if key not in (*PARTS, "groups")]
+    if unknown:
+        raise BundleError(f"split has the unknown key {', '.join(unknown)}; expected {SPLIT_FORM}.")
+
+
+def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) -> dict[str, list[str]]:
+    """Divide stems into `PARTS` as `bundle.data.datalists.load_datalists` describes it; ``source`` is for messages.
+
+    Raises:
+        BundleError: a list is missing, names what is not there or twice, or an amount cannot be carved.
+    """
+    requests = {part: _parse_request(part, split[part]) for part in PARTS if part in split}
+    parts = {part: _read_list(path, stems, source) for part, path in requests.items() if isinstance(path, Path)}
+    _refuse_shared(parts, requests)
+    groups = _read_groups(split["groups"], stems, source) if "groups" in split else {stem: stem for stem in stems}
+    if "train" not in parts:
+        named = {stem for part in parts.values() for stem in part}
+        parts["train"] = [stem for stem in stems if stem not in named]
+    amounts = {part: amount for part, amount in requests.items() if not isinstance(amount, Path)}
+    if not requests:
+        defaults = {"validation": DEFAULT_FRACTION, "test": DEFAULT_FRACTION}
+    else:
+        defaults = {"validation": DEFAULT_FRACTION}
+    _carve_parts(parts, amounts, {part: share for part, share in defaults.items() if part not in requests}, groups)
+    if not parts["train"]:
+        raise BundleError(f"split leaves nothing for training: its lists name all {len(stems)} pairs of {source}.")
+    _warn_of_shared_groups(parts, groups)
+    return parts
+
+
+def _parse_request(part: str, value: object) -> Path | int | float:
+    """Return a list file, a count or a fraction; the command line may deliver numbers as strings."""
+    number = _as_number(value)
+    if number is None and isinstance(value, (str, os.PathLike)) and str(value):
+        return Path(value).expanduser()
+    if part == "train":
+        raise BundleError(f"split has {value!r} for train; expected a list file with one stem a line.")
+    if number is None or not (number >= 0 if isinstance(number, int) else 0 <= number < 1):
+        raise BundleError(f"split has {value!r} for {part}; expected a list file, a whole count or a fraction below 1.")
+    return number
+
+
+def _as_number(value: object) -> int | float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value.strip()):
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]*\.[0-9]*", value.strip()) and value.strip(" +-."):
+        return float(value)
+    return None
+
+
+def _stem_in(name: str, stems: set[str]) -> str:
+    """Return the stem that a list's `name` stands for: a stem may hold dots, so it goes before a file name."""
+    is_file_name = extension_of(name) in INPUT_EXTENSIONS
+    return stem_of(name) if name not in stems and is_file_name else name
+
+
+def _read_list(path: Path, stems: Sequence[str], source: Path) -> list[str]:
+    known = set(stems)
+    lines = (line.strip() for line in read_text(path, "List file").splitlines())
+    named = [_stem_in(line, known) for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise BundleError(f"List file {path} names nothing; expected one stem or file name a line.")
+    repeated = [stem for stem, count in Counter(named).items() if count > 1]
+    if repeated:
+        raise BundleError(f"List file {path} names stems more than once ({len(repeated)}: {first_names(repeated)}).")
+    unpaired = [stem for stem in named if stem not in known]
+    if unpaired:
+        raise BundleError(
+            f"List file {path} names stems without a pair of image and mask in {source} ({len(unpaired)}: "
+            f"{first_names(unpaired)})."
+        )
+    return named
+
+
+def _refuse_shared(parts: Mapping[str, Sequence[str]], requests: Mapping[str, object]) -> None:
+    owner: dict[str, str] = {}
+    for part, stems in parts.items():
+        shared = [stem for stem in stems if stem in owner]
+        if shared:
+            other = owner[shared[0]]
+            raise BundleError(
+                f"List files {requests[other]} ({other}) and {requests[part]} ({part}) name the same stems "
+                f"({len(shared)}: {first_names(shared)}); expected each stem in one list."
+            )
+        owner.update(dict.fromkeys(stems, part))
+
+
+def _read_groups(value: object, stems: Sequence[str], source: Path) -> dict[str, str]:
+    """Return the group of each stem."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise BundleError(f"split has {value!r} for groups; expected a CSV file with the columns stem and one other.")
+    path = Path(value).expanduser()
+    known = set(stems)
+    reader = csv.reader(read_text(path, "Group file").splitlines())
+    header = [name.strip() for name in next(reader, [])]
+    if len(header) != 2 or "stem" not in header:
+        raise BundleError(f"Group file {path} has the columns {header}; expected 'stem' and exactly one other.")
+    column = header.index("stem")
+    groups: dict[str, str] = {}
+    for row in filter(None, reader):
+        cells = [cell.strip() for cell in row]
+        if len(cells) != 2 or not all(cells):
+            raise BundleError(f"Group file {path} has the line {','.join(row)!r}; expected a stem and its group.")
+        stem, group = _stem_in(cells[column], known), cells[1 - column]
+        if groups.setdefault(stem, group) != group:
+            raise BundleError(
+                f"Group file {path} puts {stem} into {groups[stem]} and into {group}; expected one group."
+            )
+    ungrouped = [stem for stem in stems if stem not in groups]
+    if ungrouped:
+        raise BundleError(
+            f"Group file {path} names no group for stems of {source} ({len(ungrouped)}: {first_names(ungrouped)})."
+        )
+    return groups
+
+
+def _rank(name: str) -> tuple[str, str]:
+    return hashlib.sha256(name.encode()).hexdigest(), name
+
+
+def _ranked_units(stems: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
+    """Return the stems by group, the groups ranked by the hash of their names."""
+    units: dict[str, list[str]] = {}
+    for stem in stems:
+        units.setdefault(groups[stem], []).append(stem)
+    return [units[name] for name in sorted(units, key=_rank)]
+
+
+def _carve_parts(
+    parts: dict[str, list[str]],
+    amounts: Mapping[str, int | float],
+    defaults: Mapping[str, float],
+    groups: Mapping[str, str],
+) -> None:
+    """Move whole groups out of ``parts["train"]``: first for test, then for validation, and never the last group.
+
+    `amounts` are asked for and must be met; `defaults` are given only where there are three groups at least.
+    """
+    units = _ranked_units(parts["train"], groups)
+    total = len(parts["train"])
+    shares = {**amounts, **(defaults if len(units) >= 3 else {})}
+    counts = {part: _count(shares.get(part, 0), total) for part in ("test", "validation")}
+    for part, count in counts.items():
+        if part in parts:
+            continue
+        keep = 2 if part == "test" and counts["validation"] else 1
+        carved: list[str] = []
+        while len(carved) < count and len(units) > keep:
+            carved += units.pop(0)
+        if part in amounts and len(carved) < count:
+            raise BundleError(
+                f"split asks for {count} images for {part}, but only {len(carved)} of {total} can be given: the other "
+                "parts need images too, and groups stay whole."
+            )
+        parts[part] = carved
+    parts["train"] = [stem for unit in units for stem in unit]
+
+
+def _count(share: int | float, total: int) -> int:
+    """Return a count as it is, and a fraction of `total` as a count of at least 1."""
+    if isinstance(share, int):
+        return share
+    return max(1, round(share * total)) if share > 0 else 0
+
+
+def _warn_of_shared_groups(parts: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> None:
+    """Lists may cut through groups, as published splits do; say so."""
+    spread = Counter(group for stems in parts.values() for group in {groups[stem] for stem in stems})
+    shared = sum(count > 1 for count in spread.values())
+    if shared:
+        logger.warning(
+            "%d of %d groups have images in more than one part: the lists cut through groups, which flatters scores.",
+            shared,
+            len(spread),
+        )
+
+
+def first_names(names: Iterable[str], count: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")

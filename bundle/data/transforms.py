@@ -1,0 +1,181 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Transforms that MONAI lacks: SAM's scaling to the long side, color jitter, splitting the two passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, Resize
+from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple_rep
+from torchvision.transforms.v2 import functional as tvf
+
+from bundle.core.tensors import plain
+from bundle.sam.preprocessing import longest_side_size, resize_bilinear
+
+
+def _resize_binary(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a 0/1 mask (C, H, W) to (C, *size): 1 where the antialiased mask is at least one half."""
+    return (resize_bilinear(planes.astype(np.uint8) * np.uint8(255), size) >= 128).astype(planes.dtype)
+
+
+RESIZE: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
+    "bilinear": resize_bilinear,
+    "binary": _resize_binary,
+}
+
+
+class ResizeLongestSided(MapTransform, InvertibleTransform):
+    """Scale upright images (C, H, W) so that the longer side has `image_size` pixels, up or down, keeping the dtype.
+
+    Mode "bilinear" is for images (uint8 or float32): antialiased by Pillow, which is what SAM itself uses, so that
+    uint8 values equal SAM's. Mode "binary" is for 0/1 masks: scaled the same way and cut at one half, which keeps
+    area and outline and lies on the same grid; picking the nearest pixel would shift and fray outlines.
+
+    The inverse brings a prediction (any channel count, values (C, h, w)) back to the original size as float32:
+    bilinear without antialiasing and without aligned corners, as SAM does; nearest where `Invertd` is told so.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_size: int,
+        mode: str | Sequence[str] = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Raise ValueError where `mode` (one, or one per key) is neither "bilinear" nor "binary"."""
+        super().__init__(keys, allow_missing_keys)
+        self.image_size = image_size
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        unknown = set(self.mode) - set(RESIZE)
+        if unknown:
+            raise ValueError(f"mode must be one of {sorted(RESIZE)}, got {sorted(unknown)}.")
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key, mode in self.key_iterator(d, self.mode):
+            d[key] = self._resize(d[key], mode)
+        return d
+
+    def _resize(self, image: torch.Tensor, mode: str) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        size = longest_side_size(height, width, self.image_size)
+        planes = RESIZE[mode](np.ascontiguousarray(image.numpy()), size)
+        resized = convert_to_dst_type(planes, image)[0]
+        return self.push_transform(
+            resized, orig_size=(height, width), extra_info={"mode": "bilinear", "align_corners": False}
+        )
+
+    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._restore(d[key])
+        return d
+
+    def _restore(self, prediction: torch.Tensor) -> torch.Tensor:
+        applied = self.pop_transform(prediction)
+        how = applied[TraceKeys.EXTRA_INFO]
+        align_corners = None if how["align_corners"] == TraceKeys.NONE else how["align_corners"]
+        resize = Resize(applied[TraceKeys.ORIG_SIZE], mode=how["mode"], align_corners=align_corners)
+        with resize.trace_transform(False):
+            return resize(prediction)
+
+
+class SplitClassesd(MapTransform):
+    """Split a map of classes (1, ...) of 0..K into K masks (K, ...) of 0 and 1.
+
+    Of one class it is the map itself, and what has K channels already stays as it is.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._split(d[key])
+        return d
+
+    def _split(self, classes: torch.Tensor) -> torch.Tensor:
+        if classes.shape[0] == self.num_classes:
+            return classes
+        masks = torch.cat([plain(classes) == number for number in range(1, self.num_classes + 1)])
+        return convert_to_dst_type(masks.to(classes.dtype), classes)[0]
+
+
+class RandColorJitterd(RandomizableTransform, MapTransform):
+    """Change brightness, contrast, saturation and hue of RGB images (3, H, W) at random, with torchvision's operations.
+
+    Each factor of the first three is drawn from [1 - range, 1 + range], the shift of the hue from [-hue, hue] in turns
+    of the color circle; a range of 0 leaves that property alone and costs nothing. The operations come in this fixed
+    order. uint8 is 0..255 and float is 0..1; type, dtype and metadata are kept, and all keys get the same change.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.5,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Raise ValueError where a range is outside [0, 1] or that of the hue outside [0, 0.5]."""
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+        if not (all(0 <= span <= 1 for span in factors.values()) and 0 <= hue <= 0.5):
+            raise ValueError(f"ranges must lie in [0, 1] and hue in [0, 0.5], got {factors} and hue {hue}.")
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self._changes: list[tuple[Callable[[torch.Tensor, float], torch.Tensor], float]] = []
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to act and, if so, by how much."""
+        super().randomize(None)
+        self._changes = []
+        if not self._do_transform:
+            return
+        for adjust, neutral, span in (
+            (tvf.adjust_brightness, 1.0, self.brightness),
+            (tvf.adjust_contrast, 1.0, self.contrast),
+            (tvf.adjust_saturation, 1.0, self.saturation),
+            (tvf.adjust_hue, 0.0, self.hue),
+        ):
+            if span > 0:
+                self._changes.append((adjust, float(self.R.uniform(neutral - span, neutral + span))))
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Raise ValueError where a float image goes above 1."""
+        d = dict(data)
+        self.randomize()
+        if not self._changes:
+            return d
+        for key in self.key_iterator(d):
+            d[key] = self._jitter(d[key])
+        return d
+
+    def _jitter(self, image: torch.Tensor) -> torch.Tensor:
+        if image.is_floating_point() and image.max() > 1:
+            raise ValueError(f"a float image must lie in 0..1, got {image.max():.1f}: jitter the uint8 image instead.")
+        changed = tvf.to_dtype(plain(image), torch.float32, scale=True)
+        for adjust, amount in self._changes:
+            changed = adjust(changed, amount)
+        changed = tvf.to_dtype(changed, image.dtype, scale=True)
+        return convert_to_dst_type(changed, image)[0]

@@ -1,0 +1,92 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Open a volume: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+
+from bundle.core.errors import BundleError
+from bundle.data.dicom_series import find_series
+from bundle.data.file_types import NIFTI, extension_of
+
+# From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z), and the affine (4, 4) to millimeters, right, anterior, superior."""
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise BundleError(f"{name} does not exist; expected a volume.")
+    if os.path.isdir(name):
+        series = find_series(name)
+        return _series_values(series.files), LPS_TO_RAS @ series.affine_lps
+    return _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
+
+
+def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel  # volumes alone need it
+
+    try:
+        image: Any = nibabel.load(name)
+        shape = image.shape
+        values = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise BundleError(f"{name} cannot be read as a volume ({error}); expected a NIfTI file.") from error
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))
+    return values, np.asarray(image.affine, dtype=np.float64)
+
+
+def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK as sitk  # volumes alone need it
+
+    try:
+        image = sitk.ReadImage(name)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"{name} cannot be read as a volume ({reason}).") from error
+    components = image.GetNumberOfComponentsPerPixel()
+    _require_3d(name, (*image.GetSize(), *((components,) if components > 1 else ())))
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
+
+
+def _series_values(files: Sequence[str]) -> np.ndarray:
+    """Values (columns, rows, slices) of a DICOM series in the order of its files."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"The DICOM series of {files[0]} cannot be read ({reason}).") from error
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise BundleError(f"The DICOM series of {files[0]} is in color; expected one value per voxel.")
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+
+
+def _require_3d(name: str, shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        found = " x ".join(map(str, shape))
+        raise BundleError(f"{name} has {len(shape)} dimensions ({found}); expected one volume of 3.")

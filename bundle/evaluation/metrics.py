@@ -1,0 +1,96 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What MONAI lacks: how good a box the network drew for itself, and distances in the millimeters of each volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.metrics import CumulativeIterationMetric, HausdorffDistanceMetric, SurfaceDiceMetric
+from monai.metrics.utils import do_metric_reduction
+
+from bundle.core.errors import BundleError
+from bundle.core.tensors import plain
+from bundle.inference.expert_prompt import without_specks
+from bundle.sam_sp.self_prompt import boxes_from_logits
+
+
+class BoxIoU(CumulativeIterationMetric):
+    """IoU of SP's box, drawn around y0, with the box that an expert would draw around the label.
+
+    An empty y0 has the whole image for its box, as in `self_prompt`. An image with an empty label has no true box,
+    and does not count.
+    """
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """y0 and label, (B, K, W, H), 0 or 1 -> IoU (B, K), not a number where a label is empty."""
+        assert y is not None
+        initial, label = plain(y_pred), plain(y)
+        iou = box_iou(
+            boxes_from_logits(initial.float() - 0.5, stride=1),
+            boxes_from_logits(without_specks(label).float() - 0.5, stride=1),
+        )
+        return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
+
+    def aggregate(self) -> torch.Tensor:
+        """Mean over images and classes, a scalar."""
+        return do_metric_reduction(self.get_buffer(), "mean")[0]
+
+
+class HausdorffMillimeters(HausdorffDistanceMetric):
+    """MONAI's Hausdorff distance in millimeters, by the affine of each label; not a number where one side is empty."""
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        distance = super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+        return torch.where(torch.isfinite(distance), distance, torch.nan)
+
+
+class SurfaceDiceMillimeters(SurfaceDiceMetric):
+    """MONAI's surface Dice (Nikolov et al., 2018) within a tolerance in millimeters, by the affine of each label.
+
+    Args:
+        num_classes: K.
+        tolerance: millimeters.
+    """
+
+    def __init__(self, num_classes: int, tolerance: float) -> None:
+        super().__init__(class_thresholds=[tolerance] * num_classes, include_background=True)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        return super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+
+
+def _spacing(label: torch.Tensor) -> list[float]:
+    """Millimeters between voxels along each axis of a label (1, K, X, Y, Z)."""
+    if not isinstance(label, MetaTensor):
+        raise BundleError("A distance in millimeters needs a label with its affine.")
+    return affine_to_spacing(label.affine.reshape(-1, 4, 4)[0]).tolist()
+
+
+def box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> torch.Tensor:
+    """IoU (...) of boxes (..., 4) pair by pair, x0, y0, x1, y1 in pixels with both ends inside."""
+    inner = torch.cat(
+        [
+            torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]),
+            torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:]),
+        ],
+        dim=-1,
+    )
+    both = _area(inner)
+    return both / (_area(first_xyxy) + _area(second_xyxy) - both)
+
+
+def _area(box_xyxy: torch.Tensor) -> torch.Tensor:
+    side = (box_xyxy[..., 2:] - box_xyxy[..., :2] + 1).clamp(min=0)
+    return side.prod(dim=-1)

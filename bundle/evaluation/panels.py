@@ -1,0 +1,229 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Draw panels: image, label, y0 with its box, y1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Orientation,
+)
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
+
+from bundle.core.tensors import plain
+from bundle.data.slices import take_slices
+from bundle.sam.preprocessing import longest_side_size
+
+
+def fullest_slice(
+    image: torch.Tensor, masks: Sequence[torch.Tensor], orientation: str, slice_axis: int, **others: Any
+) -> list[np.ndarray]:
+    """The slice where the first masks cover most: the image (H, W, 3) uint8, then each of the masks (K, H, W) bool.
+
+    Args:
+        image: (1, X, Y, Z) of 0..255, oriented.
+        masks: (K, X, Y, Z) each, 0 or 1, with their affine, not oriented.
+        orientation: see `volume_settings`; so are the rest.
+    """
+    turn = Orientation(axcodes=orientation, labels=None)
+    turned = [plain(turn(mask)).cpu() > 0 for mask in masks]
+    others_axes = [axis for axis in range(4) if axis != slice_axis + 1]
+    place = int(turned[0].sum(dim=others_axes).argmax())
+    picture = take_slices(plain(image).cpu(), [place], slice_axis)[0].permute(1, 2, 0).numpy()
+    cut = (mask.select(slice_axis + 1, place).transpose(1, 2).numpy() for mask in turned)
+    return [np.rint(picture).astype(np.uint8), *cut]
+
+
+Color = tuple[int, int, int]
+
+
+# Told apart by lightness and by the blue-yellow axis, which color blindness of the common kinds leaves intact.
+LABEL_COLOR: Color = (255, 255, 255)
+
+
+INITIAL_COLOR: Color = (255, 150, 0)
+
+
+REFINED_COLOR: Color = (0, 200, 255)
+
+
+BOX_COLOR: Color = (255, 238, 70)
+
+
+# Of several classes each has its own in every tile; a seventh begins anew.
+CLASS_COLORS: tuple[Color, ...] = (
+    (255, 150, 0),
+    (0, 200, 255),
+    (255, 238, 70),
+    (200, 120, 255),
+    (90, 255, 160),
+    (255, 255, 255),
+)
+
+
+DARK: Color = (44, 44, 44)  # strips, titles, inner outlines
+
+
+TEXT_COLOR: Color = (236, 236, 236)
+
+
+PAGE_COLOR: Color = (255, 255, 255)
+
+
+FILL_OPACITY = 0.2
+
+
+DARK_OPACITY = 0.6
+
+
+TILE_SIZE = 320  # long side of a tile in pixels
+
+
+OVERSAMPLING = 2  # tiles are drawn this much larger and averaged down, which smooths lines
+
+
+LINE_WIDTH = 2
+
+
+GAP = 6
+
+
+STRIP_HEIGHT = 24
+
+
+TITLE_WIDTH = 80
+
+
+FONT_SIZE = 13
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray, color: Color, line_width: int = LINE_WIDTH) -> np.ndarray:
+    """Draw a mask (H, W) bool over an image (H, W, 3) uint8.
+
+    The mask is filled lightly, with its outline inside it and a dark line, half as wide, inside the outline: orange on
+    red tissue would else be hard to see.
+    """
+    # the margin of background lets a mask that touches the border of the image be outlined there too
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    layers = ((color, FILL_OPACITY, np.inf), (DARK, DARK_OPACITY, 1.5 * line_width), (color, 1.0, line_width))
+    drawn = image.astype(np.float32)
+    for layer_color, opacity, deepest in layers:
+        covered = mask & (depth <= deepest)
+        drawn[covered] += opacity * (np.array(layer_color, dtype=np.float32) - drawn[covered])
+    return np.rint(drawn).astype(np.uint8)
+
+
+def draw_panel(
+    image: np.ndarray,
+    label: np.ndarray,
+    initial: np.ndarray,
+    refined: np.ndarray,
+    boxes_xyxy: Sequence[Sequence[float]],
+    captions: Sequence[str],
+) -> np.ndarray:
+    """Draw four tiles side by side: image, label, y0 with its boxes, and y1, with a caption under each.
+
+    Args:
+        image: (H, W, 3) uint8, upright, as are the masks.
+        label: (K, H, W) bool; so are `initial` (y0) and `refined` (y1).
+        boxes_xyxy: x0, y0, x1, y1 of each box in pixels of the image, both ends inclusive.
+        captions: four texts; what is too long for its tile is cut.
+
+    Returns:
+        (h + STRIP_HEIGHT, 4 * TILE_SIZE + 3 * GAP, 3) uint8, h the height of the image scaled to a long side of
+        TILE_SIZE pixels.
+    """
+    tiles = [
+        _draw_tile(image),
+        _draw_tile(image, label, LABEL_COLOR),
+        _draw_tile(image, initial, INITIAL_COLOR, boxes_xyxy),
+        _draw_tile(image, refined, REFINED_COLOR),
+    ]
+    colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR) if len(label) == 1 else (None,) * 4
+    height = tiles[0].height
+    panel = Image.new("RGB", (4 * TILE_SIZE + 3 * GAP, height + STRIP_HEIGHT), PAGE_COLOR)
+    for column, (tile, caption, color) in enumerate(zip(tiles, captions, colors, strict=True)):
+        left = column * (TILE_SIZE + GAP)
+        panel.paste(DARK, (left, 0, left + TILE_SIZE, height + STRIP_HEIGHT))
+        panel.paste(tile, (left + (TILE_SIZE - tile.width) // 2, 0))
+        _draw_caption(ImageDraw.Draw(panel), left, height, caption, color)
+    return np.asarray(panel)
+
+
+def _draw_tile(
+    image: np.ndarray,
+    masks: np.ndarray | None = None,
+    color: Color = LABEL_COLOR,
+    boxes_xyxy: Sequence[Sequence[float]] = (),
+) -> Image.Image:
+    """The color is that of a single mask."""
+    height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
+    size = (width * OVERSAMPLING, height * OVERSAMPLING)
+    tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    several = masks is not None and len(masks) > 1
+    for index, mask in enumerate(() if masks is None else masks):
+        scaled = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else color
+        tile = Image.fromarray(draw_overlay(np.asarray(tile), scaled, drawn, LINE_WIDTH * OVERSAMPLING))
+    for index, box_xyxy in enumerate(boxes_xyxy):
+        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else BOX_COLOR
+        _draw_box(tile, box_xyxy, size[0] / image.shape[1], size[1] / image.shape[0], drawn)
+    return tile.reduce(OVERSAMPLING)
+
+
+def _draw_box(tile: Image.Image, box_xyxy: Sequence[float], scale_x: float, scale_y: float, color: Color) -> None:
+    x0, y0, x1, y1 = box_xyxy
+    left, top = round(x0 * scale_x), round(y0 * scale_y)
+    right, bottom = round((x1 + 1) * scale_x) - 1, round((y1 + 1) * scale_y) - 1
+    corners = (left, top, max(right, left), max(bottom, top))
+    ImageDraw.Draw(tile).rectangle(corners, outline=color, width=LINE_WIDTH * OVERSAMPLING)
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str, color: Color | None) -> None:
+    """Write a caption with a swatch of the color of its mask."""
+    font = ImageFont.load_default(size=FONT_SIZE)
+    middle = top + STRIP_HEIGHT // 2
+    x = left + 8
+    if color is not None:
+        draw.rectangle((x, middle - 5, x + 10, middle + 5), fill=color)
+        x += 18
+    draw.text((x, middle), _cut(caption, font, left + TILE_SIZE - 8 - x), fill=TEXT_COLOR, font=font, anchor="lm")
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """Shorten a text to a width in pixels, from its middle, where names of images differ least."""
+    if font.getlength(text) <= width:
+        return text
+    kept = len(text)
+    shorter = text
+    while kept > 2 and font.getlength(shorter) > width:
+        kept -= 1
+        shorter = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+    return shorter
+
+
+def draw_sheet(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Stack panels into one picture, each with its title on the left."""
+    font = ImageFont.load_default(size=FONT_SIZE + 2)
+    height = sum(panel.shape[0] for panel in panels) + GAP * (len(panels) + 1)
+    sheet = Image.new("RGB", (TITLE_WIDTH + panels[0].shape[1] + GAP, height), PAGE_COLOR)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
+    for panel, title in zip(panels, titles, strict=True):
+        sheet.paste(Image.fromarray(panel), (TITLE_WIDTH, top))
+        draw.text((TITLE_WIDTH // 2, top + panel.shape[0] // 2), title, fill=DARK, font=font, anchor="mm")
+        top += panel.shape[0] + GAP
+    return np.asarray(sheet)

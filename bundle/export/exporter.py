@@ -1,0 +1,270 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A published network as a file for other runtimes: TorchScript, ONNX or a `torch.export` program."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+from bundle.checkpoints.model_json import read_description
+from bundle.core.errors import BundleError
+from bundle.core.provenance import is_procedural
+from bundle.export.check import Runner, check, images_with_different_boxes
+from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam_sp.network import SamSP
+
+# Example batch: with one image torch.export would take the batch for a constant.
+EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a kind of file is written, and how it is run."""
+
+    suffix: str
+    write: Callable[[SamSP, Path, Mapping[str, str]], None]
+    load: Callable[[Path], Runner]
+    next_step: str
+
+
+class Exporter:
+    """Write a network as one file, run it back on images, and give it its name where it agrees with PyTorch.
+
+    Args:
+        network: adapters, if it has any, are merged in a copy.
+        weights: its ``model.pt``; the ``model.json`` beside it goes into the file.
+        format: "torchscript", "onnx" or "torch_export".
+        output_dir: where ``model.ts``, ``model.onnx`` or ``model.pt2`` is written.
+        bundle_root: of its configs, ``metadata.json`` and ``inference.json`` go into the file.
+
+    Raises:
+        BundleError: the format is unknown, or needs a package that is not installed.
+    """
+
+    def __init__(self, network: SamSP, weights: str, format: str, output_dir: str, bundle_root: str) -> None:
+        if format not in FORMATS:
+            raise BundleError(f"format is '{format}', expected one of {', '.join(FORMATS)}.")
+        self.network = merged(network)
+        self.weights = weights
+        self.format = FORMATS[format]
+        self.output_dir = Path(output_dir)
+        self.configs = Path(bundle_root) / "configs"
+
+    def run(self, dataset: Sequence[Mapping[str, Any]], inferer: Inferer, records: Sequence[Mapping[str, Any]]) -> Path:
+        """Export, check, report; returns the path of the file.
+
+        Args:
+            dataset: what an inference reads, to check with.
+            inferer: what shows it to the network.
+            records: of the dataset.
+
+        Raises:
+            BundleError: the file does not compute what the network computes, or the dataset cannot show that.
+        """
+        images = images_with_different_boxes(self.network, dataset, inferer)
+        name = f"model{self.format.suffix}"
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        # The name is part of a TorchScript archive, so the file has it from the start, in a folder of its own.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.output_dir) as folder:
+            self.format.write(self.network, Path(folder) / name, self._metadata_files())
+            agreements = check(self.format.load(Path(folder) / name), self.network, images, name)
+            for path in sorted(Path(folder).iterdir()):  # ONNX beyond 2 GB keeps its weights in a second file
+                os.replace(path, self.output_dir / path.name)
+        target = self.output_dir / name
+        kind = "procedural images" if is_procedural(records) else "images"
+        lines = [f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB), checked against PyTorch on {kind}:"]
+        lines += [f"  {agreement}" for agreement in agreements]
+        print("\n".join(["", *lines, self.format.next_step.format(path=target)]), flush=True)
+        return target
+
+    def _metadata_files(self) -> dict[str, str]:
+        """Name and text of the JSON files that say what the network is and how its input is made."""
+        names = ("metadata.json", "inference.json")
+        metadata, inference = (json.loads((self.configs / name).read_text(encoding="utf-8")) for name in names)
+        description = read_description(self.weights)
+        extra_files = {
+            "metadata.json": metadata_of(self.network, metadata, description),
+            "inference.json": inference,
+            "model.json": {**description, "intensity": {"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]}},
+        }
+        return {name: json.dumps(content, ensure_ascii=False) for name, content in extra_files.items()}
+
+
+def merged(network: SamSP) -> SamSP:
+    """The network in evaluation mode, without adapters and without gradients; one with adapters is copied."""
+    network = copy.deepcopy(network).merge_lora() if network.has_lora else network
+    return network.eval().requires_grad_(False)
+
+
+def metadata_of(network: SamSP, metadata: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of the bundle with the size and the classes of this network in ``network_data_format``."""
+    result: dict[str, Any] = copy.deepcopy(dict(metadata))
+    side = [network.image_size, network.image_size]
+    entries = result["network_data_format"]
+    entries["inputs"]["image"]["spatial_shape"] = side
+    entries["outputs"]["pred"] |= {"spatial_shape": side, "num_channels": network.num_classes}
+    if "labels" in description:
+        names = [name for number, name in description["labels"].items() if number != "0"]
+        entries["outputs"]["pred"]["channel_def"] = {str(index): name for index, name in enumerate(names)}
+    return result
+
+
+def _example(network: SamSP) -> torch.Tensor:
+    """(EXAMPLES, 3, S, S) on the device of the network."""
+    side = network.image_size
+    return torch.zeros(EXAMPLES, 3, side, side, device=network.prompt_encoder.dense_pe.device)
+
+
+def _batch() -> dict[str, dict[int, Any]]:
+    """Which dimension of the input may change."""
+    return {"image": {0: torch.export.Dim("batch")}}
+
+
+@torch.no_grad()
+def write_torchscript(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
+    """Trace; SAM's modules cannot be scripted. The papers are extra files, where MONAI's loaders look for them."""
+    from monai.data import save_net_with_metadata
+    from monai.networks.utils import convert_to_torchscript
+
+    with warnings.catch_warnings():
+        # What the tracer took for a constant shows in the check, which has batches of other sizes and other boxes.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = convert_to_torchscript(network, inputs=[_example(network)], use_trace=True, check_trace=False)
+        extra = {name: text.encode() for name, text in extra_files.items() if name != "metadata.json"}
+        save_net_with_metadata(
+            traced, str(path), meta_values=json.loads(extra_files["metadata.json"]), more_extra_files=extra
+        )
+
+
+def load_torchscript(path: Path) -> Runner:
+    """What MONAI Deploy runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(str(path))
+
+
+@torch.no_grad()
+def write_torch_export(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
+    """A `torch.export` program with a free batch; the papers are extra files."""
+    program = torch.export.export(network, (_example(network),), dynamic_shapes=_batch(), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    with warnings.catch_warnings():
+        # It says that q, k and v are parts of one weight, which the check finds whole.
+        warnings.filterwarnings("ignore", message="No complete tensor found", category=UserWarning)
+        torch.export.save(program, path, extra_files=dict(extra_files))
+
+
+def load_torch_export(path: Path) -> Runner:
+    """The program as a module."""
+    return torch.export.load(path).module()
+
+
+@torch.no_grad()
+def write_onnx(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
+    """ONNX with input "image", output "pred" and a free batch; the papers are metadata of the model.
+
+    Raises:
+        BundleError: onnx or onnxscript is missing.
+    """
+    with _needs_export_extra(), _less_noise():
+        program = torch.onnx.export(
+            network,
+            (_example(network),),
+            input_names=["image"],
+            output_names=["pred"],
+            dynamic_shapes=_batch(),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # of each node a stack trace with paths of this machine
+    program.model.metadata_props.update(extra_files)
+    program.save(path)
+
+
+def load_onnx(path: Path) -> Runner:
+    """The model in onnxruntime on the CPU, with as many threads as PyTorch has.
+
+    Raises:
+        BundleError: onnxruntime is missing.
+    """
+    with _needs_export_extra():
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(["pred"], {"image": images.cpu().numpy()})[0])
+
+    return run
+
+
+@contextlib.contextmanager
+def _needs_export_extra() -> Iterator[None]:
+    """Say how to install what an import misses."""
+    try:
+        yield
+    except ImportError as error:
+        raise BundleError(
+            f'ONNX needs more packages ({error}): pip install --constraint constraints.txt ".[export]".'
+        ) from error
+
+
+@contextlib.contextmanager
+def _less_noise() -> Iterator[None]:
+    """Without the remarks of the optimizer on each node that it merges or leaves as it is."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+FORMATS: Mapping[str, Format] = {
+    "torchscript": Format(
+        ".ts",
+        write_torchscript,
+        load_torchscript,
+        "Next: torch.jit.load('{path}'), also in C++ and in MONAI Deploy. PyTorch deprecates TorchScript.",
+    ),
+    "onnx": Format(
+        ".onnx",
+        write_onnx,
+        load_onnx,
+        "Next, with numpy, Pillow and onnxruntime alone: python scripts/onnx_demo.py {path} IMAGE MASK.png",
+    ),
+    "torch_export": Format(
+        ".pt2", write_torch_export, load_torch_export, "Next: torch.export.load('{path}').module()(image)"
+    ),
+}

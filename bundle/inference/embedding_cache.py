@@ -1,0 +1,129 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a network made of images lately, so that a person's corrections of a mask do not cost the encoder again."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bundle.core.errors import BundleError
+from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.user_prompts import UserPrompts
+
+
+class EmbeddingCache:
+    """Segments images as a network does, and keeps both passes and the embedding of those that came last.
+
+    SAM's encoder takes most of the time and looks at the image alone. Of an image that comes again, with other
+    corrections than before or none, only the corrections are decoded; of a volume, only in the slices that they are
+    about. A large volume may have more embeddings than there is room for: its passes are smaller, so they are kept
+    apart, and of a corrected slice whose embedding is gone the encoder runs once. All of it lies in main memory.
+
+    Images are known by their content. As soon as a weight of the network changes, or another network asks, all that was
+    kept is forgotten.
+
+    Args:
+        mebibytes: for the passes, and as many for the embeddings; what was asked for longest ago goes first.
+
+    Raises:
+        BundleError: ``mebibytes`` is not above 0.
+    """
+
+    def __init__(self, mebibytes: float) -> None:
+        if not mebibytes > 0:
+            raise BundleError(f"embedding_cache is {mebibytes}, expected a number of MiB, 0 for no cache.")
+        self._passes = _Recent(int(mebibytes * 2**20))
+        self._embeddings = _Recent(int(mebibytes * 2**20))
+        self._made_by: tuple[Any, ...] = ()
+
+    def segment(self, image: torch.Tensor, network: SamSP, corrections: UserPrompts | None = None) -> SamSPOutput:
+        """As `SamSP.segment` without gradients: image (B, 3, S, S), corrections by the place in the batch."""
+        weights = network.state_dict().values()
+        made_by = (weakref.ref(network), *((weight.data_ptr(), weight._version) for weight in weights))
+        if made_by != self._made_by:
+            self._passes.clear()
+            self._embeddings.clear()
+            self._made_by = made_by
+        with torch.no_grad():
+            keys = [hashlib.blake2b(one.contiguous().cpu().numpy()).digest() for one in image]
+            rows = self._rows(image, network, keys)
+            for place in sorted({place for place, _ in corrections or ()}):
+                own = {
+                    (0, class_index): prompt for (at, class_index), prompt in (corrections or {}).items() if at == place
+                }
+                embedding = self._embedding(image[place : place + 1], network, keys[place])
+                rows[place] = network.correct(embedding, rows[place], own)
+        return SamSPOutput(*(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True)))
+
+    def _rows(self, image: torch.Tensor, network: SamSP, keys: Sequence[bytes]) -> list[SamSPOutput]:
+        """Both passes of each image, (1, ...); those of new images in one batch."""
+        known = [self._passes.get(key) for key in keys]
+        new = [place for place, row in enumerate(known) if row is None]
+        rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
+        if new:
+            embeddings = network.image_encoder(image[new])
+            output = network.passes(embeddings)
+            for index, place in enumerate(new):
+                self._embeddings.put(keys[place], (_kept_copy(embeddings[index : index + 1]),))
+                row = tuple(value[index : index + 1] for value in output[:4])
+                self._passes.put(keys[place], tuple(_kept_copy(value) for value in row))
+                rows[place] = SamSPOutput(*row)
+        return [row for row in rows if row is not None]
+
+    def _embedding(self, image: torch.Tensor, network: SamSP, key: bytes) -> torch.Tensor:
+        """E(x) of one image, (1, C, H, W)."""
+        kept = self._embeddings.get(key)
+        if kept:
+            return kept[0].to(image.device)
+        embedding = network.image_encoder(image)
+        self._embeddings.put(key, (_kept_copy(embedding),))
+        return embedding
+
+
+class _Recent:
+    """Tuples of tensors, as many as there is room for; what was asked for longest ago goes first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size = limit, 0
+        self._kept: OrderedDict[bytes, tuple[torch.Tensor, ...]] = OrderedDict()
+
+    def get(self, key: bytes) -> tuple[torch.Tensor, ...] | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: bytes, value: tuple[torch.Tensor, ...]) -> None:
+        if key in self._kept:
+            return
+        self._kept[key] = value
+        self._size += _bytes(value)
+        while self._size > self._limit:
+            self._size -= _bytes(self._kept.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._size = 0
+
+
+def _kept_copy(value: torch.Tensor) -> torch.Tensor:
+    """In main memory, without the rest of the batch that a row is a view of."""
+    return value.to("cpu", copy=True)
+
+
+def _bytes(value: tuple[torch.Tensor, ...]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in value)

@@ -1,0 +1,57 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The box that an expert would draw, made from a label."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bundle.core.tensors import plain
+from bundle.sam.preprocessing import longest_side_size
+from bundle.sam_sp.self_prompt import boxes_from_logits
+
+# Of the foreground of a label: smaller pieces of it are slips of the pen.
+SPECK = 0.01
+
+
+def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
+    """The box that an expert would draw: around the foreground of a label, brought to the network's input.
+
+    Specks below `SPECK` of the foreground, as hand-drawn labels have them in corners, are not drawn around.
+
+    Args:
+        label: (B, K, W, H), 0 or 1, in reader order and on the image's own grid.
+        image_size: S; the long side of the image is scaled to it.
+
+    Returns:
+        boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
+    """
+    upright = without_specks(plain(label).transpose(-2, -1)).float()
+    height, width = upright.shape[-2:]
+    input_height, input_width = longest_side_size(height, width, image_size)
+    boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
+    scale = torch.tensor([input_width / width, input_height / height], device=upright.device)
+    first = boxes_xyxy[..., :2] * scale
+    last = torch.maximum((boxes_xyxy[..., 2:] + 1) * scale - 1, first)  # a box of less than a pixel is a point
+    return torch.cat([first, last], dim=-1)
+
+
+def without_specks(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
+    kept = torch.zeros_like(masks, dtype=torch.bool)
+    for image, class_index in np.ndindex(*masks.shape[:2]):
+        pieces, _ = ndimage.label(masks[image, class_index].cpu().numpy() > 0)
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        kept[image, class_index] = torch.from_numpy((sizes > SPECK * sizes.sum())[pieces]).to(kept.device)
+    return kept

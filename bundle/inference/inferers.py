@@ -1,0 +1,106 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Inferers: one tensor out, for MONAI engines and MONAI Label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+
+from bundle.core.tensors import plain
+from bundle.inference import uncertainty
+from bundle.inference.embedding_cache import EmbeddingCache
+from bundle.inference.expert_prompt import expert_boxes
+from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_images
+
+
+class SamSPInferer(Inferer):
+    """Ask the network for the refined logits, or for both passes as one tensor.
+
+    Metadata is taken off before the network, where it would slow every operation down, and put back afterwards, because
+    ``Invertd`` brings a prediction without it nowhere.
+
+    Args:
+        both: return 2K channels, first y1, then y0 (see `SplitPassesd`), instead of the K of y1.
+        scored: put into the metadata how little the mask is to be trusted, see `uncertainty`; for one image at a
+            time.
+        embedding_cache: MiB for what the network made of the images before, see `embedding_cache`; 0 for none.
+    """
+
+    def __init__(self, both: bool = False, scored: bool = False, embedding_cache: float = 0) -> None:
+        super().__init__()
+        self.both, self.scored = both, scored
+        self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
+
+        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone. Corrections are those that
+        the inputs carry, see `bundle.sam_sp.user_prompts`.
+        """
+        corrections = user_prompts_of_images(inputs)
+        score: float | None = None
+        if self.both or self.scored or self.cache or corrections:
+            output = segment(inputs, network, label, corrections, self.cache)
+            passes = (output.refined, output.initial) if self.both else (output.refined,)
+            logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
+            score = float(uncertainty.score(output, _plain(network).exclusive).max()) if self.scored else None
+        else:
+            logits = network(plain(inputs))
+        return with_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
+
+
+def with_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
+    """Put a score, where there is one, into the metadata of a prediction."""
+    if score is not None and isinstance(prediction, MetaTensor):
+        prediction.meta[uncertainty.META_KEY] = score
+    return prediction
+
+
+def segment(
+    inputs: torch.Tensor,
+    network: Callable[..., Any],
+    label: torch.Tensor | None = None,
+    corrections: UserPrompts | None = None,
+    cache: EmbeddingCache | None = None,
+) -> SamSPOutput:
+    """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
+    image = plain(inputs)
+    sam_sp = _plain(network)
+    given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
+    if sam_sp.prompt == "expert" and label is not None:
+        given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+    elif cache is not None:
+        return cache.segment(image, sam_sp, corrections)
+    if corrections:
+        given["corrections"] = corrections
+    return sam_sp.segment(image, **given)
+
+
+def _plain(network: Any) -> Any:
+    """The network inside DistributedDataParallel."""
+    return getattr(network, "module", network)
+
+
+def prepare_labeled(
+    batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
+    """A batch for MONAI's evaluator whose label goes to the inferer as well."""
+    image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
+    return image, label, (label,), {}

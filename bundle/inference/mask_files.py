@@ -1,0 +1,173 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Names and files of predicted masks, for MONAI's stock `SaveImaged`.
+
+The arguments that write a 0/1 prediction (1, W, H) in reader order as an upright 0/255 PNG::
+
+    {"_target_": "SaveImaged", "keys": "pred", "output_ext": ".png", "output_dtype": "$np.uint8", "scale": 255,
+     "resample": false, "squeeze_end_dims": true, "print_log": false,
+     "writer": "bundle.inference.mask_files.MaskWriter",
+     "folder_layout": {
+         "_target_": "bundle.inference.mask_files.MaskLayout", "output_dir": "@output_dir", "images": "@images"}}
+
+A prediction in reader order is what `Invertd` gives; the writer swaps the axes back to rows and columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import NdarrayOrTensor, PathLike
+from monai.data import FolderLayoutBase, ImageWriter, NibabelWriter, PILWriter
+from monai.utils import convert_data_type
+
+from bundle.core.errors import BundleError
+from bundle.data.file_types import stem_of
+from bundle.data.folder_pairs import MASK_FOLDERS
+
+
+def _absolute(path: PathLike) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def mask_names(images: Sequence[Path], extension: str = ".png") -> dict[Path, str]:
+    """Return a file name for the mask of each image, unique also where upper and lower case are the same.
+
+    `a.jpg` gives `a.png`. Images that share a stem get their extension into the name, `a_jpg.png` and `a_png.png`,
+    and a counter where that is not enough. The names depend on the set of images, not on their order.
+    """
+    unique = sorted(set(images))
+    shared = Counter(stem_of(image).casefold() for image in unique)
+    names = {image: stem_of(image) + extension for image in unique if shared[stem_of(image).casefold()] == 1}
+    taken = {name.casefold() for name in names.values()}
+    for image in unique:
+        if image in names:
+            continue
+        base = f"{stem_of(image)}_{image.name[len(stem_of(image)) :].lstrip('.')}"
+        name, count = base + extension, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{base}_{count}{extension}"
+        names[image] = name
+        taken.add(name.casefold())
+    return names
+
+
+class MaskLayout(FolderLayoutBase):
+    """Map the path of each input to the path of its mask, `<output_dir>/<stem><extension>` (see `mask_names`).
+
+    Raises:
+        BundleError: `output_dir` is a file or a folder that holds an input, or a mask would overwrite an input.
+    """
+
+    def __init__(self, output_dir: PathLike, images: Sequence[PathLike], extension: str = ".png") -> None:
+        self.output_dir = _absolute(output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise BundleError(f"output_dir {self.output_dir} is a file; expected a folder.")
+        inputs = [_absolute(image) for image in images]
+        self._refuse_input_folders({image.parent for image in inputs})
+        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs, extension).items()}
+        self._refuse_inputs()
+
+    def _refuse_input_folders(self, folders: set[Path]) -> None:
+        # masks that a person drew lie beside a folder called images
+        drawn = {folder.parent / name for folder in folders if folder.name == "images" for name in MASK_FOLDERS}
+        for folder in folders | drawn:
+            if self.output_dir.exists() and folder.exists() and self.output_dir.samefile(folder):
+                raise BundleError(
+                    f"output_dir {self.output_dir} holds input images or their labels; expected another folder, so "
+                    "that none of them is overwritten."
+                )
+
+    def _refuse_inputs(self) -> None:
+        inputs = {os.path.realpath(image) for image in self._masks}
+        for mask in self._masks.values():
+            if os.path.realpath(mask) in inputs:
+                raise BundleError(f"{mask} is a link to an input image; expected a mask path that is no input.")
+
+    def filename(self, **kwargs: Any) -> Path:
+        """Return the mask path of the input image `subject`, the argument `SaveImage` gives; the folder is made.
+
+        Raises:
+            BundleError: `subject` is not one of the images this layout was built from.
+        """
+        subject = kwargs["subject"]
+        mask = self._masks.get(_absolute(subject))
+        if mask is None:
+            raise BundleError(f"{subject} has no mask path; expected one of the {len(self._masks)} listed images.")
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        return mask
+
+
+class _WholeFileWriter(ImageWriter):
+    """Comes before a writer of MONAI's among the bases: a file is then there either whole or not at all."""
+
+    extension: str
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
+        target = Path(filename)
+        ImageWriter.write(self, target, verbose=verbose)
+        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}{self.extension}")
+        try:
+            super().write(temporary, verbose=False, **kwargs)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class MaskWriter(_WholeFileWriter, PILWriter):
+    """MONAI's `PILWriter` for PNG files; K maps become K files, `a_1.png` to `a_K.png` instead of `a.png`."""
+
+    extension = ".png"
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write one file, or one for each channel; `verbose` logs their names."""
+        target, maps = Path(filename), self.data_obj
+        if maps.ndim == 2:
+            super().write(target, verbose=verbose, **kwargs)
+            return
+        for number in range(maps.shape[-1]):
+            self.data_obj = maps[..., number]
+            super().write(target.with_name(f"{stem_of(target)}_{number + 1}.png"), verbose=verbose, **kwargs)
+
+
+def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
+    """What PNG masks hold, in words, and the largest value to scale 0 and 1 to, None for numbers of classes."""
+    if num_classes == 1:
+        return "0/255 PNG", 255
+    return ("PNG of class numbers", None) if exclusive else ("0/255 PNG, one for each class", 255)
+
+
+class VolumeWriter(_WholeFileWriter, NibabelWriter):
+    """MONAI's `NibabelWriter`; a volume of one slice stays a volume."""
+
+    extension = ".nii.gz"
+
+    def set_data_array(
+        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+    ) -> None:
+        """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""
+        values = convert_data_type(data_array, np.ndarray)[0]
+        self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine as it is, without resampling; the other arguments change nothing.
+
+        MONAI's own looks at the first two axes alone, and fails where they are not those of the affine, as in sagittal
+        and coronal volumes.
+        """
+        self.affine = convert_data_type(self.get_meta_info(meta_dict)[1], np.ndarray)[0]

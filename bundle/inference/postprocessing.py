@@ -1,0 +1,71 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From logits on the grid of an image to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+
+from bundle.core.tensors import plain
+from bundle.data.transforms import SplitClassesd
+from bundle.sam_sp.classes import label_map
+
+
+class SplitPassesd(MapTransform):
+    """Split a prediction of both passes (2K, H, W): the refined K stay, the initial K after them get their own key."""
+
+    def __init__(self, keys: KeysCollection = "pred", initial_key: str = "pred_initial") -> None:
+        """Raise ValueError unless `keys` is a single key."""
+        super().__init__(keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"SplitPassesd takes one key, got {self.keys}.")
+        self.initial_key = initial_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Raise ValueError where the number of channels is odd."""
+        d = dict(data)
+        key = self.first_key(d)
+        channels = d[key].shape[0]
+        if channels % 2:
+            raise ValueError(f"{key} has {channels} channels; expected an even number, refined then initial.")
+        d[key], d[self.initial_key] = d[key][: channels // 2], d[key][channels // 2 :]
+        return d
+
+
+class MarkClassesd(MapTransform):
+    """Turn logits (K, ...) into label maps, uint8, see `bundle.sam_sp.classes.label_map`.
+
+    Args:
+        exclusive: whether the classes exclude each other.
+        split: give K masks (K, ...) of 0 and 1 also where they do, as metrics want them; otherwise one map (1, ...).
+    """
+
+    def __init__(
+        self, keys: KeysCollection, exclusive: bool = False, split: bool = True, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.exclusive = exclusive
+        self.split = split
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            classes = label_map(plain(d[key])[None], self.exclusive)[0]
+            if self.exclusive and self.split:
+                classes = SplitClassesd(key, d[key].shape[0])({key: classes})[key]
+            d[key] = convert_to_dst_type(classes, d[key], dtype=torch.uint8)[0]
+        return d

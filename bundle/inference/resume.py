@@ -1,0 +1,121 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An inference shared by several processes, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+
+from bundle.core.distributed import rank, world_size
+from bundle.core.engines import image_meta
+from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
+
+Record = Mapping[str, Any]
+
+
+class Manifest:
+    """Which inputs have their masks: a file for each process, to which it adds a line when masks are written.
+
+    The first line says what the masks are made with, every other is the path of an input as a JSON string. All files
+    of the folder count, so that any number of processes goes on with what others began. A process that is killed
+    between a mask and its line makes the masks of its last batch again, and nothing else.
+
+    Args:
+        folder: where the files are, ``00000.jsonl`` of the first process and so on.
+        datalist: all inputs, the same for every process; ``image`` is the path of one.
+        made_with: what has to be the same when the inference goes on.
+
+    Raises:
+        BundleError: the files are of an inference that was made with something else.
+    """
+
+    def __init__(self, folder: str, datalist: Sequence[Record], made_with: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / f"{rank():05d}.jsonl"
+        self.made_with = json.loads(json.dumps(made_with))
+        done = self._read()
+        left = [record for record in datalist if record["image"] not in done]
+        self.total, self.left = len(datalist), len(left)
+        # nobody adds a line before all have read the same
+        if dist.is_initialized():
+            dist.barrier()
+        self.share = left[rank() :: world_size()]
+        self._begin()
+
+    def announce(self) -> None:
+        """Say how much there is to do, in the first process."""
+        if rank() == 0:
+            print(
+                f"{self.total - self.left} of {self.total} inputs have their masks; {world_size()} processes share "
+                f"the other {self.left}.",
+                flush=True,
+            )
+
+    def add(self, images: Sequence[str]) -> None:
+        """Note that the masks of these inputs are written."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(image) + "\n" for image in images))
+
+    def _read(self) -> set[str]:
+        done: set[str] = set()
+        for file in sorted(self.folder.glob("*.jsonl")):
+            header, *lines = file.read_text(encoding="utf-8").split("\n")
+            if json.loads(header) != self.made_with:
+                raise BundleError(
+                    f"{file} is of an inference with {header}, this one has {json.dumps(self.made_with)}: name another "
+                    "--output_dir, or remove that folder to make all masks anew."
+                )
+            done.update(path for path in map(_path, lines) if path is not None)
+        return done
+
+    def _begin(self) -> None:
+        """Write the first line; after a kill end the last one, so that the next stands for itself."""
+        if not self.path.is_file():
+            header = json.dumps(self.made_with) + "\n"
+            write_atomically(self.path, lambda partial: partial.write_text(header, encoding="utf-8"))
+        elif not self.path.read_bytes().endswith(b"\n"):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("\n")
+
+
+def _path(line: str) -> str | None:
+    """The path in a line; None where a kill cut it, which leaves no whole JSON string."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+class NoteFinished:
+    """Note the inputs of each batch whose masks are written; in the list of handlers of an inference.
+
+    Args:
+        manifest: of this process.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Attach to the evaluator; the masks are written by its postprocessing, before this."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """Add their lines."""
+        self.manifest.add([str(meta["filename_or_obj"]) for meta in image_meta(engine.state.batch)])

@@ -1,0 +1,46 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The closing lines of an inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+
+from bundle.core.provenance import is_procedural
+
+
+class InferenceSummary:
+    """Print how many masks an inference wrote and where.
+
+    Args:
+        output_dir: where.
+        datalist: the records.
+        form: of the masks.
+    """
+
+    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], form: str = "0/255 PNG") -> None:
+        self.output_dir = Path(output_dir)
+        self.datalist = datalist
+        self.form = form
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Attach to the evaluator of an inference."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """Print it."""
+        kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
+        print(f"\nWrote the masks ({self.form}) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)

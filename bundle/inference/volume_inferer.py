@@ -1,0 +1,113 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An inferer that segments a volume slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from tqdm import tqdm
+
+from bundle.core.errors import BundleError
+from bundle.core.tensors import plain
+from bundle.data.slices import take_slices
+from bundle.inference import uncertainty
+from bundle.inference.embedding_cache import EmbeddingCache
+from bundle.inference.inferers import segment, with_score
+from bundle.sam.preprocessing import as_input, longest_side_size
+from bundle.sam_sp.classes import label_map
+from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_volume, within
+
+
+class VolumeInferer(Inferer):
+    """Segment a volume slice by slice and give back label maps on its own grid.
+
+    Each slice is scaled, normalized and padded as images are. Beside the volume and the label maps (one byte a voxel)
+    only a batch of slices is held at a time.
+
+    Args:
+        axis: that is cut across.
+        slices_as_rgb: see `take_slices`.
+        batch_size: slices that go through the network at a time.
+        exclusive: see `bundle.sam_sp.classes.label_map`.
+        both: also the label map of y0, after that of y1.
+        scored: put into the metadata how little the masks are to be trusted, see `bundle.inference.uncertainty`.
+        embedding_cache: MiB for what the network made of the slices before, see `embedding_cache`; 0 for none.
+    """
+
+    def __init__(
+        self,
+        axis: int = 2,
+        slices_as_rgb: str = "neighbors",
+        batch_size: int = 8,
+        exclusive: bool = True,
+        both: bool = False,
+        scored: bool = False,
+        embedding_cache: float = 0,
+    ) -> None:
+        super().__init__()
+        self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
+        self.exclusive, self.both, self.scored = exclusive, both, scored
+        self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
+        """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
+
+        M is 1 where classes exclude each other, else the number of classes.
+        """
+        if inputs.shape[:2] != (1, 1):
+            raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
+        volume, corrections = plain(inputs)[0], user_prompts_of_volume(inputs)
+        maps: torch.Tensor | None = None
+        scores: list[torch.Tensor] = []
+        pixels: list[torch.Tensor] = []
+        for places in self._batches(volume.shape[self.axis + 1]):
+            images = take_slices(volume, places, self.axis, self.slices_as_rgb)
+            drawn, output = self._segment(images, network, within(corrections, places))
+            if self.scored:
+                scores.append(uncertainty.score(output, self.exclusive))
+                pixels.append(uncertainty.marked_pixels(output, self.exclusive))
+            if maps is None:
+                maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
+            # (n, M, H, W) -> (M, ..., n at the axis, ...)
+            maps.movedim(self.axis + 1, 0)[places[0] : places[-1] + 1] = drawn.transpose(2, 3).cpu()
+        assert maps is not None
+        prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
+        score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if self.scored else None
+        return with_score(prediction, score)
+
+    def _batches(self, slices: int) -> Iterator[range]:
+        starts = range(0, slices, self.batch_size)
+        bar = tqdm(starts, desc="slices", unit="batch", disable=None, leave=False)
+        for start in bar:
+            yield range(start, min(start + self.batch_size, slices))
+
+    def _segment(
+        self, images: torch.Tensor, network: Callable[..., Any], corrections: UserPrompts
+    ) -> tuple[torch.Tensor, SamSPOutput]:
+        """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W), and both passes."""
+        sam_sp: Any = getattr(network, "module", network)
+        height, width = images.shape[-2:]
+        size = longest_side_size(height, width, sam_sp.image_size)
+        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections, cache=self.cache)
+        passes = (output.refined, output.initial) if self.both else (output.refined,)
+        maps = []
+        for logits in passes:
+            scaled = sam_sp.upsample(logits)[..., : size[0], : size[1]]
+            whole = F.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
+            maps.append(label_map(whole, self.exclusive))
+        return torch.cat(maps, dim=1), output

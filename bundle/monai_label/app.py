@@ -1,0 +1,170 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``main.py`` of the app folder: MONAI Label's app for bundles, and what brings the image first that helps most.
+
+`app_folder` copies this file there, beside the server's own app as ``bundle_main.py``. The server alone imports
+it: nothing of this bundle may be imported here, because each model brings its copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import os
+import time
+from typing import Any
+
+import bundle_main
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.infer.basic_infer import CallBackTypes
+
+logger = logging.getLogger(__name__)
+
+STRATEGY = "least_certain"
+# After the name of a model: the same one, for the panels of clients that send clicks.
+CLICKS = "_clicks"
+# In the metadata of a prediction, see `bundle.inference.inferers`.
+META_KEY = "uncertainty"
+# Seconds that a request for the next sample may look at images whose score is missing or of an older model.
+PATIENCE = 20.0
+
+
+class Uncertainty(ScoringMethod):
+    """How little a model is to be trusted on each image without a label, by its own two passes.
+
+    Args:
+        name: of the model, under which scores are kept in the datastore.
+        task: that infers with it.
+    """
+
+    def __init__(self, name: str, task: InferTask) -> None:
+        super().__init__(f"How little {name} is to be trusted, without a label")
+        self.name, self.task = name, task
+        self.failed: set[tuple[str, float]] = set()  # images, and the model that could not score them
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Score all images without a label whose score is missing or of an older model."""
+        images = datastore.get_unlabeled_images()
+        scored = self.update(images, datastore, request)
+        return {"scored": scored, "images": len(images)}
+
+    def update(
+        self, images: list[str], datastore: Datastore, request: dict[str, Any], until: float = float("inf")
+    ) -> int:
+        """Score these images, as long as there is time; the number of them. One that cannot be read is logged once."""
+        count = 0
+        for image in images:
+            if time.monotonic() > until:
+                break
+            model = self._model()  # before it infers: a training may publish another meanwhile
+            if self.score_of(image, datastore) is not None or (image, model) in self.failed:
+                continue
+            try:
+                score = self._infer(datastore.get_image_uri(image), request)
+                datastore.update_image_info(image, {self._key: {"score": score, "model": model}})
+                count += 1
+            except Exception:  # whatever one image has, the others are to be scored
+                self.failed.add((image, model))
+                logger.exception("%s: %s cannot be scored and comes last", self.name, image)
+        return count
+
+    def score_of(self, image: str, datastore: Datastore) -> float | None:
+        """Of the model as it is now."""
+        known = datastore.get_image_info(image).get(self._key, {})
+        return float(known["score"]) if known.get("model") == self._model() else None
+
+    @property
+    def _key(self) -> str:
+        return f"{META_KEY}_{self.name}"
+
+    def _model(self) -> float:
+        return os.stat(self.task.get_path()).st_mtime
+
+    def _infer(self, path: str, request: dict[str, Any]) -> float:
+        scores: list[float] = []
+
+        def note(data: dict[str, Any]) -> dict[str, Any]:
+            scores.append(float(data["pred"].meta[META_KEY]))
+            return data
+
+        device = {"device": request["device"]} if "device" in request else {}
+        self.task({"image": path, "skip_writer": True, **device}, callbacks={CallBackTypes.INFERER: note})
+        return scores[0]
+
+
+class LeastCertain(Strategy):
+    """The image without a label that a model is least certain of, among those that there was time to look at.
+
+    Images are looked at in an order that has nothing to do with their names, so that in a large folder the first
+    requests choose among a fair sample; what was looked at stays known until the model changes.
+
+    Args:
+        methods: by the name of the model; a request may name one as "model", and means the first otherwise.
+    """
+
+    def __init__(self, methods: dict[str, Uncertainty]) -> None:
+        super().__init__("Image that the model is least certain of")
+        self.methods = methods
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        if not images:
+            return None
+        name = request.get("model") or next(iter(self.methods))
+        if name not in self.methods:
+            raise ValueError(f"There is no model '{name}'; expected one of {', '.join(self.methods)}.")
+        method = self.methods[name]
+        images.sort(key=lambda image: hashlib.sha256(image.encode()).hexdigest())
+        method.update(images, datastore, request, time.monotonic() + PATIENCE)
+        scores = {image: score for image in images if (score := method.score_of(image, datastore)) is not None}
+        chosen = max(images, key=lambda image: scores.get(image, float("-inf")))
+        logger.info("%s: %s of %d scored images", STRATEGY, chosen, len(scores))
+        return {"id": chosen, META_KEY: scores.get(chosen)}
+
+
+class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the second among the direct bases
+    """The server's app for bundles; for each model also clicks, a scoring method and the strategy that uses that."""
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """By the names of the models, and each again for clicks."""
+        infers = super().init_infers()
+        return infers | {f"{name}{CLICKS}": for_clicks(name, task) for name, task in infers.items() if task.is_valid()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """By the names of the models."""
+        return {**super().init_scoring_methods(), **self._methods()}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """The server's own, and first of all the least certain: clients offer the first."""
+        methods = self._methods()
+        return {**({STRATEGY: LeastCertain(methods)} if methods else {}), **super().init_strategies()}
+
+    def _methods(self) -> dict[str, Uncertainty]:
+        models = {name: task for name, task in self._infers.items() if not name.endswith(CLICKS)}
+        return {name: Uncertainty(name, task) for name, task in models.items() if task.is_valid()}
+
+
+def for_clicks(name: str, task: InferTask) -> InferTask:
+    """The same model, network included, as clients show it that offer clicks for some types of models alone.
+
+    With DeepGrow they click foreground and background of one class, with DeepEdit classes by their names. Three
+    dimensions: with two, clients would send the clicks of a single slice.
+    """
+    clicks = copy.copy(task)
+    clicks.type = InferType.DEEPGROW if len(task.labels) == 1 else InferType.DEEPEDIT
+    clicks.dimension = 3
+    clicks.description = f"{name}, corrected by clicks"
+    return clicks

@@ -1,0 +1,255 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The app folder of a MONAI Label server: for each model a copy of this bundle, with the configs that it reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from bundle.checkpoints.base_weights import find_base_checkpoint
+from bundle.checkpoints.model_files import describe, publish_pair, read_class_labels, write_pair
+from bundle.checkpoints.model_json import (
+    PROMPTING,
+    STRUCTURE,
+    description_path,
+    read_description,
+    require_matching_sha256,
+)
+from bundle.checkpoints.volume_settings import volume_settings
+from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of, write_atomically
+from bundle.sam_sp.network import SamSP
+
+KINDS = ("2d", "volume")
+SAMPLE_APP = Path("monailabel") / "sample-apps" / "monaibundle"
+# What a model in the app folder was copied from: tells whether it was retrained there.
+ORIGIN = "origin.json"
+OVERLAYS: Mapping[str, Sequence[str]] = {"2d": ["label_image.json"], "volume": ["volume.json", "label_volume.json"]}
+TRAIN_OVERLAYS: Mapping[str, Sequence[str]] = {
+    "2d": ["label_train.json"],
+    "volume": ["volume.json", "label_train.json"],
+}
+HOW_TO_TRAIN = {
+    "2d": "python -m monai.bundle run training --config_file configs/train.json --dataset_dir FOLDER",
+    "volume": "python -m monai.bundle run training --config_file \"['configs/train.json','configs/volume.json']\" "
+    "--dataset_dir FOLDER",
+}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model in the app folder.
+
+    Attributes:
+        name: what the server and its clients call it.
+        labels: names of its classes, from "1".
+        weights: a sentence on where its weights are from.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    weights: str
+
+
+def lay_out_app(app: Path, root: Path) -> None:
+    """Copy the server's own app for bundles into the folder, with `bundle.monai_label.app` as its ``main.py``.
+
+    Raises:
+        BundleError: the server did not bring its app.
+    """
+    sample = Path(sys.prefix) / SAMPLE_APP
+    if not sample.is_dir():
+        raise BundleError(f"{sample} is missing, which monailabel brings: install it again (make setup-label).")
+    shutil.copytree(sample, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "model", "logs"))
+    (app / "main.py").replace(app / "bundle_main.py")
+    shutil.copyfile(root / "bundle" / "monai_label" / "app.py", app / "main.py")
+
+
+def add_model(
+    app: Path, root: Path, model: str, labels: Sequence[str] | None = None, fresh: bool = False
+) -> ServedModel:
+    """Put a copy of the bundle with one model into the app folder; a model that was retrained there stays.
+
+    Args:
+        app: the app folder.
+        root: the bundle to copy.
+        model: "2d" or "volume", for the model of that kind in ``models`` of the bundle, or the path of a ``model.pt``.
+        labels: names of the classes of an untrained model to start from, instead of a trained one.
+        fresh: put what was retrained in the app folder aside, and start again.
+
+    Raises:
+        BundleError: there is no such model, its labels are others, or a server cannot use it.
+    """
+    source = None if labels else _find_source(model, root)
+    kind = model if model in KINDS else _kind_of(Path(model))
+    folder = app / "model" / f"sam_sp_{kind}"
+    weights = folder / "models" / "model.pt"
+    if weights.is_file() and not fresh:
+        said = _keep_or_replace(weights, source, labels)
+    elif source is not None:
+        said = _start_from(source, weights)
+    elif labels:
+        said = _start_untrained(kind, labels, root, weights)
+    else:
+        raise BundleError(
+            f"There is no trained {kind} model at {root / 'models' / 'model.pt'}: train one ({HOW_TO_TRAIN[kind]}), "
+            "name one with --model PATH, or start from zero with --labels NAME, an untrained model that learns from "
+            "what you annotate."
+        )
+    _require_servable(weights)
+    _copy_bundle(root, folder)
+    _write_configs(kind, root, folder, weights)
+    return ServedModel(folder.name, read_class_labels(str(weights)), said)
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def _kind_of(weights: Path) -> str:
+    if not weights.is_file():
+        raise BundleError(f"--model is '{weights}', which is no file; expected 2d, volume or the path of a model.pt.")
+    return "volume" if read_description(weights).get("volume") else "2d"
+
+
+def _find_source(model: str, root: Path) -> Path | None:
+    """The trained model asked for; None where the bundle has none of that kind."""
+    path = root / "models" / "model.pt" if model in KINDS else Path(model)
+    if model in KINDS and (not path.is_file() or _kind_of(path) != model):
+        return None
+    _kind_of(path)
+    require_matching_sha256(path)
+    if "labels" not in read_description(path):
+        raise BundleError(
+            f"{description_path(path)} has no labels: it describes a SAM to start from, no trained model."
+        )
+    return path
+
+
+def _keep_or_replace(weights: Path, source: Path | None, labels: Sequence[str] | None) -> str:
+    """Decide between the model of an earlier start and the one asked for: what was retrained is never put aside."""
+    there = list(read_class_labels(str(weights)).values())
+    if labels and list(labels) != there:
+        raise BundleError(
+            f"--labels are {', '.join(labels)}, but the model in {weights.parent} has {', '.join(there)}: add --fresh "
+            "to put that aside, or name another --app."
+        )
+    note = weights.parent / ORIGIN
+    origin = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else None
+    retrained = sha256_of(weights) != origin
+    other = source is not None and sha256_of(source) not in (origin, sha256_of(weights))
+    if source is not None and other and not retrained:
+        return _start_from(source, weights)
+    said = f"goes on with {'what was trained in' if retrained else 'the model in'} {weights.parent}"
+    return said + (f"; {source} is another model, --fresh starts from it" if other else "")
+
+
+def _start_from(source: Path, weights: Path) -> str:
+    publish_pair(source, weights.parent)
+    _note_origin(weights)
+    return f"a copy of {source}"
+
+
+def _start_untrained(kind: str, labels: Sequence[str], root: Path, weights: Path) -> str:
+    """Make a model of the embedded SAM, which has never seen these classes."""
+    torch.manual_seed(0)  # of the tokens of several classes
+    base = find_base_checkpoint("vit_tiny", None, root / "models" / "base")
+    network = SamSP(checkpoint=base, num_classes=len(labels), exclusive=True, trainable="decoder")
+    description = describe(
+        network,
+        labels={"0": "background", **{str(number): name for number, name in enumerate(labels, start=1)}},
+        volume=volume_settings(dict.fromkeys(("orientation", "slice_axis", "slices_as_rgb", "intensity")), None)
+        if kind == "volume"
+        else None,
+        trained_on={"procedural": False, "train_images": 0, "validation_images": 0},
+        epochs=0,
+        version=json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"],
+    )
+    pair = write_pair(network.merged_state_dict(), description, weights.with_name(".untrained.pt"))
+    publish_pair(pair, weights.parent)
+    for path in (pair, description_path(pair)):
+        path.unlink()
+    _note_origin(weights)
+    return "UNTRAINED: its masks mean nothing until it was trained on yours"
+
+
+def _note_origin(weights: Path) -> None:
+    text = json.dumps({"sha256": sha256_of(weights)}) + "\n"
+    write_atomically(weights.parent / ORIGIN, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _require_servable(weights: Path) -> None:
+    require_matching_sha256(weights)
+    described = read_description(weights)
+    if described["num_classes"] > 1 and not described["exclusive"]:
+        raise BundleError(
+            f"{weights} marks classes that may overlap; a MONAI Label server holds one class a pixel: train with "
+            "--exclusive true."
+        )
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _copy_bundle(root: Path, folder: Path) -> None:
+    """Copy what the server imports; what an earlier start copied goes."""
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    shutil.copytree(root / "bundle", folder / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(folder / "configs", ignore_errors=True)
+    (folder / "configs").mkdir()
+    for name in ("configs/logging.conf", "LICENSE", "NOTICE"):
+        shutil.copyfile(root / name, folder / name)
+
+
+def _write_configs(kind: str, root: Path, folder: Path, weights: Path) -> None:
+    """Write the one inference.json, train.json and metadata.json that the server reads."""
+    described = read_description(weights)
+    recipe = [name for name in (f"{described['sam']}.json",) if (root / "configs" / name).is_file()]
+    settings = {key: described[key] for key in (*STRUCTURE, *PROMPTING)} | {"labels": read_class_labels(str(weights))}
+    contents = {
+        "inference.json": _merged(root, ["inference.json", *OVERLAYS[kind]]),
+        "train.json": _merged(root, ["train.json", *recipe, *TRAIN_OVERLAYS[kind]]) | settings,
+        "metadata.json": _metadata(kind, root, weights),
+    }
+    for name, content in contents.items():
+        text = json.dumps(content, indent=4) + "\n"
+        (folder / "configs" / name).write_text(text, encoding="utf-8")
+
+
+def _merged(root: Path, names: Sequence[str]) -> dict[str, Any]:
+    return ConfigParser.load_config_files([str(root / "configs" / name) for name in names])
+
+
+def _metadata(kind: str, root: Path, weights: Path) -> dict[str, Any]:
+    """The bundle's metadata with the classes of the model, from which the server takes names and numbers."""
+    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    described = read_description(weights)
+    labels = read_class_labels(str(weights))
+    task = f"SAM-SP, {'volumes slice by slice' if kind == 'volume' else 'images'}: {', '.join(labels.values())}"
+    trained = described.get("trained_on", {}).get("train_images", 0)
+    image, pred = (
+        metadata["network_data_format"][part][key] for part, key in (("inputs", "image"), ("outputs", "pred"))
+    )
+    pred["channel_def"] = {"0": "background", **labels}
+    if kind == "volume":
+        shape = {"num_channels": 1, "spatial_shape": ["*", "*", "*"], "channel_def": {"0": "intensity"}}
+        image |= {**shape, "format": "magnitude", "modality": "CT or MR"}
+        pred |= {"spatial_shape": ["*", "*", "*"]}
+    state = f"trained on {trained} images" if trained else "UNTRAINED when the server started"
+    return metadata | {"name": task, "description": f"{task} ({state}). {metadata['intended_use']}"}

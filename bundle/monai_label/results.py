@@ -1,0 +1,78 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Predictions in the form that the writer of a MONAI Label server takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import MetaKeys
+
+from bundle.core.tensors import plain
+from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
+from bundle.data.volume_files import LPS_TO_RAS
+
+# What the server calls the path of the input, and the ending of the file that it writes.
+PATH, EXTENSION = "image_path", "result_extension"
+
+
+class ServerResultd(MapTransform):
+    """Bring a label map to the shape that MONAI Label's writer needs, and choose the ending of its file.
+
+    A client may ask for an ending, and 3D Slicer asks for ``.nrrd``. Otherwise the server would take that of the input:
+    a JPEG would change the mask, and a DICOM series has none. So masks of images become ``.png``, those of DICOM
+    ``.nii.gz``, and those of other volumes stay with the ending of the volume.
+
+    A mask of an image is written as an image, or for the ending of a volume as a volume of one slice that lies where
+    ITK, and so 3D Slicer, sees the image: a pixel a millimeter, the first one at the origin.
+
+    Args:
+        keys: label map (1, W, H) or (1, X, Y, Z) in reader order, with or without its metadata.
+        image_key: the image it was made from.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """uint8, (W, H) for the file of an image, (W, H, 1) or (1, X, Y, Z) for that of a volume."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label_map = plain(d[key]).to(torch.uint8)
+            is_image = label_map.ndim == 3
+            d[EXTENSION] = d.get(EXTENSION) or _extension(d[PATH], is_image)
+            if is_image and d[EXTENSION].lower().endswith(VOLUME_EXTENSIONS):
+                d[key] = label_map[0][..., None]
+                d[self.image_key] = _as_one_slice(d[self.image_key], d[key].shape)
+            else:
+                d[key] = label_map[0] if is_image else label_map
+        return d
+
+
+def _extension(path: str, is_image: bool) -> str:
+    if is_image:
+        return ".png"
+    extension = extension_of(path)
+    return ".nii.gz" if os.path.isdir(path) or extension not in VOLUME_EXTENSIONS or extension == ".dcm" else extension
+
+
+def _as_one_slice(image: torch.Tensor, shape: torch.Size) -> MetaTensor:
+    """The image with metadata of a volume: the server takes the place of the mask from there."""
+    where = {MetaKeys.SPATIAL_SHAPE: np.asarray(shape), MetaKeys.ORIGINAL_AFFINE: LPS_TO_RAS.copy()}
+    return MetaTensor(plain(image), meta={**getattr(image, "meta", {}), **where})

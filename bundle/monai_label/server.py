@@ -1,0 +1,200 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A MONAI Label server as a process of its own: what it needs, how it is started, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.core.errors import BundleError
+
+REQUIREMENTS = ("requirements-label.txt", "requirements-label-nodeps.txt")
+CONSTRAINTS = "constraints-label.txt"
+# Other versions of these are known not to work: the server, and what it and pydicom agree on.
+EXACT = ("monailabel", "pydicom", "pydicom-seg", "dicomweb-client")
+HOW_TO_INSTALL = "make setup-label, and start with .venv-label/bin/python -m scripts.label"
+# Of images and of labels.
+LISTED = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.nii.gz", "*.nii", "*.nrrd", "*.mha")
+# Seconds: for the imports of a slow machine; between two looks; for a clean end.
+START_TIMEOUT, POLL, STOP_TIMEOUT = 300, 0.5, 15
+LAST_LINES = 15
+# Seconds after which new series of a DICOMweb server are seen; the server's own value is two hours.
+SERIES_EXPIRY = 60
+
+
+def require_installed(root: Path) -> None:
+    """Raise a `BundleError` that says what to install, unless this Python has all that the server needs."""
+    tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (root / CONSTRAINTS).read_text(encoding="utf-8"), re.MULTILINE))
+    wrong = []
+    for name in _required(root):
+        found = _version(name)
+        if found is None:
+            wrong.append(f"{name} is missing")
+        elif name in EXACT and found != tested[name]:
+            wrong.append(f"{name} is {found}, not {tested[name]}")
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise BundleError(f"This Python has not what a MONAI Label server needs ({shown}): {HOW_TO_INSTALL}.")
+
+
+def _required(root: Path) -> list[str]:
+    """Names of the packages in the requirement files; a line with a marker is for some versions of Python alone."""
+    lines = [line for name in REQUIREMENTS for line in (root / name).read_text(encoding="utf-8").splitlines()]
+    return [re.split(r"[\[<>=;]", line)[0].strip() for line in lines if line and line[0] != "#" and ";" not in line]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class LabelServer:
+    """An unmodified server in a process group of its own, with all that an offline start needs.
+
+    Args:
+        app: its app folder, see `bundle.monai_label.app_folder`.
+        models: names of the models there.
+        studies: folder of images, or the URL of a DICOMweb server.
+        modality: of the series that a DICOMweb server offers, such as "CT".
+        host: address to listen on.
+        port: see above.
+    """
+
+    def __init__(
+        self, app: Path, models: Sequence[str], studies: str, modality: str, host: str = "127.0.0.1", port: int = 8000
+    ) -> None:
+        self.app, self.models, self.studies, self.modality = app, list(models), studies, modality
+        self.host, self.port = host, port
+        self.log = app / "logs" / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    def command(self) -> list[str]:
+        """The command line; the module and not the script ``monailabel``, which breaks on spaces in paths."""
+        conf = {"models": ",".join(self.models), "zoo_source": "local", "sam2": "false"}
+        words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(self.app)]
+        words += ["--studies", self.studies, "--host", self.host, "--port", str(self.port)]
+        return words + [word for key, value in conf.items() for word in ("--conf", key, value)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that it is started with."""
+        settings = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PYTHONUTF8": "1",
+            "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([*LISTED, *(pattern.upper() for pattern in LISTED)]),
+            "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": self.modality}),
+            "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(SERIES_EXPIRY),
+            # the strategy scores what it needs; by itself the server would start a process for it after every request
+            "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+            "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
+        }
+        if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            settings["CUDA_VISIBLE_DEVICES"] = "0"  # with several the server trains only bundles with a config for them
+        return {**os.environ, **settings}
+
+    def start(self) -> dict[str, Any]:
+        """Start, wait until it answers, and return what it says about itself.
+
+        Raises:
+            BundleError: the port is taken, the server ended, or it does not offer the models.
+        """
+        self._require_free_port()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "wb") as log:
+            # in the app folder, where no other package `bundle` lies; in a session, so that a training ends with it
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.app, env=self.environment(), stdout=log, stderr=log, start_new_session=True
+            )
+        info = self._wait()
+        missing = [name for name in self.models if name not in info.get("models", {})]
+        if missing:
+            raise BundleError(
+                f"The server does not offer {', '.join(missing)}: {self.log} says why.{self._last_lines()}"
+            )
+        return info
+
+    def wait(self) -> None:
+        """Wait for its end; `BundleError` where nobody asked for that."""
+        assert self.process is not None
+        status = self.process.wait()
+        raise BundleError(f"The server ended by itself with status {status}: {self.log} says why.{self._last_lines()}")
+
+    def stop(self) -> None:
+        """End it, and a training that it runs."""
+        if self.process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            try:
+                self.process.wait(STOP_TIMEOUT)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._signal(signal.SIGKILL)  # what is left of a training
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return
+
+    def _require_free_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise BundleError(
+                    f"{self.host}:{self.port} is not free ({error.strerror}): name another --port."
+                ) from error
+
+    def _wait(self) -> dict[str, Any]:
+        assert self.process is not None
+        until = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                self.wait()
+            try:
+                return _read_json(f"{self.url}/info/")
+            except (urllib.error.URLError, OSError):
+                time.sleep(POLL)
+        raise BundleError(f"The server did not answer within {START_TIMEOUT} s: {self.log} says why.")
+
+    def _last_lines(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "\n" + "\n".join(lines)
+
+
+def _read_json(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return dict(json.load(answer))

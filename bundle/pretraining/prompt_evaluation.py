@@ -1,0 +1,150 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a promptable SAM is worth on scenes it never saw: a table by kind and size of the objects, and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from monai.metrics import compute_iou
+from PIL import Image
+from scipy.spatial import ConvexHull
+
+from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
+from bundle.evaluation.panels import draw_panel, draw_sheet
+from bundle.pretraining.prompt_rounds import PromptEvaluation
+from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam_sp.simulated_user import boxes_of_masks, innermost_points
+
+PROMPTS = ("box", "point_single", "point")
+# Limits between small, medium and large objects, as a fraction of the scene.
+SIZES = (("under 1 %", 0.0, 0.01), ("1 to 5 %", 0.01, 0.05), ("over 5 %", 0.05, 1.0))
+# An object fills its convex hull by this share at least, or it is what others leave of it: a crescent, a ring.
+COMPACT = 0.75
+POINT_COLOR, POINT_RADIUS = (255, 238, 70), 3
+
+
+class Row(NamedTuple):
+    """One object of the exam."""
+
+    kind: str
+    area: float  # a fraction of the scene
+    hull_share: float
+    iou: np.ndarray  # (3,), see `PROMPTS`
+
+
+class PromptEvaluationReport:
+    """Collect the IoU of every object in an evaluation of `PromptedSam`, then write and print their means.
+
+    Writes ``exam.json``, the means over objects and their numbers, and ``exam.png``: of scenes at even distances one
+    object each, with its label, the mask after its box and the mask after its innermost point.
+
+    Args:
+        output_dir: where the two files go.
+        datalist: the scenes, in the order of the evaluation.
+        pictures: how many scenes to draw; 0 draws none.
+    """
+
+    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], pictures: int = 8) -> None:
+        if pictures < 0:
+            raise BundleError(f"pictures is {pictures}, expected 0 or more.")
+        self.output_dir = Path(output_dir)
+        self.kinds = [str(record["kind"]) for record in datalist]
+        self.drawn = set(np.linspace(0, len(datalist) - 1, min(pictures, len(datalist))).round().astype(int).tolist())
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Attach to an evaluator that takes one scene at a time, in order."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: SupervisedEvaluator) -> None:
+        self.rows: list[Row] = []
+        self.panels: list[np.ndarray] = []
+        self.titles: list[str] = []
+
+    def _collect(self, engine: SupervisedEvaluator) -> None:
+        place = engine.state.iteration - 1
+        exam: PromptEvaluation = engine.state.output["pred"]
+        shown = exam.logits > 0
+        iou = compute_iou(shown, exam.target > 0).cpu().numpy()  # (P, 3)
+        area = exam.target[:, 0].float().mean(dim=(1, 2)).cpu().numpy()
+        shares = [hull_share(mask) for mask in (exam.target[:, 0] > 0).cpu().numpy()]
+        rows = zip(area.tolist(), shares, iou, strict=True)
+        self.rows += [Row(self.kinds[place], size, share, row) for size, share, row in rows]
+        if place in self.drawn and len(iou):
+            index = int(np.argsort(area)[len(area) // 2])
+            self.panels.append(_draw(engine.state.output["image"][0], exam, index, iou[index]))
+            self.titles.append(self.kinds[place])
+
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """Write and print."""
+        table = {"all": _means(self.rows)}
+        table |= {kind: _means([row for row in self.rows if row.kind == kind]) for kind in sorted(set(self.kinds))}
+        table |= {name: _means([row for row in self.rows if low <= row.area < high]) for name, low, high in SIZES}
+        table["compact"] = _means([row for row in self.rows if row.hull_share >= COMPACT])
+        table["not compact"] = _means([row for row in self.rows if row.hull_share < COMPACT])
+        text = json.dumps(table, indent=1) + "\n"
+        write_atomically(self.output_dir / "exam.json", lambda path: path.write_text(text, encoding="utf-8"))
+        lines = [f"{'mean IoU':12} objects    box  point  point, single mask"]
+        lines += [
+            f"{name:12} {row['objects']:7d}  {row['box']:.3f}  {row['point']:.3f}  {row['point_single']:.3f}"
+            for name, row in table.items()
+            if row["objects"]
+        ]
+        if self.panels:
+            sheet = draw_sheet(self.panels, self.titles)
+            path = self.output_dir / "exam.png"
+            write_atomically(path, lambda partial: Image.fromarray(sheet).save(partial, "PNG"))
+        scenes = (
+            f"{len(self.kinds)} procedural test scenes; exact box, innermost point; mean over objects; compact ones "
+            f"fill {COMPACT:.0%} of their convex hull"
+        )
+        print("\n".join(["", scenes, *lines, f"Wrote exam.json and exam.png to {self.output_dir}"]), flush=True)
+
+
+def hull_share(mask: np.ndarray) -> float:
+    """Area of a mask (H, W), not empty, as a fraction of that of its convex hull."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    corners = [(x, row + end) for x, row in zip((*first, *last), (*rows, *rows), strict=True) for end in (0, 1)]
+    return float(mask.sum() / ConvexHull(corners).volume)  # of a plane figure the volume is its area
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Any]:
+    """Number of objects and mean IoU after each prompt."""
+    if not rows:
+        return {"objects": 0}
+    means = np.mean([row.iou for row in rows], axis=0)
+    return {"objects": len(rows)} | {name: round(float(value), 4) for name, value in zip(PROMPTS, means, strict=True)}
+
+
+def _draw(image: torch.Tensor, exam: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
+    """One object of a scene (3, S, S): the scene, its label, the mask after its box, the mask after its point."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    picture = (image.cpu() * std + mean).clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
+    target = exam.target[index : index + 1, :1].float()
+    x, y = (int(value) for value in innermost_points(target)[0])
+    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
+    picture[(rows - y) ** 2 + (columns - x) ** 2 <= POINT_RADIUS**2] = POINT_COLOR
+    label, after_box, after_point = (
+        mask[None].cpu().numpy() for mask in (target[0, 0] > 0, exam.logits[index, 0] > 0, exam.logits[index, 2] > 0)
+    )
+    captions = ("scene and point", "label", f"after the box  IoU {iou[0]:.2f}", f"after the point  IoU {iou[2]:.2f}")
+    return draw_panel(picture, label, after_box, after_point, boxes_of_masks(target).tolist(), captions)

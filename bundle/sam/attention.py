@@ -1,0 +1,152 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SAM's attention layer: projections, windows and heads around one of the forms of attention."""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling.image_encoder import Attention as SamAttention
+from torch import nn
+
+from bundle.sam.attention_forms import AT_ONCE, Attend, Qkv, _split, blocked_attention, choose_form
+from bundle.sam.linear import Linear, linear
+
+
+class Attention(SamAttention):
+    """SAM's `Attention` with the same parameters and the same result, windows included.
+
+        scores[n, m] = q_n . k_m / sqrt(d) + q_n . R_h[y_n - y_m] + q_n . R_w[x_n - x_m]
+
+    with the unscaled q in the last two terms (Li et al., MViTv2, eq. 4). SAM cuts its tokens into windows before the
+    projection and pads them with zeros. Here q, k and v are computed for the real tokens alone and then cut: those of
+    a zero token are the bias of their projection, so the result is the same without work on the padding.
+
+    Meta keeps one projection ``qkv``. `split_qkv` turns it into three layers ``q``, ``k`` and ``v``, so that adapters
+    can sit on q and v alone, and `fuse_qkv` turns them back, row for row.
+
+    Args:
+        dim: C.
+        num_heads: heads of dim / num_heads = d channels.
+        input_size: (H, W) of the tokens for global attention, or the window twice.
+        window: tokens per side of a window; None for global attention.
+        form: which way to compute, see `choose_form`.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, input_size: tuple[int, int], window: int | None = None, form: str = "auto"
+    ) -> None:
+        super().__init__(dim, num_heads, use_rel_pos=True, input_size=input_size)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+        self.window = window
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """tokens (B, H, W, C) -> (B, H, W, C)."""
+        qkv = self._project(x)
+        form = choose_form(self.form, x, self._scores(x))
+        return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, AT_ONCE[form]))
+
+    def _scores(self, x: torch.Tensor) -> int:
+        """Scores of one image: each token with all of its window, or with all."""
+        tokens = x.shape[1] * x.shape[2]
+        return self.num_heads * tokens * (tokens if self.window is None else self.window**2)
+
+    def _project(self, x: torch.Tensor) -> Qkv:
+        """tokens (B, H, W, C) -> q, k and v, the same each, without those of a window's padding."""
+        if self.is_split:
+            return self.q(x), self.k(x), self.v(x)
+        layers = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        q, k, v = (linear(x, weight, bias) for weight, bias in layers)
+        return q, k, v
+
+    def _padding(self) -> tuple[torch.Tensor, ...]:
+        """What q, k and v are of a token of zeros, (C,) each."""
+        return (self.q.bias, self.k.bias, self.v.bias) if self.is_split else self.qkv.bias.chunk(3)
+
+    def _windows(self, qkv: Qkv) -> Qkv:
+        """(B, H, W, C) -> (B * windows, heads, window, window, d), or (B, heads, H, W, d) for global attention."""
+        if self.window is not None:
+            q, k, v = (_partition(t, self.window, fill) for t, fill in zip(qkv, self._padding(), strict=True))
+            qkv = (q, k, v)
+        q, k, v = (_split_heads(t, self.num_heads) for t in qkv)
+        return q, k, v
+
+    def _attend(self, qkv: Qkv, attend: Attend) -> torch.Tensor:
+        """Cut windows, attend, put them together again; q, k, v and the result (B, H, W, C)."""
+        q, k, v = self._windows(qkv)
+        x = _join_heads(attend(q, k, v, self.rel_pos_h, self.rel_pos_w))
+        return x if self.window is None else _unpartition(x, self.window, qkv[0].shape[1:3])
+
+    def _attend_in_blocks(self, qkv: Qkv) -> torch.Tensor:
+        """`_attend` for one image after the other, and of each for one strip of windows after the other."""
+        return torch.cat([self._attend_image(image) for image in _split(qkv, 1, dim=0)])
+
+    def _attend_image(self, qkv: Qkv) -> torch.Tensor:
+        """q, k, v (1, H, W, C) -> (1, H, W, C)."""
+        strips = [qkv] if self.window is None else _split(qkv, self.window, dim=1)
+        return torch.cat([self._attend(strip, blocked_attention) for strip in strips], dim=1)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the projection is three layers."""
+        return "qkv" not in self._modules
+
+    def split_qkv(self) -> None:
+        """Replace ``qkv`` by ``q``, ``k`` and ``v`` with the same weights."""
+        parts = zip("qkv", self.qkv.weight.detach().chunk(3), self.qkv.bias.detach().chunk(3), strict=True)
+        del self.qkv
+        for name, weight, bias in parts:
+            setattr(self, name, _linear_layer(weight, bias))
+
+    def fuse_qkv(self) -> None:
+        """Replace ``q``, ``k`` and ``v`` by ``qkv`` with the same weights."""
+        layers = (self.q, self.k, self.v)
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+        del self.q, self.k, self.v
+        self.qkv = _linear_layer(weight, bias)
+
+
+def _split_heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, H, W, C) -> (B, heads, H, W, d)."""
+    return t.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
+
+
+def _join_heads(t: torch.Tensor) -> torch.Tensor:
+    """(B, heads, H, W, d) -> (B, H, W, C)."""
+    return t.permute(0, 2, 3, 1, 4).flatten(-2)
+
+
+def _partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, C) -> (B * windows, window, window, C), where ``fill`` (C,) stands outside of H x W."""
+    b, h, w, c = t.shape
+    pad_h, pad_w = -h % window, -w % window
+    if pad_h or pad_w:
+        padded = fill.to(t.dtype).expand(b, h + pad_h, w + pad_w, c).clone()
+        padded[:, :h, :w] = t
+        t = padded
+    t = t.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return t.transpose(2, 3).flatten(0, 2)
+
+
+def _unpartition(t: torch.Tensor, window: int, size: torch.Size) -> torch.Tensor:
+    """(B * windows, window, window, C) -> (B, H, W, C), without what was filled in; size is (H, W)."""
+    rows, columns = (-(-n // window) for n in size)
+    t = t.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    return t.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+
+
+def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+    """A Linear layer that owns a copy of weight (out, in) and bias (out,)."""
+    layer = Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return layer

@@ -1,0 +1,80 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SAM's image encoder at any image size, optionally with activation checkpointing."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bundle.sam.attention import Attention
+from bundle.sam.attention_forms import require_form
+from bundle.sam.conv_stem import ConvStem
+from bundle.sam.mlp import Mlp
+from bundle.sam.registry import SamSpec
+
+
+def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder:
+    """E with random weights. Windowed blocks keep SAM's window, the global ones see the whole image.
+
+    Args:
+        spec: which SAM.
+        image_size: S.
+        attention: the form of `bundle.sam.attention_forms.choose_form`.
+    """
+    require_form(attention)
+    encoder = ImageEncoder(
+        img_size=image_size,
+        patch_size=spec.patch_size,
+        embed_dim=spec.embed_dim,
+        depth=spec.depth,
+        num_heads=spec.num_heads,
+        mlp_ratio=4,
+        out_chans=spec.prompt_dim,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=spec.window_size,
+        global_attn_indexes=spec.global_blocks,
+    )
+    tokens = image_size // spec.patch_size
+    for index, block in enumerate(encoder.blocks):
+        window = None if index in spec.global_blocks else spec.window_size
+        side = window or tokens
+        block.attn = Attention(spec.embed_dim, spec.num_heads, (side, side), window, attention)
+        block.window_size = 0  # the attention itself cuts windows, after its projection
+        block.mlp = Mlp(spec.embed_dim, 4 * spec.embed_dim)
+    if spec.stem_widths:
+        encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim, spec.patch_size)
+    return encoder
+
+
+class ImageEncoder(ImageEncoderViT):
+    """SAM's image encoder, optionally with activation checkpointing: of each block only the input is kept.
+
+    Set ``checkpointing`` to True to have the gradient compute each block a second time (Chen et al., Training Deep Nets
+    with Sublinear Memory Cost). Values and gradients stay the same.
+    """
+
+    checkpointing: bool = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """image (B, 3, S, S) -> embedding (B, C, S / patch, S / patch)."""
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))

@@ -1,0 +1,70 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""SAM's mask decoder for batches of images with a prompt each."""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+
+from bundle.sam.registry import SamSpec
+
+
+class BatchedMaskDecoder(MaskDecoder):
+    """SAM's mask decoder for a batch of images that each have their own prompt.
+
+    SAM's own repeats one image's embedding for many prompts, and with a batch of images it multiplies the two. Here row
+    i of the embeddings belongs to row i of the prompts, and only the mask tokens asked for are decoded.
+    """
+
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        image_pe: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        dense_prompt_embeddings: torch.Tensor,
+        masks: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode the first mask tokens for each row.
+
+        Args:
+            image_embeddings: (N, C, H, W).
+            image_pe: (1, C, H, W), the dense positional encoding.
+            sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
+            dense_prompt_embeddings: (N, C, H, W).
+            masks: M, how many tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
+
+        Returns:
+            mask logits (N, M, 4H, 4W) and predicted IoU (N, M).
+        """
+        n = image_embeddings.shape[0]
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
+        tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
+        keys = image_embeddings + dense_prompt_embeddings
+        tokens, keys = self.transformer(keys, image_pe.expand(n, -1, -1, -1), tokens)
+
+        keys = keys.transpose(1, 2).unflatten(2, image_embeddings.shape[-2:])
+        upscaled = self.output_upscaling(keys)
+        mlps = self.output_hypernetworks_mlps[:masks]
+        weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)  # token 0 predicts IoU
+        logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, :masks]
+
+
+def build_mask_decoder(spec: SamSpec) -> BatchedMaskDecoder:
+    """M with random weights."""
+    return BatchedMaskDecoder(
+        transformer_dim=spec.prompt_dim,
+        transformer=TwoWayTransformer(
+            depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
+        ),
+        iou_head_hidden_dim=spec.iou_hidden_dim,
+    )

@@ -1,0 +1,97 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reading weights in the key layout of Meta, and bringing them to another image size, strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+
+from bundle.core.errors import BundleError
+
+
+def load_base_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Read a plain state dict of tensors, with ``weights_only=True``; `BundleError` for anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a file that is no checkpoint raises depends on its bytes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path} cannot be read as weights: {reason}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise BundleError(f"{path} does not hold a plain state dict of tensors.")
+    return dict(state)
+
+
+def fit_state_dict(
+    state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], global_blocks: Iterable[int], source: str
+) -> dict[str, torch.Tensor]:
+    """Bring weights in Meta's key layout to another image size, or raise.
+
+    The absolute position table (1, H, W, C) is resized bicubically. The relative ones (2n - 1, d) are resized linearly
+    in the global blocks, which are told by their index; in windowed blocks they do not depend on the image size.
+    Nothing else may differ.
+
+    Args:
+        state: weights to load.
+        reference: names and shapes expected.
+        global_blocks: indices of the blocks with global attention.
+        source: what to call ``state`` in an error, a path for example.
+
+    Raises:
+        BundleError: names the missing, unexpected or wrongly shaped keys.
+    """
+    require_same_keys(state, reference, source)
+    resizable = {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for i in global_blocks for axis in "hw"}
+    fitted: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        shape = reference[key].shape
+        if value.shape != shape and value.ndim == len(shape) and value.shape[-1] == shape[-1]:
+            if key == "image_encoder.pos_embed":
+                value = resize_absolute_positions(value, shape[1])
+            elif key in resizable:
+                value = resize_relative_positions(value, shape[0])
+        fitted[key] = value
+    require_same_shapes(fitted, reference, source)
+    return fitted
+
+
+def resize_absolute_positions(table: torch.Tensor, size: int) -> torch.Tensor:
+    """(1, H, W, C) -> (1, size, size, C), bicubic."""
+    resized = F.interpolate(table.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1).to(table.dtype)
+
+
+def resize_relative_positions(table: torch.Tensor, length: int) -> torch.Tensor:
+    """(2n - 1, d) -> (length, d), linear, as SAM itself does for a table of another length."""
+    return F.interpolate(table.T[None].float(), length, mode="linear")[0].T.to(table.dtype)
+
+
+def require_same_keys(state: Mapping[str, object], reference: Mapping[str, object], source: str) -> None:
+    """Raise a `BundleError` that names the keys which only one side has."""
+    missing, unexpected = sorted(reference.keys() - state.keys()), sorted(state.keys() - reference.keys())
+    parts = [
+        f"{len(keys)} {name} ({', '.join(keys[:5])}{', …' if len(keys) > 5 else ''})"
+        for name, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    if parts:
+        raise BundleError(f"{source}: its keys do not fit this network: {' and '.join(parts)}.")
+
+
+def require_same_shapes(state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise a `BundleError` that names the first key with another shape; both sides have the same keys."""
+    for key, value in state.items():
+        found, expected = tuple(value.shape), tuple(reference[key].shape)
+        if found != expected:
+            raise BundleError(f"{source}: '{key}' has shape {found}, expected {expected}: these are other weights.")

@@ -1,0 +1,125 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Low-rank adapters on q and v of every encoder block, through stock peft."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+
+# peft is imported inside the functions: it costs seconds and pulls in transformers, and nobody who only evaluates or
+# infers needs it.
+ADAPTER = "default"
+
+
+def add_lora(encoder: ImageEncoderViT, rank: int = 4, alpha: float | None = None) -> None:
+    """Freeze an encoder and give q and v of each block a trainable low-rank update, in place.
+
+        y = W x + b + (alpha / rank) * B A x,    A: (rank, in), random;  B: (out, rank), zero
+
+    B = 0, so the result is SAM itself until a step is taken (Hu et al., LoRA, section 4.1).
+
+    Args:
+        encoder: an encoder of `bundle.sam.registry` with Meta's ``qkv`` layers; they become ``q``, ``k`` and ``v``.
+        rank: rank of the update.
+        alpha: numerator of its scale; the rank by default, which is a scale of 1.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    encoder.requires_grad_(False)
+    split_qkv(encoder)
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=["q", "v"])  # type: ignore[arg-type]
+    inject_adapter_in_model(config, encoder, adapter_name=ADAPTER)
+
+
+def split_qkv(encoder: ImageEncoderViT) -> None:
+    """Turn each block's ``qkv`` layer into ``q``, ``k`` and ``v``: the form that adapter files fit."""
+    for block in encoder.blocks:
+        block.attn.split_qkv()
+
+
+def has_lora(encoder: ImageEncoderViT) -> bool:
+    """Whether `add_lora` was applied and not yet merged."""
+    return hasattr(encoder.blocks[0].attn, "q") and hasattr(encoder.blocks[0].attn.q, "lora_A")
+
+
+def reset_lora(encoder: ImageEncoderViT) -> None:
+    """Put the adapters back to their start: the encoder computes what its base weights say."""
+    for block in encoder.blocks:
+        for layer in (block.attn.q, block.attn.v):
+            layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
+
+
+def merge_lora(encoder: ImageEncoderViT) -> None:
+    """Fold W + (alpha / rank) * B A into the weights and restore Meta's ``qkv`` layers, in place; k is untouched."""
+    for block in encoder.blocks:
+        for name in ("q", "v"):
+            layer = getattr(block.attn, name)
+            layer.merge(safe_merge=True)
+            setattr(block.attn, name, layer.get_base_layer())
+        block.attn.fuse_qkv()
+    del encoder.peft_config
+
+
+def merge_state_dict(encoder: ImageEncoderViT, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Turn the state dict of a network with adapters into Meta's layout, with W + (alpha / rank) * B A for q and v."""
+    merged = {key: value for key, value in state.items() if not _is_projection(key)}
+    for index, block in enumerate(encoder.blocks):
+        prefix = f"image_encoder.blocks.{index}.attn."
+        layers = [getattr(block.attn, name) for name in "qkv"]
+        weights = [_merged_weight(layer).detach().cpu() for layer in layers]
+        merged[f"{prefix}qkv.weight"] = torch.cat(weights)
+        merged[f"{prefix}qkv.bias"] = torch.cat([layer.bias.detach().cpu() for layer in layers])
+    return merged
+
+
+def split_state_dict(encoder: ImageEncoderViT, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Turn weights in Meta's layout into those of the base layers of a network with adapters."""
+    split = dict(state)
+    for index in range(len(encoder.blocks)):
+        prefix = f"image_encoder.blocks.{index}.attn."
+        for kind in ("weight", "bias"):
+            q, k, v = split.pop(f"{prefix}qkv.{kind}").chunk(3)
+            split[f"{prefix}q.base_layer.{kind}"] = q
+            split[f"{prefix}k.{kind}"] = k
+            split[f"{prefix}v.base_layer.{kind}"] = v
+    return split
+
+
+def _is_projection(key: str) -> bool:
+    return key.startswith("image_encoder.blocks.") and key.split(".")[4] in ("q", "k", "v")
+
+
+def _merged_weight(layer: Any) -> torch.Tensor:
+    if not hasattr(layer, "lora_A"):
+        return layer.weight
+    return layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
+
+
+def save_adapter(encoder: ImageEncoderViT, folder: str | os.PathLike) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft does.
+
+    ``peft.PeftModel.from_pretrained(encoder, folder)`` reads them for an encoder after `split_qkv`.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(encoder, adapter_name=ADAPTER)
+    tensors = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+    partial = Path(folder) / "adapter_model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, Path(folder) / "adapter_model.safetensors")
+    encoder.peft_config[ADAPTER].save_pretrained(str(folder))

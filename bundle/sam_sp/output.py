@@ -1,0 +1,27 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What both passes of the network return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class SamSPOutput(NamedTuple):
+    """Both passes. Logits are low-resolution, (B, K, S / s, S / s) with s = patch / 4."""
+
+    initial: torch.Tensor  # y0 = M(E(x), P(null))
+    refined: torch.Tensor  # y1 = M(E(x), P(SP(y0)))
+    boxes_xyxy: torch.Tensor  # SP(y0), (B, K, 4) in input pixels
+    iou: torch.Tensor  # SAM's own estimate of the IoU of y1, (B, K)
+    corrected: torch.Tensor | None = None  # in training with a simulated person: y1 after a correction, as y1

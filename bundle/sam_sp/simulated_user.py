@@ -1,0 +1,103 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A simulated person: boxes drawn with some noise, points in an object, points where a mask is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bundle.sam_sp.self_prompt import boxes_from_logits
+
+# SAM draws its boxes with this much noise (Kirillov et al., Segment Anything, appendix A): a fraction of the side, with
+# a limit as a fraction of the image.
+BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 0.04
+
+
+def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
+    """Exact boxes (N, 4), x0, y0, x1, y1 in pixels with both ends inside, of masks (N, 1, S, S)."""
+    return boxes_from_logits(masks - 0.5, stride=1)[:, 0]
+
+
+def noisy_boxes(boxes_xyxy: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Move each edge of boxes (N, 4) at random, as SAM does, within the image."""
+    x0, y0, x1, y1 = boxes_xyxy.unbind(1)
+    side = torch.stack([x1 - x0, y1 - y0, x1 - x0, y1 - y0], dim=1) + 1
+    limit = BOX_NOISE_LIMIT * image_size
+    noise = (BOX_NOISE * side * torch.randn_like(boxes_xyxy)).clamp(-limit, limit)
+    moved = (boxes_xyxy + noise).clamp(0, image_size - 1)
+    return torch.cat([torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])], dim=1)
+
+
+def random_points(weight: torch.Tensor, stride: int) -> torch.Tensor:
+    """Draw points (N, 2), x and y in input pixels, with the density ``weight`` (N, 1, h, w) at low resolution."""
+    density = weight.flatten(1)
+    density = torch.where(density.sum(dim=1, keepdim=True) > 0, density, torch.ones_like(density))
+    index = torch.multinomial(density, 1)[:, 0]
+    width = weight.shape[-1]
+    corner = torch.stack([index % width, index // width], dim=1) * float(stride)
+    return corner + torch.rand_like(corner) * (stride - 1)
+
+
+def corrective_points(logits: torch.Tensor, target: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A point where mask and object differ.
+
+    Args:
+        logits: mask so far (N, 1, h, w).
+        target: object (N, 1, h, w), 0..1.
+        stride: input pixels per low-resolution pixel.
+
+    Returns:
+        points (N, 2), x and y in input pixels, and labels (N,): 1 where something is missing, 0 where there is too
+        much. Where nothing differs, a point of the object.
+    """
+    wanted, shown = target > 0.5, logits > 0
+    wrong = wanted ^ shown
+    density = torch.where(wrong.flatten(1).any(dim=1)[:, None, None, None], wrong.float(), target)
+    xy = random_points(density, stride)
+    column, row = (xy / stride).long().unbind(1)
+    inside = wanted[torch.arange(len(xy), device=xy.device), 0, row, column]
+    return xy, inside.to(xy.dtype)
+
+
+def innermost_points(masks: torch.Tensor) -> torch.Tensor:
+    """The point (N, 2), x and y, that lies farthest from the outline of masks (N, 1, S, S): SAM's own first click."""
+    points = [_innermost(mask) for mask in masks[:, 0].cpu().numpy() > 0.5]
+    return torch.tensor(points, dtype=torch.float32, device=masks.device)
+
+
+def corrective_click(shown: np.ndarray, wanted: np.ndarray) -> tuple[int, int, int] | None:
+    """Where an expert clicks first: the innermost pixel of the largest connected region where two masks differ.
+
+    Args:
+        shown: (H, W), bool.
+        wanted: (H, W), bool.
+
+    Returns:
+        x, y, and 1 where something is missing, 0 where there is too much; None where nothing differs.
+    """
+    largest, size, label = None, 0, 0
+    for wrong, kind in ((wanted & ~shown, 1), (shown & ~wanted, 0)):
+        pieces, count = ndimage.label(wrong)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        if count and sizes.max() > size:
+            largest, size, label = pieces == 1 + sizes.argmax(), int(sizes.max()), kind
+    if largest is None:
+        return None
+    return (*_innermost(largest), label)
+
+
+def _innermost(mask: np.ndarray) -> tuple[int, int]:
+    """x and y of the pixel of a mask (H, W) farthest from its outline, the border of the image being one."""
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = divmod(int(distance.argmax()), mask.shape[1])
+    return x, y

@@ -1,0 +1,64 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The curve of a training as a JSON file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+from bundle.core.files import write_atomically
+
+HISTORY = "history.json"
+
+
+class History:
+    """Keep the curve of a training: ``history.json`` has a row for each validation, also over a resume.
+
+    A row holds the epoch, the minutes of training so far (validations included), the training loss and the metrics of
+    the evaluator. In the list of handlers it comes after ``CheckpointKeeper``.
+
+    Args:
+        output_dir: where the file goes.
+        evaluator: engine that validates.
+    """
+
+    def __init__(self, output_dir: str, evaluator: SupervisedEvaluator) -> None:
+        self.path = Path(output_dir) / HISTORY
+        self.evaluator = evaluator
+        self.rows: list[dict[str, float]] = []
+        self.started = 0.0
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: SupervisedTrainer) -> None:
+        done = engine.state.epoch  # 0, or the epoch that a run is resumed from
+        if done and self.path.is_file():
+            self.rows = [row for row in json.loads(self.path.read_text(encoding="utf-8")) if row["epoch"] <= done]
+        self.started = time.monotonic() - 60 * (self.rows[-1]["minutes"] if self.rows else 0.0)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        """Add a row where this epoch was validated."""
+        epoch = engine.state.epoch
+        if self.evaluator.state.epoch != epoch:
+            return
+        metrics = {**engine.state.metrics, **self.evaluator.state.metrics}
+        minutes = (time.monotonic() - self.started) / 60
+        self.rows.append({"epoch": epoch, "minutes": round(minutes, 2)} | {k: round(v, 5) for k, v in metrics.items()})
+        text = json.dumps(self.rows, indent=1) + "\n"
+        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))

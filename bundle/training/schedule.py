@@ -1,0 +1,45 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The schedule of the learning rate and of the distillation weight."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from bundle.core.errors import BundleError
+
+
+def steps_of(fraction: float, total_steps: int, name: str) -> int:
+    """How many steps a fraction of the training is; `BundleError` unless it lies between 0 and 1."""
+    if not 0 <= fraction <= 1:
+        raise BundleError(f"{name} is {fraction}, expected a fraction of the training between 0 and 1.")
+    return math.ceil(fraction * total_steps)
+
+
+def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
+    """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine down to zero.
+
+    The state holds the step alone, so a resumed run follows the schedule of its own number of epochs.
+    """
+    warmup_steps = steps_of(warmup, total_steps, "warmup")
+    if warmup == 1:
+        raise BundleError("warmup is 1, expected a fraction below it: no step would be left for the rate to fall.")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)

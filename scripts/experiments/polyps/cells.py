@@ -1,0 +1,220 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A cell of the table: one row with one seed, trained and tested by the bundle's own commands, kept as a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.checkpoints.base_weights import RANDOM
+from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of, write_atomically
+from bundle.data.datalists import stems_sha256
+from bundle.training.checkpoints import LAST
+from bundle.training.history import HISTORY
+from scripts.experiments.polyps.data import Polyps
+from scripts.experiments.polyps.pace import config_files
+from scripts.experiments.polyps.rows import Row
+
+ROOT = Path(__file__).resolve().parents[3]
+VALIDATIONS = 6  # of a training, about
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells share.
+
+    Attributes:
+        polyps: the data.
+        cells: folder of the JSON files.
+        work: folder of the trainings.
+        knobs: for every training.
+        minutes: of training steps, at the measured pace.
+        threads: of each training.
+    """
+
+    polyps: Polyps
+    cells: Path
+    work: Path
+    knobs: Mapping[str, Any]
+    minutes: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row and a seed; None where nothing is trained."""
+
+    row: Row
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return self.row.name if self.seed is None else f"{self.row.name}_seed{self.seed}"
+
+
+def cells_of(rows: Sequence[Row]) -> list[Cell]:
+    """All cells, first seeds first: a table of one seed is there early."""
+    pairs = [(row, seed) for row in rows for seed in (row.seeds or (None,))]
+    return [Cell(row, seed) for row, seed in sorted(pairs, key=lambda pair: pair[1] or 0)]
+
+
+def is_done(cell: Cell, plan: Plan) -> bool:
+    """Whether the JSON file of a cell is there.
+
+    Raises:
+        BundleError: it is, but of another pre-trained SAM or of other knobs than its row has now.
+    """
+    path = plan.cells / f"{cell.name}.json"
+    if not path.is_file():
+        return False
+    made = json.loads(path.read_text(encoding="utf-8"))
+    remedy = f"remove it and {plan.work / cell.name} to train it anew."
+    if made["base_sha256"] != base_sha256(cell.row):
+        raise BundleError(f"{path} was made with another {cell.row.weights}: {remedy}")
+    if made["knobs"] != cell.row.knobs:
+        raise BundleError(
+            f"{path} was made with the knobs {made['knobs']}, its row has {dict(cell.row.knobs)}: {remedy}"
+        )
+    return True
+
+
+def base_sha256(row: Row) -> str | None:
+    """Of the network that a row starts from, or tests as it is; None where it starts from nothing."""
+    return None if row.unet or row.knobs.get("sam_checkpoint") == RANDOM else sha256_of(ROOT / row.weights)
+
+
+def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | None) -> None:
+    """Train, or go on training, then test, then write the JSON file.
+
+    Raises:
+        BundleError: a command failed; its log is named.
+    """
+    facts = {"row": cell.row.name, "seed": cell.seed, "knobs": dict(cell.row.knobs)}
+    result: dict[str, Any] = {**facts, "base_sha256": base_sha256(cell.row)}
+    weights = ROOT / cell.row.weights
+    if epochs is not None:
+        weights = plan.work / cell.name / "model.pt"
+        if not weights.is_file():
+            options = training_options(cell, plan, epochs)
+            call("training", options, cell.row, weights.parent, plan.threads)
+        described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        result |= {"budget_minutes": plan.minutes, "step_seconds": step_seconds, "epochs": epochs}
+        result |= {key: described[key] for key in ("best_epoch", "validation", "version")}
+        result["training"] = shown("training", training_options(cell, plan, epochs, resume=False), cell.row)
+        result["curve"] = json.loads((weights.parent / HISTORY).read_text(encoding="utf-8"))
+    lists = {"train": plan.polyps.train, **plan.polyps.tests}
+    result["lists_sha256"] = {name: stems_sha256([{"image": stem} for stem in lists[name]]) for name in lists}
+    result["evaluations"], result["tests"] = [], {}
+    for prompt in cell.row.prompts:
+        folder = plan.work / cell.name / (prompt or "trained")
+        options = evaluation_options(plan, weights, folder, prompt)
+        if not (folder / "measures.json").is_file():
+            call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
+        result["evaluations"].append(shown("evaluating", options, cell.row, "evaluate", "measure"))
+        measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
+        result["tests"][folder.name] = by_test(measured, plan.polyps.tests)
+    write_cell(plan.cells / f"{cell.name}.json", result)
+
+
+def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = None) -> dict[str, Any]:
+    """The knobs of a training; it resumes where one was begun."""
+    folder = plan.work / cell.name
+    options = {
+        **plan.knobs,
+        **cell.row.knobs,
+        "seed": cell.seed,
+        "epochs": epochs,
+        "val_interval": max(1, epochs // VALIDATIONS),
+        "output_dir": os.path.relpath(folder, ROOT),
+        "publish": False,
+    }
+    begun = (folder / LAST).is_file() if resume is None else resume
+    return {**options, "resume": True} if begun else options
+
+
+def evaluation_options(plan: Plan, weights: Path, folder: Path, prompt: str | None) -> dict[str, Any]:
+    """The knobs of an evaluation on all test images."""
+    data = {key: plan.knobs[key] for key in ("dataset_dir", "split")}
+    return evaluation_knobs(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
+
+
+def evaluation_knobs(data: Mapping[str, Any], weights: Path, folder: Path) -> dict[str, Any]:
+    """The knobs of an evaluation of some data without pictures, in this process alone."""
+    places = {"weights": os.path.relpath(weights, ROOT), "output_dir": os.path.relpath(folder, ROOT)}
+    return {**data, **places, "panels": 0, "num_workers": 0}
+
+
+def by_test(measured: Mapping[str, Sequence[Any]], tests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The values of each measure for each test, in the order of the test's sorted stems."""
+    place = {stem: index for index, stem in enumerate(measured["stem"])}
+    return {
+        test: {
+            name.removeprefix("val_"): [values[place[stem]] for stem in stems]
+            for name, values in measured.items()
+            if name != "stem"
+        }
+        for test, stems in tests.items()
+    }
+
+
+def write_cell(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a cell as JSON, each list of numbers on one line."""
+    text = _layout(result, "\n") + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _layout(value: Any, start: str) -> str:
+    """JSON of a value; ``start`` is the line break and the indentation that it stands at."""
+    inner = start + " "
+    if isinstance(value, Mapping) and any(isinstance(item, (Mapping, list)) for item in value.values()):
+        return (
+            "{"
+            + ",".join(f"{inner}{json.dumps(key)}: {_layout(item, inner)}" for key, item in value.items())
+            + start
+            + "}"
+        )
+    if isinstance(value, list) and any(isinstance(item, (Mapping, str)) for item in value):
+        return "[" + ",".join(inner + _layout(item, inner) for item in value) + start + "]"
+    return json.dumps(value)
+
+
+def _words(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> list[str]:
+    files = ",".join(f"'{path}'" for path in config_files(row, *others))
+    command = ["-m", "monai.bundle", "run", run_id, "--config_file", f"[{files}]"]
+    return [*command, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+
+def shown(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
+    """The command line that `call` runs, for a person to repeat."""
+    return shlex.join(["python", *_words(run_id, options, row, *others)])
+
+
+def call(run_id: str, options: Mapping[str, Any], row: Row, folder: Path, threads: int, *others: str) -> None:
+    """Run a command from the bundle's root; what it says goes to ``log.txt``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    command = [sys.executable, *_words(run_id, options, row, *others)]
+    with open(log, "a", encoding="utf-8") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        raise BundleError(f"{run_id} {folder.name} failed; the last line of {log} is: {last}")

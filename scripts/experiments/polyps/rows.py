@@ -1,0 +1,150 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The rows of the table: what each trains, and how it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bundle.core.errors import BundleError
+
+Knobs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; every seed of it is a cell.
+
+    Attributes:
+        name: of its files.
+        title: what stands in the table.
+        knobs: of ``configs/train.json``, besides those that all rows share.
+        seeds: one cell each; none where nothing is trained.
+        unet: mix ``configs/unet.json`` over.
+        weights: what is tested where nothing is trained, from the bundle's root.
+        prompts: what is tested: the knob ``prompt`` as trained (None), or another; nothing where validation is enough.
+    """
+
+    name: str
+    title: str
+    knobs: Knobs = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    unet: bool = False
+    weights: str = "models/base/sam_vit_tiny.pt"
+    prompts: tuple[str | None, ...] = (None,)
+
+    @property
+    def pace(self) -> str:
+        """Rows of one pace take the same time for a step; adapters of any rank, and losses of as many passes, do."""
+        if self.unet:
+            return "unet"
+        corrected = "_corrected" if self.knobs.get("correction_weight") else ""
+        return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}{corrected}"
+
+
+# Each family with the rate that did best on validation, see RATES below; that of `full` ties with a third of it.
+LORA: Knobs = {"trainable": "lora", "learning_rate": 1e-3}
+DECODER: Knobs = {"trainable": "decoder", "learning_rate": 1e-3}
+FULL: Knobs = {"trainable": "full", "learning_rate": 3e-4}
+UNET: Knobs = {"learning_rate": 3e-4}
+
+# As published: nothing is trained here.
+PRETRAINED = Row(
+    "pretrained", "SAM tiny as pre-trained on procedural scenes", seeds=(), prompts=("none", "self", "expert")
+)
+# The network that comes with the bundle: as `full` for longer, then as `full_corrected` (README.md, "Results").
+SHIPPED = Row(
+    "shipped",
+    "shipped: full, SAM-SP, 24 epochs, and 10 with a simulated person",
+    seeds=(),
+    weights="models/model.pt",
+    prompts=("self", "expert"),
+)
+
+# Tested as trained, and with the box of an expert.
+BY_EXPERT = (None, "expert")
+MAIN = (
+    Row("none", "LoRA + decoder, no self-prompt (the recipe of SAMed)", {**LORA, "prompt": "none"}, (0, 1)),
+    Row("self", "+ self-prompt", {**LORA, "distill_weight": 0}, (0, 1)),
+    Row("sam_sp", "+ self-prompt + self-distillation: SAM-SP", LORA, (0, 1), prompts=BY_EXPERT),
+    Row("full_none", "full, no self-prompt", {**FULL, "prompt": "none"}, (0, 1)),
+    Row("full", "full, SAM-SP", FULL, (0, 1), prompts=BY_EXPERT),
+    Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
+)
+# With a simulated person, who is given the label and corrects y1 with a box or clicks: a third decode in training.
+CORRECTED: Knobs = {"correction_weight": 1}
+PERSON = (
+    Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated person", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
+    Row("full_corrected", "full, SAM-SP with a simulated person", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
+)
+# What configs/train.json has as its default; all other rows have alpha constant, as in the paper.
+RAMPUP: Knobs = {"distill_rampup": 0.3}
+RISING = (
+    Row("sam_sp_rising", "SAM-SP (LoRA), alpha rising from 0", {**LORA, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
+    Row("full_rising", "full, SAM-SP, alpha rising from 0", {**FULL, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
+)
+TRAINED_PART = (
+    Row("decoder", "decoder only, SAM-SP", DECODER),
+    Row("full_random", "full, SAM-SP, from random weights", {**FULL, "sam_checkpoint": "random"}, (0, 1)),
+)
+SWEEPS = (
+    Row("rank_1", "LoRA rank 1", {**LORA, "lora_rank": 1}),
+    Row("rank_16", "LoRA rank 16", {**LORA, "lora_rank": 16}),
+    Row("alpha_0.1", "alpha 0.1", {**LORA, "distill_weight": 0.1}),
+    Row("alpha_0.3", "alpha 0.3", {**LORA, "distill_weight": 0.3}),
+    Row("alpha_3", "alpha 3", {**LORA, "distill_weight": 3}),
+    Row("student_teacher", "KL(p0 || p1)", {**LORA, "distill_direction": "student_teacher"}),
+    Row("initial_1", "Dice on y0 as well (initial_weight 1)", {**LORA, "initial_weight": 1}),
+    Row("largest", "box around the largest component", {**LORA, "prompt_component": "largest"}),
+    # The rest of the sweeps was trained so, `sam_sp` in bfloat16: see "machines" in docs/results/polyps.md.
+    Row("float32", "float32 instead of bfloat16", {**LORA, "amp": False}),
+)
+# What else was tried of the rates: these networks see validation images only, never a test image.
+RATES = tuple(
+    Row(
+        f"{name}_lr_{rate:g}",
+        f"{name}, learning rate {rate:g}",
+        {**knobs, "learning_rate": rate},
+        unet=name == "unet",
+        prompts=(),
+    )
+    for name, knobs, rates in (
+        ("sam_sp", LORA, (3e-4, 3e-3)),
+        ("full", FULL, (1e-4, 1e-3)),
+        ("unet", UNET, (1e-4, 1e-3, 3e-3)),
+    )
+    for rate in rates
+)
+GROUPS: Mapping[str, tuple[Row, ...]] = {
+    "rates": RATES,
+    "pretrained": (PRETRAINED,),
+    "main": MAIN,
+    "rising": RISING,
+    "person": PERSON,
+    "trained": TRAINED_PART,
+    "shipped": (SHIPPED,),
+    "sweeps": SWEEPS,
+}
+ROWS = {row.name: row for rows in GROUPS.values() for row in rows}
+
+
+def choose_rows(names: list[str] | None) -> list[Row]:
+    """The rows or groups asked for, in the order of the table; all of them by default.
+
+    Raises:
+        BundleError: there is no such row or group.
+    """
+    unknown = [name for name in names or [] if name not in GROUPS and name not in ROWS]
+    if unknown:
+        raise BundleError(f"There is no row '{unknown[0]}'; expected some of {', '.join([*GROUPS, *ROWS])}.")
+    return [row for group, rows in GROUPS.items() for row in rows if not names or group in names or row.name in names]

@@ -1,0 +1,184 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What can be said of a GPU without one, of mixed precision, compilation, and of waiting for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bundle.sam_sp.losses import SamSPLoss
+from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.self_prompt import boxes_from_logits
+from bundle.training.optimizer import ClippedAdamW, parameter_groups
+from tests.conftest import randomize
+
+
+class RealArange:
+    """`torch`, with an `arange` of real numbers: MONAI's Dice makes its axes from one, on the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def arange(self, *arguments: int) -> torch.Tensor:
+        with unset_fake_temporarily():
+            return torch.arange(*arguments, device="cpu")
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
+    """Tensors without memory that say they are on a GPU; an operation on two devices fails as it would there."""
+    if torch.version.cuda is None:
+        pytest.skip("needs a CUDA build of torch (but no GPU)")
+    monkeypatch.setattr("monai.losses.dice.torch", RealArange())
+    # peft moves new adapters to where they are already; torch cannot move fake parameters
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
+    # autocast turns itself off where there is no GPU
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    return FakeTensorMode()
+
+
+@pytest.mark.parametrize("attention", ["auto", "plain", "bias", "fold", "blocks"])
+@pytest.mark.parametrize("trainable", ["lora", "decoder", "full"])
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_every_tensor_is_made_on_the_device_of_the_network(
+    toy: str, fake_cuda: FakeTensorMode, attention: str, trainable: str, num_classes: int
+) -> None:
+    with fake_cuda, torch.device("cuda"):
+        network = SamSP(sam=toy, trainable=trainable, num_classes=num_classes, attention=attention, checkpointing=True)
+        image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, num_classes, 64, 64)
+    with fake_cuda:
+        output = network.train()(image)
+        assert output.boxes_xyxy.device.type == output.refined.device.type == "cuda"
+        loss = SamSPLoss(initial_weight=0.5)(output, label)
+        assert loss.device.type == "cuda"
+        with torch.no_grad():
+            logits = network.eval()(image)
+        assert logits.device.type == "cuda" and logits.shape == (2, num_classes, 64, 64)
+        assert boxes_from_logits(output.initial, margin=0.1).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_on_cuda_keeps_box_and_loss_in_float32(
+    toy: str, fake_cuda: FakeTensorMode, dtype: torch.dtype
+) -> None:
+    with fake_cuda, torch.device("cuda"):
+        network = SamSP(sam=toy)
+        image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 64, 64)
+    with fake_cuda, torch.autocast("cuda", dtype=dtype):
+        output = network.train()(image)
+        loss = SamSPLoss()(output, label)
+        logits = network.eval()(image)
+    assert output.initial.dtype == dtype  # autocast does reach the network
+    assert output.boxes_xyxy.dtype == loss.dtype == logits.dtype == torch.float32
+
+
+def test_a_tensor_on_another_device_is_noticed(toy: str, fake_cuda: FakeTensorMode) -> None:
+    """The tests above can fail."""
+    with fake_cuda, torch.device("cuda"):
+        network = SamSP(sam=toy)
+        image = torch.randn(1, 3, 64, 64)
+    with fake_cuda, pytest.raises(RuntimeError, match="device"):
+        network.mask_decoder.iou_token = torch.nn.Embedding(1, 32, device="cpu")
+        network(image)
+
+
+@pytest.mark.parametrize("attention", ["auto", "bias", "fold"])
+def test_mixed_precision_on_a_cpu_is_near_float32(toy: str, attention: str) -> None:
+    network = randomize(SamSP(sam=toy, attention=attention), scale=0.1).train()
+    image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 64, 64)
+    label[:, :, 16:40, 8:48] = 1
+    expected = network(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(image)
+        loss = SamSPLoss()(output, label)
+    assert output.boxes_xyxy.dtype == loss.dtype == torch.float32
+    scale = expected.refined.abs().max().item()
+    assert (output.initial.float() - expected.initial).abs().max() < 0.05 * max(1.0, scale)
+    loss.backward()
+    gradients = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
+@torch.no_grad()
+def test_merged_network_compiles_without_a_graph_break(toy: str) -> None:
+    network = randomize(SamSP(sam=toy), scale=0.2).merge_lora().eval()
+    image = torch.randn(2, 3, 64, 64)
+    expected = network(image)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image), expected, rtol=1e-4, atol=1e-4)
+
+
+class CountItems(TorchDispatchMode):
+    """Counts how often a value is read off a tensor, which on a GPU waits for all that was queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
+    network = SamSP(sam=toy).train()
+    optimizer = ClippedAdamW(parameter_groups(network, 0.05), lr=1e-3)
+    loss_function = SamSPLoss(initial_weight=0.1)
+    image, label = torch.randn(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    with CountItems() as items:
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            output: SamSPOutput = network(image)
+            loss_function(output, label).backward()
+            optimizer.step()
+        assert items.count == 0
+        image.sum().item()
+        assert items.count == 1
+
+
+def test_scaled_gradients_are_clipped_after_they_are_unscaled() -> None:
+    """GradScaler leaves a fused optimizer scaled gradients; clipping those would make every step tiny."""
+    steps = []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        parameter = torch.nn.Parameter(torch.zeros(3))
+        optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
+        seen: list[torch.Tensor] = []
+        optimizer.register_step_pre_hook(lambda *_, p=parameter, s=seen: s.append(p.grad.clone()))
+        scaler.scale((parameter * torch.tensor([3.0, 4.0, 0.0])).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        steps.append((parameter.detach().clone(), seen[0]))
+    torch.testing.assert_close(steps[1][1], torch.tensor([0.6, 0.8, 0.0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(steps[0], steps[1])
+
+
+def test_dense_positional_encoding_follows_the_weights(toy: str) -> None:
+    """It is computed once, and again when weights are loaded: also by the prompt encoder alone."""
+    first, second = SamSP(sam=toy), SamSP(sam=toy)
+    gaussian = "pe_layer.positional_encoding_gaussian_matrix"
+    assert not torch.equal(first.prompt_encoder.get_dense_pe(), second.prompt_encoder.get_dense_pe())
+    assert first.prompt_encoder.get_dense_pe() is first.prompt_encoder.get_dense_pe()
+    second.prompt_encoder.load_state_dict(first.prompt_encoder.state_dict())
+    assert torch.equal(first.prompt_encoder.get_dense_pe(), second.prompt_encoder.get_dense_pe())
+    third = SamSP(sam=toy)
+    third.load_base(first.merged_state_dict())
+    assert torch.equal(first.prompt_encoder.get_dense_pe(), third.prompt_encoder.get_dense_pe())
+    assert gaussian in first.prompt_encoder.state_dict() and "dense_pe" not in first.prompt_encoder.state_dict()

@@ -1,0 +1,30 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Engines end on every error, those of a user and those of the program."""
+
+from __future__ import annotations
+
+import pytest
+from ignite.engine import Engine
+
+from bundle.core.engines import PlainErrors
+from bundle.core.errors import BundleError
+
+
+@pytest.mark.parametrize("error", [BundleError("your file"), ValueError("our mistake")])
+def test_no_error_is_swallowed(error: Exception) -> None:
+    def fail(engine: Engine, batch: int) -> None:
+        raise error
+
+    engine = Engine(fail)
+    PlainErrors().attach(engine)  # type: ignore[arg-type]
+    with pytest.raises(type(error), match=str(error)):
+        engine.run([1])
