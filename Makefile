@@ -6,17 +6,19 @@
 #                neither is in make test
 # make bundle    writes dist/polyp_sam_sp_segmentation_v<version>.zip, what a user needs and nothing else
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/results/pretraining.md; after a stop it goes on
+# make docs      builds the documentation into site/; open site/index.html
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 LABEL := .venv-label
 LABEL_BIN := $(LABEL)/bin
 LABEL_INSTALLED := $(LABEL)/.installed
 LABEL_CONSTRAINTS := constraints-label.txt
 
-.PHONY: setup setup-label train test test-label bundle pretrain clean
+.PHONY: setup setup-label train test test-label bundle pretrain docs clean
 
 setup: $(INSTALLED)
 
@@ -53,5 +55,12 @@ bundle: setup
 pretrain: setup
 	$(BIN)/python -m scripts.pretrain
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[docs]"
+	touch $@
+
+docs: $(DOCS_INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
