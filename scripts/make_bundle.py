@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = f"{NAME}/{MODEL}" in archive.namelist()
     what = "" if trained else f"; {MODEL} is not there, so it holds no trained network"
     print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB, {count} files{what})")
-    print(f"Next: unzip it, or publish it as docs/guides/export.md says:\n  python -m zipfile -e {target} dist")
+    print(f"Next: unzip it, or publish it as docs/guides/share.md says:\n  python -m zipfile -e {target} dist")
 
 
 def make_bundle(root: Path, output_dir: Path) -> Path:

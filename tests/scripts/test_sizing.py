@@ -42,10 +42,10 @@ def test_what_fits() -> None:
 
 
 def test_the_guide_has_this_table() -> None:
-    assert sizing.table() in (ROOT / "docs" / "guides" / "several_processes.md").read_text(encoding="utf-8")
+    assert sizing.table() in (ROOT / "docs" / "explanation" / "hardware.md").read_text(encoding="utf-8")
 
 
 def test_the_guide_has_the_measured_table() -> None:
     path = BENCHMARKS / "scaling.json"
     found = scaling.table(json.loads(path.read_text(encoding="utf-8")))
-    assert found in (ROOT / "docs" / "guides" / "several_processes.md").read_text(encoding="utf-8")
+    assert found in (ROOT / "docs" / "explanation" / "hardware.md").read_text(encoding="utf-8")

@@ -185,4 +185,4 @@ def test_the_tables_in_the_docs_are_those_of_the_recorded_runs(name: str) -> Non
     assert tables.markdown(result) in (ROOT / "docs" / "explanation" / "performance.md").read_text(encoding="utf-8")
     assert result["bars"] == tables.bars(result) and all(bar["met"] for bar in result["bars"])
     if any(row["task"] == "training" for row in result["rows"]):
-        assert tables.sizes(result) in (ROOT / "docs" / "guides" / "several_processes.md").read_text(encoding="utf-8")
+        assert tables.sizes(result) in (ROOT / "docs" / "explanation" / "hardware.md").read_text(encoding="utf-8")

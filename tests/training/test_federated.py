@@ -55,7 +55,7 @@ def test_what_is_trained_is_exchanged() -> None:
 
 @pytest.mark.parametrize(("sam", "expected"), [("vit_tiny", 2_545_408), ("vit_b", 14_618_112)])
 def test_bytes_of_a_round(sam: str, expected: int) -> None:
-    """As docs/guides/several_processes.md says, from shapes alone."""
+    """As docs/guides/federated.md says, from shapes alone."""
     with torch.device("meta"):
         network = SamSP(sam=sam, trainable="lora")
     count = federated.exchanged_bytes(network)
@@ -199,12 +199,12 @@ def test_the_table_compares_the_federation_with_each_site() -> None:
 def test_the_guide_has_the_measured_table() -> None:
     path = RECORDS / "federated_sites.json"
     found = table(json.loads(path.read_text(encoding="utf-8")))
-    assert found in (ROOT / "docs" / "guides" / "several_processes.md").read_text(encoding="utf-8")
+    assert found in (ROOT / "docs" / "results" / "federated_sites.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not shutil.which("nvflare"), reason="needs nvflare and monai-nvflare, see docs/guides/several_processes.md"
+    not shutil.which("nvflare"), reason="needs nvflare and monai-nvflare, see docs/guides/federated.md"
 )
 def test_the_job_runs_in_the_simulator(polyps: Path, tmp_path: Path) -> None:
     words = [str(tmp_path / "job"), "--bundle_root", str(ROOT), "--rounds", "2", "--image_size", "64"]
