@@ -31,7 +31,7 @@ import torch
 
 from bundle.checkpoints.base_weights import find_base_checkpoint
 from bundle.checkpoints.model_files import write_pair
-from bundle.checkpoints.model_json import PROMPTING, STRUCTURE
+from bundle.checkpoints.network_builder import described_settings
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.sam_sp import lora
@@ -87,7 +87,7 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
         trainable="lora",
         lora_rank=config["r"],
         lora_alpha=config["lora_alpha"],
-        **{key: description[key] for key in STRUCTURE + PROMPTING},
+        **described_settings(description),
     )
     if base_sha256(network) != description["base_sha256"]:
         raise BundleError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.model_json import require_matching_sha256
+from bundle.core.distributed import first_of_node
 from bundle.core.errors import BundleError
 
 RANDOM = "random"
@@ -51,6 +52,17 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 def base_file(sam: str) -> str:
     """Name of the file in ``models/base`` that a SAM of this kind starts from."""
     return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
+
+
+def find_starting_checkpoint(
+    sam: str, sam_checkpoint: str | None, weights: str | None, folder: str | os.PathLike
+) -> str | None:
+    """Return the path of the SAM that a training starts from; None where it starts from weights of one's own.
+
+    Of several processes the first on each machine looks, so that a file is downloaded once. The other arguments are
+    those of `find_base_checkpoint`.
+    """
+    return None if weights is not None else first_of_node(find_base_checkpoint, sam, sam_checkpoint, folder)
 
 
 def find_base_checkpoint(

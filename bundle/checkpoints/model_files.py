@@ -35,33 +35,8 @@ from bundle.sam.state_dict import load_base_checkpoint
 from bundle.sam_sp.network import SamSP
 
 
-def network_for(weights: str, **settings: Any) -> SamSP:
-    """Build, without its weights, the network that ``weights`` holds: without adapters, as ``model.json`` describes it.
-
-    Where the file is missing, the settings alone decide: tools that only want the structure need no weights.
-
-    Args:
-        weights: path of a ``model.pt`` with its ``model.json`` beside it.
-        settings: arguments of `SamSP`; None means "as trained".
-
-    Raises:
-        BundleError: a setting contradicts ``model.json``, or the file is unreadable.
-    """
-    asked = {key: value for key, value in settings.items() if value is not None}
-    if not Path(weights).is_file():
-        return SamSP(trainable="decoder", **asked)
-    described = read_description(weights)
-    for key in STRUCTURE:
-        if key in asked and asked[key] != described[key]:
-            raise BundleError(
-                f"{key} is {asked[key]!r}, but {weights} was trained with {described[key]!r}: leave it out, or name "
-                "other --weights."
-            )
-    return SamSP(trainable="decoder", **{key: described[key] for key in STRUCTURE + PROMPTING} | asked)
-
-
 def load_weights(network: SamSP, weights: str) -> SamSP:
-    """Load a published pair into a network from `network_for`, after a check of its sha256.
+    """Load a published pair into a network from `build_network`, after a check of its sha256.
 
     Raises:
         BundleError: there is no such file, or it is not the one that its ``model.json`` describes.

@@ -15,8 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+
+def loss_of_step(output: Mapping[str, Any]) -> torch.Tensor:
+    """Return the loss in the output of a trainer, a scalar without its graph."""
+    return output["loss"].detach()
 
 
 def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,15 +8,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Turning the knobs of a config, as JSON or the command line delivers them, into values."""
+"""The settings of a config: which they are, and their values as JSON or the command line deliver them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from bundle.core.errors import BundleError
 
+# The first id of a config that is not set by a user but follows from the settings before it.
+FIRST_DERIVED = "torch_device"
+NO_SETTINGS = ("imports", "bundle_root", "rank", "volume", "run_name")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a config, name and raw value: all before `FIRST_DERIVED`, and what mixins add to them.
+
+    A mixin comes after the config that it is mixed over, so its settings are known by being constants.
+    """
+    names = list(config)
+    end = names.index(FIRST_DERIVED) if FIRST_DERIVED in names else 0
+    return {
+        name: config[name]
+        for place, name in enumerate(names)
+        if not name.startswith(("_", "+"))
+        and name not in NO_SETTINGS
+        and (place < end or not (isinstance(config[name], dict | list) or is_expression(config[name])))
+    }
+
+
+def is_expression(value: Any) -> bool:
+    """Return whether MONAI evaluates or looks up a raw value of a config."""
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def parse_boolean(value: bool | str, name: str) -> bool:

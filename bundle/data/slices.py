@@ -19,7 +19,6 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import (
     CastToTyped,
-    Compose,
     MapTransform,
     Randomizable,
     ScaleIntensityRanged,

@@ -8,89 +8,20 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Transforms that MONAI lacks: SAM's scaling to the long side, color jitter, splitting the two passes."""
+"""Transforms that MONAI lacks: a mask for each class, and color jitter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, Resize
-from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple_rep
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_dst_type
 from torchvision.transforms.v2 import functional as tvf
 
 from bundle.core.tensors import plain
-from bundle.sam.preprocessing import longest_side_size, resize_bilinear
-
-
-def _resize_binary(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a 0/1 mask (C, H, W) to (C, *size): 1 where the antialiased mask is at least one half."""
-    return (resize_bilinear(planes.astype(np.uint8) * np.uint8(255), size) >= 128).astype(planes.dtype)
-
-
-RESIZE: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
-    "bilinear": resize_bilinear,
-    "binary": _resize_binary,
-}
-
-
-class ResizeLongestSided(MapTransform, InvertibleTransform):
-    """Scale upright images (C, H, W) so that the longer side has `image_size` pixels, up or down, keeping the dtype.
-
-    Mode "bilinear" is for images (uint8 or float32): antialiased by Pillow, which is what SAM itself uses, so that
-    uint8 values equal SAM's. Mode "binary" is for 0/1 masks: scaled the same way and cut at one half, which keeps
-    area and outline and lies on the same grid; picking the nearest pixel would shift and fray outlines.
-
-    The inverse brings a prediction (any channel count, values (C, h, w)) back to the original size as float32:
-    bilinear without antialiasing and without aligned corners, as SAM does; nearest where `Invertd` is told so.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        image_size: int,
-        mode: str | Sequence[str] = "bilinear",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        """Raise ValueError where `mode` (one, or one per key) is neither "bilinear" nor "binary"."""
-        super().__init__(keys, allow_missing_keys)
-        self.image_size = image_size
-        self.mode = ensure_tuple_rep(mode, len(self.keys))
-        unknown = set(self.mode) - set(RESIZE)
-        if unknown:
-            raise ValueError(f"mode must be one of {sorted(RESIZE)}, got {sorted(unknown)}.")
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        d = dict(data)
-        for key, mode in self.key_iterator(d, self.mode):
-            d[key] = self._resize(d[key], mode)
-        return d
-
-    def _resize(self, image: torch.Tensor, mode: str) -> torch.Tensor:
-        height, width = image.shape[-2:]
-        size = longest_side_size(height, width, self.image_size)
-        planes = RESIZE[mode](np.ascontiguousarray(image.numpy()), size)
-        resized = convert_to_dst_type(planes, image)[0]
-        return self.push_transform(
-            resized, orig_size=(height, width), extra_info={"mode": "bilinear", "align_corners": False}
-        )
-
-    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self._restore(d[key])
-        return d
-
-    def _restore(self, prediction: torch.Tensor) -> torch.Tensor:
-        applied = self.pop_transform(prediction)
-        how = applied[TraceKeys.EXTRA_INFO]
-        align_corners = None if how["align_corners"] == TraceKeys.NONE else how["align_corners"]
-        resize = Resize(applied[TraceKeys.ORIG_SIZE], mode=how["mode"], align_corners=align_corners)
-        with resize.trace_transform(False):
-            return resize(prediction)
 
 
 class SplitClassesd(MapTransform):

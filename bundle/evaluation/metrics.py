@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What MONAI lacks: how good a box the network drew for itself, and distances in the millimeters of each volume."""
+"""Metrics of an evaluation: Dice and IoU of both passes, IoU of the self-prompt, distances in millimeters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,47 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.metrics import CumulativeIterationMetric, HausdorffDistanceMetric, SurfaceDiceMetric
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import (
+    CumulativeIterationMetric,
+    DiceMetric,
+    HausdorffDistanceMetric,
+    MeanIoU,
+    SurfaceDiceMetric,
+)
 from monai.metrics.utils import do_metric_reduction
 
 from bundle.core.errors import BundleError
 from bundle.core.tensors import plain
 from bundle.inference.expert_prompt import without_specks
 from bundle.sam_sp.self_prompt import boxes_from_logits
+
+
+def dice_handler(prediction: str) -> IgniteMetricHandler:
+    """Return the handler of the Dice of a key of the engine's output with "label": 1 where both are empty, else 0."""
+    return IgniteMetricHandler(DiceMetric(ignore_empty=False), output_transform=from_engine([prediction, "label"]))
+
+
+def iou_handler(prediction: str) -> IgniteMetricHandler:
+    """Return the handler of the IoU, see `dice_handler`."""
+    return IgniteMetricHandler(MeanIoU(ignore_empty=False), output_transform=from_engine([prediction, "label"]))
+
+
+def box_iou_handler() -> IgniteMetricHandler:
+    """Return the handler of `BoxIoU` of the initial masks."""
+    return IgniteMetricHandler(BoxIoU(), output_transform=from_engine(["pred_initial", "label"]))
+
+
+def hausdorff_handler() -> IgniteMetricHandler:
+    """Return the handler of `HausdorffMillimeters` at the 95th percentile."""
+    metric = HausdorffMillimeters(include_background=True, percentile=95)
+    return IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"]))
+
+
+def surface_dice_handler(num_classes: int, tolerance: float) -> IgniteMetricHandler:
+    """Return the handler of `SurfaceDiceMillimeters`."""
+    metric = SurfaceDiceMillimeters(num_classes, tolerance)
+    return IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"]))
 
 
 class BoxIoU(CumulativeIterationMetric):

@@ -31,7 +31,7 @@ from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.export.check import Runner, check, images_with_different_boxes
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 
 # Example batch: with one image torch.export would take the batch for a constant.
@@ -106,7 +106,7 @@ class Exporter:
         extra_files = {
             "metadata.json": metadata_of(self.network, metadata, description),
             "inference.json": inference,
-            "model.json": {**description, "intensity": {"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]}},
+            "model.json": {**description, "intensity": INTENSITY},
         }
         return {name: json.dumps(content, ensure_ascii=False) for name, content in extra_files.items()}
 

@@ -22,7 +22,7 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import plain
 from bundle.data.transforms import SplitClassesd
-from bundle.sam_sp.classes import label_map
+from bundle.sam_sp.classes import label_map, probabilities
 
 
 class SplitPassesd(MapTransform):
@@ -52,17 +52,29 @@ class MarkClassesd(MapTransform):
     Args:
         exclusive: whether the classes exclude each other.
         split: give K masks (K, ...) of 0 and 1 also where they do, as metrics want them; otherwise one map (1, ...).
+        probability_key: where to keep the probabilities (K, ...) of the first key; None drops them.
     """
 
     def __init__(
-        self, keys: KeysCollection, exclusive: bool = False, split: bool = True, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        exclusive: bool = False,
+        split: bool = True,
+        probability_key: str | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.exclusive = exclusive
         self.split = split
+        self.probability_key = probability_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
+        if self.probability_key is not None:
+            logits = d[self.keys[0]]
+            d[self.probability_key] = convert_to_dst_type(
+                probabilities(plain(logits)[None], self.exclusive)[0], logits
+            )[0]
         for key in self.key_iterator(d):
             classes = label_map(plain(d[key])[None], self.exclusive)[0]
             if self.exclusive and self.split:

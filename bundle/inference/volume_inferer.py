@@ -27,7 +27,7 @@ from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import segment, with_score
-from bundle.sam.preprocessing import as_input, longest_side_size
+from bundle.sam.preprocessing import longest_side_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_volume, within
@@ -103,7 +103,9 @@ class VolumeInferer(Inferer):
         sam_sp: Any = getattr(network, "module", network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(as_input(images, sam_sp.image_size), network, corrections=corrections, cache=self.cache)
+        output = segment(
+            to_network_input(images, sam_sp.image_size), network, corrections=corrections, cache=self.cache
+        )
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:

@@ -29,7 +29,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.evaluation.panels import draw_panel, draw_sheet
 from bundle.pretraining.prompt_rounds import PromptEvaluation
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import to_picture
 from bundle.sam_sp.simulated_user import boxes_of_masks, innermost_points
 
 PROMPTS = ("box", "point_single", "point")
@@ -41,7 +41,7 @@ POINT_COLOR, POINT_RADIUS = (255, 238, 70), 3
 
 
 class Row(NamedTuple):
-    """One object of the exam."""
+    """One object of the evaluation."""
 
     kind: str
     area: float  # a fraction of the scene
@@ -52,8 +52,8 @@ class Row(NamedTuple):
 class PromptEvaluationReport:
     """Collect the IoU of every object in an evaluation of `PromptedSam`, then write and print their means.
 
-    Writes ``exam.json``, the means over objects and their numbers, and ``exam.png``: of scenes at even distances one
-    object each, with its label, the mask after its box and the mask after its innermost point.
+    Writes ``prompt_evaluation.json``, the means over objects and their numbers, and ``prompt_evaluation.png``:
+    of scenes at even distances one object each, with its label and the masks after its box and its innermost point.
 
     Args:
         output_dir: where the two files go.
@@ -81,16 +81,16 @@ class PromptEvaluationReport:
 
     def _collect(self, engine: SupervisedEvaluator) -> None:
         place = engine.state.iteration - 1
-        exam: PromptEvaluation = engine.state.output["pred"]
-        shown = exam.logits > 0
-        iou = compute_iou(shown, exam.target > 0).cpu().numpy()  # (P, 3)
-        area = exam.target[:, 0].float().mean(dim=(1, 2)).cpu().numpy()
-        shares = [hull_share(mask) for mask in (exam.target[:, 0] > 0).cpu().numpy()]
+        evaluation: PromptEvaluation = engine.state.output["pred"]
+        shown = evaluation.logits > 0
+        iou = compute_iou(shown, evaluation.target > 0).cpu().numpy()  # (P, 3)
+        area = evaluation.target[:, 0].float().mean(dim=(1, 2)).cpu().numpy()
+        shares = [hull_share(mask) for mask in (evaluation.target[:, 0] > 0).cpu().numpy()]
         rows = zip(area.tolist(), shares, iou, strict=True)
         self.rows += [Row(self.kinds[place], size, share, row) for size, share, row in rows]
         if place in self.drawn and len(iou):
             index = int(np.argsort(area)[len(area) // 2])
-            self.panels.append(_draw(engine.state.output["image"][0], exam, index, iou[index]))
+            self.panels.append(_draw(engine.state.output["image"][0], evaluation, index, iou[index]))
             self.titles.append(self.kinds[place])
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
@@ -101,7 +101,9 @@ class PromptEvaluationReport:
         table["compact"] = _means([row for row in self.rows if row.hull_share >= COMPACT])
         table["not compact"] = _means([row for row in self.rows if row.hull_share < COMPACT])
         text = json.dumps(table, indent=1) + "\n"
-        write_atomically(self.output_dir / "exam.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(
+            self.output_dir / "prompt_evaluation.json", lambda path: path.write_text(text, encoding="utf-8")
+        )
         lines = [f"{'mean IoU':12} objects    box  point  point, single mask"]
         lines += [
             f"{name:12} {row['objects']:7d}  {row['box']:.3f}  {row['point']:.3f}  {row['point_single']:.3f}"
@@ -110,13 +112,18 @@ class PromptEvaluationReport:
         ]
         if self.panels:
             sheet = draw_sheet(self.panels, self.titles)
-            path = self.output_dir / "exam.png"
+            path = self.output_dir / "prompt_evaluation.png"
             write_atomically(path, lambda partial: Image.fromarray(sheet).save(partial, "PNG"))
         scenes = (
             f"{len(self.kinds)} procedural test scenes; exact box, innermost point; mean over objects; compact ones "
             f"fill {COMPACT:.0%} of their convex hull"
         )
-        print("\n".join(["", scenes, *lines, f"Wrote exam.json and exam.png to {self.output_dir}"]), flush=True)
+        print(
+            "\n".join(
+                ["", scenes, *lines, f"Wrote prompt_evaluation.json and prompt_evaluation.png to {self.output_dir}"]
+            ),
+            flush=True,
+        )
 
 
 def hull_share(mask: np.ndarray) -> float:
@@ -135,16 +142,16 @@ def _means(rows: Sequence[Row]) -> dict[str, Any]:
     return {"objects": len(rows)} | {name: round(float(value), 4) for name, value in zip(PROMPTS, means, strict=True)}
 
 
-def _draw(image: torch.Tensor, exam: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
+def _draw(image: torch.Tensor, evaluation: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
     """One object of a scene (3, S, S): the scene, its label, the mask after its box, the mask after its point."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    picture = (image.cpu() * std + mean).clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
-    target = exam.target[index : index + 1, :1].float()
+    picture = to_picture(image)
+    target = evaluation.target[index : index + 1, :1].float()
     x, y = (int(value) for value in innermost_points(target)[0])
     rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
     picture[(rows - y) ** 2 + (columns - x) ** 2 <= POINT_RADIUS**2] = POINT_COLOR
     label, after_box, after_point = (
-        mask[None].cpu().numpy() for mask in (target[0, 0] > 0, exam.logits[index, 0] > 0, exam.logits[index, 2] > 0)
+        mask[None].cpu().numpy()
+        for mask in (target[0, 0] > 0, evaluation.logits[index, 0] > 0, evaluation.logits[index, 2] > 0)
     )
     captions = ("scene and point", "label", f"after the box  IoU {iou[0]:.2f}", f"after the point  IoU {iou[2]:.2f}")
     return draw_panel(picture, label, after_box, after_point, boxes_of_masks(target).tolist(), captions)

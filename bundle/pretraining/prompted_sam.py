@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import MeanIoU
 from torch import nn
 
 from bundle.core.errors import BundleError
@@ -192,10 +194,15 @@ def prompt_channels(*channels: int) -> Callable[[Mapping[str, PromptEvaluation]]
     """Pick channels of a `PromptEvaluation`, cut at 0, and their target, for ``IgniteMetricHandler``."""
 
     def pick(output: Mapping[str, PromptEvaluation]) -> tuple[torch.Tensor, torch.Tensor]:
-        exam = output["pred"]
-        return (exam.logits[:, channels] > 0).float(), exam.target[:, channels]
+        evaluation = output["pred"]
+        return (evaluation.logits[:, channels] > 0).float(), evaluation.target[:, channels]
 
     return pick
+
+
+def prompt_iou_handler(*channels: int) -> IgniteMetricHandler:
+    """Return the handler of the mean IoU over channels of a `PromptEvaluation`."""
+    return IgniteMetricHandler(MeanIoU(), output_transform=prompt_channels(*channels))
 
 
 def shared_out(count: int, share: float) -> torch.Tensor:

@@ -82,7 +82,7 @@ class BasePublisher:
             pair = target
         options = {"weights": pair}
         evaluate_prompts = bundle_command(
-            "examining", ["configs/pretrain.json", "configs/examine.json"], options, self.bundle_root
+            "evaluating_prompts", ["configs/pretrain.json", "configs/evaluate_prompts.json"], options, self.bundle_root
         )
         print(
             f"\nBest mean IoU after a box and after a point, on procedural validation scenes: {state.best_metric:.4f} "

@@ -28,7 +28,7 @@ from bundle.core.command_line import bundle_command
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.data.datalists import stems_sha256
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 from bundle.training.checkpoints import BEST
 
@@ -111,7 +111,7 @@ class Publisher:
             network,
             labels={"0": "background", **self.labels},
             volume=self.volume,
-            intensity={"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]},
+            intensity=INTENSITY,
             trained_on={
                 "procedural": is_procedural(self.datalists["train"]),
                 "train_images": len(self.datalists["train"]),

@@ -13,11 +13,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+from ignite.engine import Events
+from monai.handlers import ParamSchedulerHandler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bundle.core.errors import BundleError
+from bundle.sam_sp.losses import SamSPLoss
 
 
 def steps_of(fraction: float, total_steps: int, name: str) -> int:
@@ -29,6 +33,9 @@ def steps_of(fraction: float, total_steps: int, name: str) -> int:
 
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
     """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine down to zero.
+
+    MONAI's ``WarmupCosineSchedule`` gives other rates: it starts at 0, so that its first step changes nothing, and
+    takes a number of steps for the warm-up.
 
     The state holds the step alone, so a resumed run follows the schedule of its own number of epochs.
     """
@@ -43,3 +50,30 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> Lamb
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
+
+
+def distill_weight_ramp(
+    loss: SamSPLoss, distill_weight: float, rampup: float, total_steps: int
+) -> ParamSchedulerHandler:
+    """Return the handler that raises alpha linearly from 0 to its value, then keeps it.
+
+    Args:
+        loss: whose ``distill_weight`` is set before each step.
+        distill_weight: alpha.
+        rampup: fraction of the training in which it rises; 0 for a constant alpha, as in the paper.
+        total_steps: of the training.
+
+    Raises:
+        BundleError: the fraction is not between 0 and 1.
+    """
+    return ParamSchedulerHandler(
+        parameter_setter=partial(setattr, loss, "distill_weight"),
+        value_calculator="linear",
+        vc_kwargs={
+            "initial_value": 0.0,
+            "step_constant": 0,
+            "step_max_value": steps_of(rampup, total_steps, "distill_rampup"),
+            "max_value": distill_weight,
+        },
+        event=Events.ITERATION_STARTED,  # type: ignore[arg-type]
+    )

@@ -12,14 +12,16 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
+from bundle.core.settings import is_expression, settings_of
 from bundle.evaluation.panel_saver import PanelSaver
 
 
@@ -29,27 +31,32 @@ def run_name() -> str:
 
 
 class TrackedRun:
-    """Have MONAI's ``MLFlowHandler`` record the knobs, the files of the best model and pictures.
+    """Have MONAI's ``MLFlowHandler`` record the settings, the files of the best model and pictures.
 
     Without ``--tracking`` there is no such handler, and this one does nothing. In the list of handlers it comes after
-    whatever writes the files.
+    whatever writes the files. The settings are those of the config that MONAI writes beside the run.
 
     Args:
-        parameters: name and value of each knob.
-        files: files or folders to keep; those that do not exist when the run ends are left out.
+        output_dir: of the run.
+        files: files or folders of ``output_dir`` to keep; those that do not exist when the run ends are left out.
+        resolved: values to record in place of expressions and of None.
+        all_settings: record every setting of the config, else ``resolved`` alone.
         panels: draws pictures of each better validation of a training, as the network is then.
         evaluator: engine that validates; see ``panels``.
     """
 
     def __init__(
         self,
-        parameters: Mapping[str, Any],
+        output_dir: str,
         files: Sequence[str],
+        resolved: Mapping[str, Any] | None = None,
+        all_settings: bool = True,
         panels: PanelSaver | None = None,
         evaluator: Engine | None = None,
     ) -> None:
-        self.parameters = dict(parameters)
-        self.files = [Path(file) for file in files]
+        self.files = [Path(output_dir) / file for file in files]
+        self.resolved = dict(resolved or {})
+        self.all_settings = all_settings
         self.panels = panels
         self.evaluator = evaluator
 
@@ -62,7 +69,8 @@ class TrackedRun:
 
     def _start(self, engine: Engine) -> None:
         for handler in mlflow_handlers(engine):
-            handler.experiment_param = self.parameters
+            recorded = recorded_settings(handler.artifacts) if self.all_settings else {}
+            handler.experiment_param = {**recorded, **self.resolved}
             # MONAI's default takes the output of a trainer that decollates, and gives the loss of each step the name
             # that the mean of an epoch has
             handler.output_transform, handler.tag_name = loss_of_step, "step_loss"
@@ -77,6 +85,15 @@ class TrackedRun:
     def _complete(self, engine: Engine) -> None:
         for handler in mlflow_handlers(engine):
             handler.artifacts = (*handler.artifacts, *self.files)
+
+
+def recorded_settings(artifacts: Iterable[str]) -> dict[str, Any]:
+    """Return the settings in the config that MONAI keeps with a run, without those that are expressions."""
+    for path in map(Path, artifacts):
+        if path.suffix == ".json" and path.is_file():
+            settings = settings_of(json.loads(path.read_text(encoding="utf-8")))
+            return {name: value for name, value in settings.items() if not is_expression(value)}
+    return {}
 
 
 def loss_of_step(output: Mapping[str, Any]) -> float:

@@ -30,8 +30,9 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights
 from bundle.checkpoints.model_json import read_description
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import sha256_of, write_atomically
 from bundle.data.datalists import stems_sha256
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one network, then write the tables of all."""
     options = parse(arguments)
     if options.weights is not None:
-        network = load_weights(network_for(str(options.weights)), str(options.weights)).eval()
+        network = load_weights(build_network(str(options.weights)), str(options.weights)).eval()
         records = chosen_records(options.kvasir, options.split, options.images)
         found = measure(network, records)
         described = read_description(options.weights)

@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
@@ -218,7 +219,7 @@ def choose(study: Study, order: str, seed: int, size: int, before: str | None) -
 @torch.inference_mode()
 def scores_of(study: Study, stems: Sequence[str], weights: Path) -> dict[str, float]:
     """How little a model is to be trusted on each image."""
-    network = load_weights(network_for(str(weights)), str(weights)).eval()
+    network = load_weights(build_network(str(weights)), str(weights)).eval()
     records = {Path(record["image"]).stem: record for record in pair_folder(study.folder).records}
     samples = ((stem, read_sample(records[stem], network.image_size).image) for stem in stems)
     return {stem: float(uncertainty.score(network.segment(image))) for stem, image in samples}

@@ -25,13 +25,14 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
 from bundle.export.check import Runner
 from bundle.export.exporter import FORMATS, merged
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 from scripts import onnx_demo
 from scripts.benchmarks import measure
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", help="text file with the names of the test images; by default a tenth")
     parser.add_argument("--count", type=int, help="only so many of them, the first")
     options = parser.parse_args(arguments)
-    network = merged(load_weights(network_for(options.weights), options.weights))
+    network = merged(load_weights(build_network(options.weights), options.weights))
     if network.num_classes > 1:
         raise BundleError(f"{options.weights} has {network.num_classes} classes; the table is of one.")
     records = load_datalists(options.dataset_dir, {"test": options.test} if options.test else None)["test"]
@@ -103,7 +104,7 @@ def measure_runtimes(
     runtimes: Mapping[str, Runner], network: SamSP, records: Sequence[Mapping[str, str]]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Dice at original resolution and seconds of the network alone, of each image, runtimes in turns."""
-    facts = {"image_size": network.image_size, "num_classes": 1, "intensity": {"mean": PIXEL_MEAN, "std": PIXEL_STD}}
+    facts = {"image_size": network.image_size, "num_classes": 1, "intensity": INTENSITY}
     dice: dict[str, list[float]] = {name: [] for name in runtimes}
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}
     for record in tqdm(records, desc="images", file=sys.stderr):

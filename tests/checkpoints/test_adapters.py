@@ -21,7 +21,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from bundle.checkpoints.adapters import DECODER, DESCRIPTION, merge, read_adapters, write_adapters
-from bundle.checkpoints.model_files import describe, load_weights, network_for
+from bundle.checkpoints.model_files import describe, load_weights
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from bundle.sam_sp import lora
@@ -56,7 +57,7 @@ def test_artefacts_and_their_base_give_the_same_masks(toy: str, base: Path, argu
     assert torch.equal(read_adapters(folder, str(base), tmp_path)(image), network(image))
 
     pair = merge(folder, str(base), tmp_path, tmp_path / "merged")
-    again = load_weights(network_for(str(pair)), str(pair)).eval()
+    again = load_weights(build_network(str(pair)), str(pair)).eval()
     torch.testing.assert_close(again(image), network(image), rtol=1e-4, atol=1e-4)
     expected = network.merged_state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())

@@ -25,6 +25,7 @@ import torch
 from bundle.checkpoints import base_weights as checkpoints
 from bundle.checkpoints import model_files as weights
 from bundle.checkpoints.base_weights import OfficialCheckpoint, find_base_checkpoint
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
@@ -51,11 +52,11 @@ def test_a_pair_is_a_plain_state_dict_and_its_description(pair: Path) -> None:
 
 
 def test_a_network_is_built_as_described(pair: Path) -> None:
-    network = weights.load_weights(weights.network_for(str(pair), sam=None), str(pair))
+    network = weights.load_weights(build_network(str(pair), sam=None), str(pair))
     assert network.image_size == 64 and network.prompt_threshold == 0.4
     expected = torch.load(pair, weights_only=True)
     assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
-    assert weights.network_for(str(pair), prompt="none").prompt == "none"  # may be tried differently
+    assert build_network(str(pair), prompt="none").prompt == "none"  # may be tried differently
 
 
 def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
@@ -99,11 +100,11 @@ CONTRADICTIONS = [({"sam": "vit_b"}, "sam is 'vit_b'.*'toy'"), ({"image_size": 1
 @pytest.mark.parametrize(("settings", "words"), CONTRADICTIONS)
 def test_a_contradicting_setting_is_an_error(pair: Path, settings: dict, words: str) -> None:
     with pytest.raises(BundleError, match=words):
-        weights.network_for(str(pair), **settings)
+        build_network(str(pair), **settings)
 
 
 def test_missing_changed_and_incomplete_files(pair: Path, toy: str) -> None:
-    network = weights.network_for(str(pair))
+    network = build_network(str(pair))
     with pytest.raises(BundleError, match=r"no weights at .*train first"):
         weights.load_weights(network, str(pair.with_name("other.pt")))
     torch.save({}, pair)
@@ -111,10 +112,10 @@ def test_missing_changed_and_incomplete_files(pair: Path, toy: str) -> None:
         weights.load_weights(network, str(pair))
     pair.with_suffix(".json").write_text('{"sam": "toy"}', encoding="utf-8")
     with pytest.raises(BundleError, match=r"model.json lacks image_size"):
-        weights.network_for(str(pair))
+        build_network(str(pair))
     pair.with_suffix(".json").unlink()
     with pytest.raises(BundleError, match=r"model.json is missing"):
-        weights.network_for(str(pair))
+        build_network(str(pair))
 
 
 def test_training_starts_from_a_pair_at_another_size(pair: Path, toy: str) -> None:

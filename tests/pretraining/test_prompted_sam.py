@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The simulated person, the loss and the exam of the pre-training."""
+"""The simulated person, the loss and the evaluation of the pre-training."""
 
 from __future__ import annotations
 
@@ -24,17 +24,7 @@ from bundle.pretraining.prompt_rounds import PromptEvaluation, PromptRound, Prom
 from bundle.pretraining.prompted_sam import PromptedSam, shared_out
 from bundle.sam_sp.network import SamSP
 from tests.conftest import randomize
-
-
-def squares(*boxes: tuple[int, int, int, int], size: int = 64) -> torch.Tensor:
-    """Masks (N, 1, S, S) of filled boxes x0, y0, x1, y1, both ends inside."""
-    masks = torch.zeros(len(boxes), 1, size, size)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
-        mask[0, y0 : y1 + 1, x0 : x1 + 1] = 1
-    return masks
-
-
-BOXES = ((8, 4, 27, 43), (0, 0, 11, 7), (32, 16, 63, 63), (20, 20, 35, 31))
+from tests.squares import BOXES, squares
 
 
 @pytest.fixture
@@ -83,10 +73,10 @@ def test_geometry_asks_a_blank_image_for_boxes_and_disks(toy: str, scene: tuple)
     assert all(p.grad is None for p in person.network.image_encoder.parameters())
     other = person(torch.randn_like(image), masks).rounds[0].logits
     assert other.shape == rounds.rounds[0].logits.shape
-    exam = person.eval()(image[:1], masks[:1])
-    torch.testing.assert_close(exam.target[:, :1], masks[0][:, None])  # the objects here are boxes
+    evaluation = person.eval()(image[:1], masks[:1])
+    torch.testing.assert_close(evaluation.target[:, :1], masks[0][:, None])  # the objects here are boxes
     radius = pretraining.DISK_RADIUS * 64
-    assert exam.target[0, 1].sum() == pytest.approx(torch.pi * radius**2, rel=0.1)
+    assert evaluation.target[0, 1].sum() == pytest.approx(torch.pi * radius**2, rel=0.1)
 
 
 def test_the_embedding_of_geometry_does_not_depend_on_the_image(toy: str, scene: tuple) -> None:
@@ -113,9 +103,14 @@ def test_the_exam_gives_perfect_prompts(person: PromptedSam, monkeypatch: pytest
     real = PromptedSam._sparse
     monkeypatch.setattr(PromptedSam, "_sparse", lambda self, *a: seen.append(a) or real(self, *a))
     masks = squares(*BOXES[:3])
-    exam = person.eval()(torch.randn(1, 3, 64, 64), masks[None, :, 0])
-    assert isinstance(exam, PromptEvaluation) and exam.logits.shape == exam.target.shape == (3, 3, 64, 64)
-    assert torch.equal(exam.target[:, 1], masks[:, 0])
+    evaluation = person.eval()(torch.randn(1, 3, 64, 64), masks[None, :, 0])
+    assert isinstance(evaluation, PromptEvaluation) and evaluation.logits.shape == evaluation.target.shape == (
+        3,
+        3,
+        64,
+        64,
+    )
+    assert torch.equal(evaluation.target[:, 1], masks[:, 0])
     assert seen[0][0].all() and not seen[1][0].any()
     assert torch.equal(seen[0][1], torch.tensor(BOXES[:3], dtype=torch.float32))
     x, y = seen[1][2][0][0].tolist()

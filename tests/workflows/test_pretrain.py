@@ -24,7 +24,7 @@ from bundle.core.files import sha256_of
 from tests.conftest import ROOT
 from tests.workflows.commands import PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command, load, refused
 
-EXAMINE = [PRETRAIN, str(ROOT / "configs" / "examine.json")]
+EVALUATE_PROMPTS = [PRETRAIN, str(ROOT / "configs" / "evaluate_prompts.json")]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def scenes_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("scenes"))
 
 
-def test_pretrain_examine_and_start_from_it(
+def test_pretrain_evaluate_and_start_from_it(
     root: Path, scenes_dir: str, dataset: Path, capsys: pytest.CaptureFixture
 ) -> None:
     knobs = {**TINY_PRETRAINING, "scenes_dir": scenes_dir}
@@ -44,7 +44,7 @@ def test_pretrain_examine_and_start_from_it(
     start = str(geometry / "sam_vit_tiny.pt")
     command("pretraining", PRETRAIN, root, weights=start, publish=True, **knobs)
     said = capsys.readouterr().out
-    assert re.search(r"procedural validation scenes: \d\.\d{4}", said) and "examining" in said
+    assert re.search(r"procedural validation scenes: \d\.\d{4}", said) and "evaluating_prompts" in said
     base = root / "models" / "base" / "sam_vit_tiny.pt"
     description = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
     assert description["sha256"] == sha256_of(base) and description["recipe"]["prompts"] == 4
@@ -55,12 +55,23 @@ def test_pretrain_examine_and_start_from_it(
     assert first.keys() == second.keys()
     assert not torch.equal(first["image_encoder.pos_embed"], second["image_encoder.pos_embed"])
 
-    command("examining", EXAMINE, root, scenes_dir=scenes_dir, test_scenes=3, num_workers=0, device="cpu", pictures=2)
+    command(
+        "evaluating_prompts",
+        EVALUATE_PROMPTS,
+        root,
+        scenes_dir=scenes_dir,
+        test_scenes=3,
+        num_workers=0,
+        device="cpu",
+        pictures=2,
+    )
     said = capsys.readouterr().out
     assert re.search(r"3 procedural test scenes.*\n.*\nall +\d+ +\d\.\d{3} +\d\.\d{3}", said)
-    exam = json.loads((root / "output" / "exam" / "exam.json").read_text(encoding="utf-8"))
-    assert exam["all"]["objects"] > 0 and 0 <= exam["all"]["box"] <= 1
-    assert (root / "output" / "exam" / "exam.png").is_file()
+    evaluation = json.loads(
+        (root / "output" / "prompt_evaluation" / "prompt_evaluation.json").read_text(encoding="utf-8")
+    )
+    assert evaluation["all"]["objects"] > 0 and 0 <= evaluation["all"]["box"] <= 1
+    assert (root / "output" / "prompt_evaluation" / "prompt_evaluation.png").is_file()
 
     shipped = {key: value for key, value in SMALL.items() if key != "sam_checkpoint"}
     command("training", TRAIN, root, dataset_dir=str(dataset), **{**shipped, "epochs": 1, "trainable": "decoder"})

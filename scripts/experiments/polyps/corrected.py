@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from bundle.data.image_files import mask_threshold, open_mask, open_rgb
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.sam.coordinates import Scale
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, longest_side_size, resize_bilinear
+from bundle.sam.preprocessing import longest_side_size, normalize_and_pad, resize_bilinear
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.simulated_user import corrective_click
@@ -46,8 +46,7 @@ def read_sample(record: Mapping[str, str], image_size: int) -> Sample:
     planes = np.asarray(open_rgb(record["image"])).transpose(2, 0, 1)
     height, width = longest_side_size(mask.shape[0], mask.shape[1], image_size)
     resized = torch.from_numpy(resize_bilinear(np.ascontiguousarray(planes), (height, width))).float()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    image = F.pad((resized - mean) / std, (0, image_size - width, 0, image_size - height))
+    image = normalize_and_pad(resized, image_size)
     return Sample(Path(record["image"]).stem, image[None], mask > mask_threshold(mask))
 
 

@@ -1,0 +1,51 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Build the network that a weights file describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_description
+from bundle.core.errors import BundleError
+from bundle.sam_sp.network import SamSP
+
+
+def build_network(weights: str, **settings: Any) -> SamSP:
+    """Build, without its weights, the network that ``weights`` holds: without adapters, as ``model.json`` describes it.
+
+    Where the file is missing, the settings alone decide: tools that only want the structure need no weights.
+
+    Args:
+        weights: path of a ``model.pt`` with its ``model.json`` beside it.
+        settings: arguments of `SamSP`; None means "as trained".
+
+    Raises:
+        BundleError: a setting contradicts ``model.json``, or the file is unreadable.
+    """
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if not Path(weights).is_file():
+        return SamSP(trainable="decoder", **asked)
+    described = read_description(weights)
+    for key in STRUCTURE:
+        if key in asked and asked[key] != described[key]:
+            raise BundleError(
+                f"{key} is {asked[key]!r}, but {weights} was trained with {described[key]!r}: leave it out, or name "
+                "other --weights."
+            )
+    return SamSP(trainable="decoder", **described_settings(described) | asked)
+
+
+def described_settings(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `SamSP` that a ``model.json`` holds."""
+    return {key: description[key] for key in (*STRUCTURE, *PROMPTING)}

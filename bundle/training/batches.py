@@ -1,0 +1,24 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How a batch reaches the network in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from monai.engines import default_prepare_batch
+
+from bundle.inference.inferers import prepare_labeled
+
+
+def choose_prepare_batch(correction_weight: float) -> Callable:
+    """Return the ``prepare_batch`` of a trainer: with a simulated user the network sees the label, else it does not."""
+    return prepare_labeled if correction_weight > 0 else default_prepare_batch
