@@ -60,7 +60,7 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	touch $@
 
 docs: $(DOCS_INSTALLED)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
