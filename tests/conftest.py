@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "scripts" / "experiments" / "records"
 BENCHMARKS = ROOT / "scripts" / "benchmarks" / "records"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Networks this small gain nothing from a second thread, and two workers of pytest on two cores lose much to waiting for
+# each other's. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # absl, which comes with OpenVINO and TensorBoard, logs to the stderr that it finds when it is imported. Where a command
 # sets logging up anew it closes that stream, unless it is the process's own: pytest's, and the run ends without a word.

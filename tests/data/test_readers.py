@@ -27,31 +27,10 @@ from PIL import Image
 from bundle.core.errors import BundleError, find_bundle_error
 from bundle.data.image_files import open_rgb, scale_to_uint8
 from bundle.data.readers import MaskReader, RGBReader
+from tests.pictures import STORED_AS, save_with_orientation
+
 
 # How a picture must be turned before storing so that each EXIF orientation displays it as it was.
-Turn = Image.Transpose
-STORED_AS = {
-    1: None,
-    2: Turn.FLIP_LEFT_RIGHT,
-    3: Turn.ROTATE_180,
-    4: Turn.FLIP_TOP_BOTTOM,
-    5: Turn.TRANSPOSE,
-    6: Turn.ROTATE_90,
-    7: Turn.TRANSVERSE,
-    8: Turn.ROTATE_270,
-}
-ORIENTATION_TAG = 274
-
-
-def save_with_orientation(picture: Image.Image, path: Path, orientation: int) -> None:
-    """Store a picture turned, with the EXIF orientation that displays it as given."""
-    turn = STORED_AS[orientation]
-    exif = Image.Exif()
-    exif[ORIENTATION_TAG] = orientation
-    stored = picture if turn is None else picture.transpose(turn)
-    stored.save(path, exif=exif, quality=95)
-
-
 def color_ramp(height: int = 5, width: int = 8) -> np.ndarray:
     """Return an RGB picture (H, W, 3) in which every row, column and channel differs."""
     rows, columns = np.mgrid[:height, :width]

@@ -20,42 +20,18 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    EnsureTyped,
     Invertd,
-    LoadImaged,
-    NormalizeIntensityd,
-    SpatialPadd,
-    Transposed,
 )
 from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from bundle.data.readers import RGBReader
-from bundle.data.transforms import RandColorJitterd, ResizeLongestSided, SplitClassesd
+from bundle.data.transforms import RandColorJitterd, SplitClassesd
 from bundle.inference.postprocessing import MarkClassesd, SplitPassesd
-from bundle.sam.preprocessing import longest_side_size
+from bundle.sam.preprocessing import ResizeLongestSided, longest_side_size
+from tests.pictures import DEVIATION, MEAN, preprocessing
 
-MEAN = np.array([123.675, 116.28, 103.53])
-DEVIATION = np.array([58.395, 57.12, 57.375])
 KVASIR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kvasir-seg" / "images"
-
-
-def preprocessing(image_size: int) -> Compose:
-    """Return the preprocessing of the configs."""
-    return Compose(
-        [
-            LoadImaged("image", reader=RGBReader, dtype=np.uint8),
-            EnsureChannelFirstd("image"),
-            Transposed("image", indices=(0, 2, 1)),
-            ResizeLongestSided("image", image_size),
-            NormalizeIntensityd("image", subtrahend=MEAN, divisor=DEVIATION, channel_wise=True),
-            SpatialPadd("image", spatial_size=(image_size, image_size), method="end"),
-            EnsureTyped("image", dtype=torch.float32),
-        ]
-    )
 
 
 class InputRecorder(torch.nn.Module):

@@ -28,8 +28,7 @@ from PIL import Image
 from bundle.core.errors import BundleError
 from bundle.inference.mask_files import MaskLayout, MaskWriter, VolumeWriter
 from bundle.inference.postprocessing import SplitPassesd
-from tests.data.test_readers import STORED_AS, save_with_orientation
-from tests.data.test_transforms import preprocessing
+from tests.pictures import STORED_AS, preprocessing, save_with_orientation
 
 IMAGE_SIZE = 128
 

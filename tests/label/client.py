@@ -168,3 +168,19 @@ class Server:
         assert self.process.returncode == 0 and said.strip() == "Stopped.", said
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
+
+
+def app_models(server: Server, model: str) -> Path:
+    """Where a server keeps its copy of a model."""
+    log = Path(server.said.split("log: ")[1].splitlines()[0])
+    return log.parents[1] / "model" / model / "models"
+
+
+def encoder_runs(server: Server, model: str, requests: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many images the encoder sees in each request, by the app of a server in a process of its own."""
+    app = app_models(server, model).parents[2]
+    command = [PYTHON, "-m", "tests.label.encoder_runs", app, model, json.dumps(requests)]
+    ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert ran.returncode == 0, ran.stderr
+    runs: list[int] = json.loads(ran.stdout.splitlines()[-1])
+    return runs

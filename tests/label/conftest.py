@@ -13,10 +13,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,10 +21,8 @@ from bundle.checkpoints.model_files import describe, write_pair
 from bundle.sam_sp.network import SamSP
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
-from tests.label.client import PYTHON, Server
-from tests.workflows.commands import META, SMALL, TRAIN, command
-
-VOLUME = str(ROOT / "configs" / "volume.json")
+from tests.label.client import PYTHON
+from tests.workflows.commands import META, SMALL, TRAIN, VOLUME, command
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,22 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "server" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.skip(reason="needs .venv-label: make setup-label"))
-
-
-def app_models(server: Server, model: str) -> Path:
-    """Where a server keeps its copy of a model."""
-    log = Path(server.said.split("log: ")[1].splitlines()[0])
-    return log.parents[1] / "model" / model / "models"
-
-
-def encoder_runs(server: Server, model: str, requests: Sequence[Mapping[str, Any]]) -> list[int]:
-    """How many images the encoder sees in each request, by the app of a server in a process of its own."""
-    app = app_models(server, model).parents[2]
-    command = [PYTHON, "-m", "tests.label.encoder_runs", app, model, json.dumps(requests)]
-    ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert ran.returncode == 0, ran.stderr
-    runs: list[int] = json.loads(ran.stdout.splitlines()[-1])
-    return runs
 
 
 @pytest.fixture(scope="session")

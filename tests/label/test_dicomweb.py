@@ -25,13 +25,11 @@ from PIL import Image
 from bundle.data.volume_files import open_volume
 from tests.blocks import draw_blocks
 from tests.label import debian
-from tests.label.client import Client, Server
-from tests.label.conftest import app_models
+from tests.label.client import Client, Server, app_models
 from tests.label.orthanc import Orthanc, find_plugin
-from tests.label.test_volumes import STUDY, by_command, received, write_series
+from tests.label.series import MODEL, STUDY, by_command, received, write_series
 from tests.label.viewer import click_and_run, opened, run_model
 
-MODEL = "sam_sp_volume"
 NAMES = ["front", "back"]
 
 

@@ -29,14 +29,14 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.files import sha256_of
 from bundle.data.file_types import stem_of
 from bundle.data.image_files import open_mask
 from bundle.inference.inferers import SamSPInferer
 from tests.conftest import ROOT
-from tests.label.client import Client, Server, parts_of
-from tests.label.conftest import app_models, encoder_runs
+from tests.label.client import Client, Server, app_models, encoder_runs, parts_of
 from tests.workflows.commands import INFER, command
 
 MODEL = "sam_sp_2d"
@@ -182,7 +182,7 @@ def test_the_next_sample_is_the_one_that_the_model_is_least_certain_of(
     assert client.post("/activelearning/least_certain")["id"] == max(found, key=lambda name: found[name])
     assert chosen["uncertainty"] == found[chosen["id"]]
 
-    network = load_weights(network_for(str(image_model)), str(image_model)).eval()
+    network = load_weights(build_network(str(image_model)), str(image_model)).eval()
     parser = ConfigParser()
     parser.read_config(INFER)
     parser.update({"weights": str(image_model), "bundle_root": str(ROOT)})

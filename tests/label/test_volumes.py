@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -25,13 +24,10 @@ import SimpleITK as sitk
 from bundle.data.volume_files import LPS_TO_RAS, open_volume
 from tests.blocks import draw_blocks
 from tests.conftest import ROOT
-from tests.label.client import Client, Server
-from tests.label.conftest import VOLUME, app_models, encoder_runs
-from tests.workflows.commands import INFER, command
+from tests.label.client import Client, Server, app_models, encoder_runs
+from tests.label.series import MODEL, by_command, received, write_series
+from tests.workflows.commands import INFER, VOLUME, command
 
-MODEL = "sam_sp_volume"
-UID = "1.2.826.0.1.3680043.8.498"
-STUDY = f"{UID}.1"
 TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 # Along the axes, mirrored, with the axes in another order, and oblique; millimeters.
 AFFINES = {
@@ -59,38 +55,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_series(folder: Path, values: np.ndarray, modality: str = "MR") -> str:
-    """Write (X, Y, Z) as slices; the SeriesInstanceUID."""
-    uids = {"0020|000d": STUDY, "0020|000e": f"{UID}.2", "0020|0052": f"{UID}.3"}
-    for number in range(values.shape[2]):
-        image = sitk.GetImageFromArray(values[None, :, :, number].transpose(0, 2, 1))
-        image.SetSpacing((1.2, 1.4, 3.0))
-        tags = {
-            **uids,
-            "0008|0060": modality,
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"{UID}.4.{number + 1}",
-            "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
-            "0008|0020": "20260101",
-            "0008|0030": "120000",
-            "0008|103e": "procedural blocks",
-            "0010|0010": "Procedural^Phantom",
-            "0010|0020": "phantom",
-            "0020|0011": "1",
-            "0020|0013": str(number + 1),
-            "0020|0032": f"-10\\-20\\{5 + 3 * number}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0018|0050": "3",
-        }
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{number:03}.dcm"))
-        writer.Execute(image)
-    return uids["0020|000e"]
-
-
 @pytest.fixture(scope="module")
 def server(
     studies: Path, volume_model: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -105,24 +69,6 @@ def server(
 @pytest.fixture(scope="module")
 def client(server: Server) -> Client:
     return server.client
-
-
-def by_command(weights: Path, volumes: Path, output: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label maps that ``inferring`` writes and their affines, by the name of the volume."""
-    command(
-        "inferring", [INFER, VOLUME], ROOT, dataset_dir=str(volumes), weights=str(weights), output_dir=str(output),
-        device="cpu", num_workers=0,
-    )  # fmt: skip
-    return {path.name.split(".")[0]: open_volume(path) for path in output.glob("*.nii.gz")}
-
-
-def received(client: Client, image: str, folder: Path, **params: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Label map and affine of an answer."""
-    answer = client.infer(MODEL, image, params)
-    assert answer.status == 200, answer
-    path = folder / answer.name
-    path.write_bytes(answer.content)
-    return open_volume(path)
 
 
 def test_two_models_in_one_server(client: Client, tmp_path: Path) -> None:

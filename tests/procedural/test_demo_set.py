@@ -162,7 +162,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupt(seed: int, index: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bundle.procedural.demo_drawing.draw_scene", interrupt)
+    monkeypatch.setattr("bundle.procedural.demo_set.draw_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ensure_demo(tmp_path / "demo", count=1)
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from bundle.sam_sp import simulated_user as person
-from tests.pretraining.test_prompted_sam import BOXES, squares
+from tests.squares import BOXES, squares
 
 
 def test_boxes_of_masks_are_exact_and_noisy_boxes_stay_inside() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bundle.sam_sp.network import SamSP
-from bundle.training.optimizer import ClippedMuon
+from bundle.training.optimizer import ClippedMuon, parameter_groups
 from bundle.training.schedule import warmup_cosine
 
 
@@ -81,3 +81,11 @@ def test_gradients_are_clipped_together(network: SamSP) -> None:
     optimizer.step()
     norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
     assert norm == pytest.approx(1.0, rel=1e-3)
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    network[0].weight.requires_grad_(False)
+    decayed, plain = parameter_groups(network, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert decayed["params"] == [] and len(plain["params"]) == 3

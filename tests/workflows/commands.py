@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 TRAIN = str(ROOT / "configs" / "train.json")
 EVALUATE = [TRAIN, str(ROOT / "configs" / "evaluate.json")]
 INFER = str(ROOT / "configs" / "inference.json")
+VOLUME = str(ROOT / "configs" / "volume.json")
 PRETRAIN = str(ROOT / "configs" / "pretrain.json")
 META = str(ROOT / "configs" / "metadata.json")
 FILES = {"meta_file": META, "logging_file": str(ROOT / "configs" / "logging.conf")}

@@ -26,9 +26,8 @@ from bundle.data.volume_files import open_volume
 from bundle.sam_sp.network import SamSP
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
-from tests.workflows.commands import INFER, SMALL, TRAIN, command, load, refused
+from tests.workflows.commands import INFER, SMALL, TRAIN, VOLUME, command, load, refused
 
-VOLUME = str(ROOT / "configs" / "volume.json")
 POINTS = {"procedural_0003": {"foreground": [[40, 30], [60, 50]], "background": [[5, 5]]}}
 
 

@@ -28,9 +28,7 @@ from PIL import Image
 from bundle.data.volume_files import open_volume
 from tests.blocks import AFFINE, draw_blocks, write_blocks
 from tests.conftest import ROOT, SHARED_DATA
-from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, refused
-
-VOLUME = str(ROOT / "configs" / "volume.json")
+from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, VOLUME, command, refused
 
 
 @pytest.fixture(scope="module")
