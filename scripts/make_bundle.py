@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "polyp_sam_sp_segmentation"
 # What a user needs; tests, CI and this script are for those who change the bundle.
 FOLDERS = ("bundle", "configs", "docs", "models", "scripts")
-FILES = ("CITATION.cff", "LICENSE", "NOTICE", "README.md", "constraints.txt", "large_files.yml", "pyproject.toml")
+FILES = (
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt",
+    "large_files.yml", "pyproject.toml",
+)  # fmt: skip
 LEFT_OUT = ("scripts/make_bundle.py",)
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"

@@ -8,101 +8,176 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The examples of the README, run as they stand there."""
+"""The commands and the Python of README and guides, run as they stand there, at a tiny size.
+
+A block marked ``run`` is executed in this process, line after line, in a copy of what the commands need. ``pip
+install`` is left out: the environment of the tests has those packages. What is marked otherwise is checked by
+``tests/docs/test_command_lines.py`` only.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import fire
+import numpy as np
 import pytest
+from monai.bundle import run
+from PIL import Image
 
 from bundle.core.provenance import MARKER
 from bundle.procedural.demo_set import make_demo
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
+from tests.docs.pages import PAGES, blocks, name
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["--epochs", "1", "--image_size", "64", "--num_workers", "0", "--device", "cpu"]
+CPU = {"num_workers": "0", "device": "cpu"}
+# Unless a command, or a file that it mixes in, says otherwise.
+TINY = {
+    "training": {"epochs": "1", "image_size": "64", "sam_checkpoint": "random", **CPU},
+    "pretraining": {"image_size": "64", "val_scenes": "2", "batch_size": "2", "prompts": "4", **CPU},
+    "evaluating": CPU,
+    "inferring": CPU,
+    "exporting": CPU,
+    "evaluating_prompts": {"test_scenes": "2", "pictures": "1", **CPU},
+    "merging": {},
+}
+# In place of what a command says.
+SMALLER = {"epochs": {"60": "2", "4": "1"}, "scenes": {"10000": "4"}}
 
 
-def examples(marker: str) -> list[str]:
-    """Code blocks that follow ``<!-- marker -->``."""
-    return re.findall(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, flags=re.DOTALL)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The datasets, lists and user prompts that the pages speak of."""
+    folder = tmp_path_factory.mktemp("documentation")
+    polyps = make_demo(folder / "my_polyps", count=14, seed=5)
+    (polyps / MARKER).unlink()
+    first, second = sorted((polyps / "images").iterdir())[:2]
+    for image, target in ((first, "a.jpg"), (second, "b.png")):
+        mask = polyps / "masks" / f"{image.stem}.png"
+        mask.rename(mask.with_stem(Path(target).stem))
+        Image.open(image).convert("RGB").save(image.with_name(target))
+        image.unlink()
+    stems = sorted(path.stem for path in (polyps / "images").iterdir())
+    (folder / "test.txt").write_text("\n".join(stems[2:4]), encoding="utf-8")
+    rows = [f"{stem},{number // 2}" for number, stem in enumerate(stems)]
+    (folder / "videos.csv").write_text("\n".join(["stem,video", *rows]), encoding="utf-8")
+    tools = shutil.copytree(polyps, folder / "my_tools")
+    for mask in (tools / "masks").iterdir():
+        values = np.array(Image.open(mask).convert("L")) > 127
+        classes = values.astype(np.uint8)
+        classes[: len(values) // 2] *= 2  # the upper half is of the second class
+        Image.fromarray(classes).save(mask)
+    write_blocks(folder / "my_volumes", count=10)
+    (folder / "boxes.json").write_text('{"a.jpg": [40, 12, 95, 60]}', encoding="utf-8")
+    points = {
+        "a.jpg": {"foreground": [[52, 30]], "background": [[90, 20], [94, 55]]},
+        "b.png": {"foreground": [[30, 44]]},
+    }
+    (folder / "points.json").write_text(json.dumps(points), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what the commands need, with the datasets that the README speaks of."""
-    copy = tmp_path / "a copy"  # a path with a space
-    for folder in ("bundle", "configs", "models"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    make_demo(copy / "my_polyps", count=14, seed=5)
-    (copy / "my_polyps" / MARKER).unlink()
-    write_blocks(copy / "my_volumes", count=10)
-    stems = sorted(path.stem for path in (copy / "my_polyps" / "images").iterdir())
-    (copy / "test.txt").write_text("\n".join(stems[:2]), encoding="utf-8")
-    first = min((copy / "my_polyps" / "images").iterdir()).name
-    (copy / "boxes.json").write_text(json.dumps({first: [40, 12, 95, 60]}), encoding="utf-8")
-    points = {stems[0]: {"foreground": [[52, 30]], "background": [[9, 9]]}, stems[1]: {"foreground": [[30, 44]]}}
-    (copy / "points.json").write_text(json.dumps(points), encoding="utf-8")
-    (copy / "videos.csv").write_text(
-        "stem,video\n" + "\n".join(f"{s},{i // 2}" for i, s in enumerate(stems)), encoding="utf-8"
-    )
-    return copy
+def checkout(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with what the commands need, in a path with a space."""
+    copy = shutil.copytree(data, tmp_path / "a copy")
+    shutil.copytree(ROOT / "configs", copy / "configs")
+    shutil.copytree(ROOT / "models", copy / "models", ignore=shutil.ignore_patterns("previous", "*.pth"))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    yield copy
 
 
-def shortened(command: str) -> list[str]:
-    """The words of a command; a training is cut to an epoch at a small size, unless it says otherwise itself."""
-    words = shlex.split(command)
-    assert words[:4] == ["python", "-m", "monai.bundle", "run"]
-    if "training" in words and "--resume" not in words:
-        words += [word for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in words for word in pair]
-    elif "--resume" in words:
-        words[words.index("--epochs") + 1] = "2"
-        words += [*SMALL[2:]]
-    return [sys.executable, *words[1:]]
+def lines(page: Path, marker: str) -> list[str]:
+    """Return the commands of a page in blocks with this marker."""
+    return [line for block in blocks(page) if block.marker == marker for line in block.lines]
 
 
-def test_every_command_of_the_readme_runs(checkout: Path) -> None:
-    commands = [line for block in examples("run") for line in block.strip().splitlines()]
-    assert len(commands) >= 7
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    for command in commands:
-        done = subprocess.run(
-            shortened(command), cwd=checkout, env=environment, capture_output=True, encoding="utf-8", check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        assert "Error" not in done.stderr, command
-    for name in ("models/model.pt", "models/previous", "output/evaluation/panels/panels.png", "output/masks"):
-        assert (checkout / name).exists(), name
-    assert len(list((checkout / "output" / "masks").glob("*.nii.gz"))) == 10
+def execute(line: str) -> None:
+    """Run one line of a page."""
+    words = shlex.split(line)
+    if words[:2] == ["pip", "install"]:
+        return
+    if words[0] == "echo":
+        subprocess.run(line, shell=True, check=True)
+    elif words[:2] == ["python", "-c"]:
+        exec(words[2], {})
+    else:
+        assert words[:4] == ["python", "-m", "monai.bundle", "run"], line
+        fire.Fire({"run": run}, command=["run", *shortened(words[4:])])
 
 
-def test_the_python_example_runs() -> None:
-    (block,) = examples("python")
+def shortened(words: list[str]) -> list[str]:
+    """Return the words of a command at a tiny size."""
+    run_id, options = words[0], dict(zip(words[1::2], words[2::2], strict=True))
+    options = {key: SMALLER.get(key[2:], {}).get(value, value) for key, value in options.items()}
+    tiny = {f"--{key}": value for key, value in TINY[run_id].items()}
+    if "my_settings.json" in options["--config_file"]:
+        tiny = {key: value for key, value in tiny.items() if key not in ("--epochs", "--image_size")}
+    if options.get("--trainable") == "lora":
+        del tiny["--sam_checkpoint"]  # the adapters are merged with this base afterwards
+    return [run_id, *(word for pair in (tiny | options).items() for word in pair)]
+
+
+def with_marker(marker: str) -> list[Path]:
+    return [page for page in PAGES if lines(page, marker)]
+
+
+@pytest.mark.parametrize("page", with_marker("run"), ids=name)
+def test_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
+    for line in lines(page, "run"):
+        execute(line)
+    for file in RESULTS.get(name(page), []):
+        assert list(checkout.glob(file)), file
+
+
+# What the commands of a page leave behind.
+RESULTS = {
+    "README.md": ["output/masks/a.png", "models/previous/model_*.pt", "output/evaluation/panels/panels.png"],
+    "docs/guides/train.md": ["output/previous/last.pt", "output/last.pt", "models/model.json"],
+    "docs/guides/evaluate.md": ["output/evaluation/measures.json", "output/unet/model.pt"],
+    "docs/guides/correct.md": ["output/masks/b.png", "models/previous/model_*.pt"],
+    "docs/guides/classes.md": ["models/model.json"],
+    "docs/guides/volumes.md": ["output/masks/*.nii.gz", "output/evaluation/val_dice_raw.csv"],
+    "docs/guides/fine_tune.md": ["output/lora/adapter/adapter_config.json", "output/merged/model.pt"],
+    "docs/guides/pretrain.md": ["output/pretrain/mine/sam_vit_tiny.pt", "output/prompt_evaluation/*.json"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", with_marker("run: slow"), ids=name)
+def test_the_longer_commands_of_a_page_run(page: Path, checkout: Path) -> None:
+    for line in lines(page, "run: slow"):
+        execute(line)
+    for file in SLOW_RESULTS.get(name(page), []):
+        assert (checkout / file).is_file(), file
+
+
+SLOW_RESULTS = {"docs/guides/export.md": ["output/export/model.onnx", "output/export/model_int8.onnx"]}
+
+
+@pytest.mark.parametrize("page", with_marker("python"), ids=name)
+def test_the_python_of_a_page_runs(page: Path, checkout: Path) -> None:
+    for block in blocks(page):
+        if block.marker == "python":
+            names: dict = {}
+            exec(block.text, names)
+            found = names.get("logits")
+            assert found is None or found.shape[-1] in (16, 256)
+
+
+def test_the_python_of_the_readme_gives_what_its_comments_say() -> None:
+    (text,) = [block.text for block in blocks(ROOT / "README.md") if block.marker == "python"]
     names: dict = {}
-    exec(block, names)
+    exec(text, names)
     assert names["logits"].shape == (2, 1, 256, 256) and names["out"].boxes_xyxy.shape == (2, 1, 4)
+    assert names["out"].initial.shape == names["out"].refined.shape == (2, 1, 64, 64)
     assert not any("lora" in key for key in names["net"].state_dict())
-
-
-def test_the_table_of_knobs_is_that_of_the_config() -> None:
-    """Each knob of train.json stands in the README, and no other."""
-    config = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
-    first = list(config).index("dataset_dir")
-    knobs = set(list(config)[first : list(config).index("torch_device")])
-    table = README.split("## Knobs")[1].split("\n## ")[0]
-    documented = {
-        name
-        for row in table.splitlines()
-        if row.startswith("| `")
-        for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
-    assert documented == knobs
+    assert len([line for line in text.splitlines() if line.strip()]) <= 8
