@@ -60,12 +60,19 @@ def test_every_tensor_is_made_on_the_device_of_the_network(
     toy: str, fake_cuda: FakeTensorMode, attention: str, trainable: str, num_classes: int
 ) -> None:
     with fake_cuda, torch.device("cuda"):
-        network = SamSP(sam=toy, trainable=trainable, num_classes=num_classes, attention=attention, checkpointing=True)
+        network = SamSP(
+            sam=toy,
+            trainable=trainable,
+            num_classes=num_classes,
+            attention=attention,
+            checkpointing=True,
+            exclusive=False,
+        )
         image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, num_classes, 64, 64)
     with fake_cuda:
         output = network.train()(image)
         assert output.boxes_xyxy.device.type == output.refined.device.type == "cuda"
-        loss = SamSPLoss(initial_weight=0.5)(output, label)
+        loss = SamSPLoss(initial_weight=0.5, exclusive=False)(output, label)
         assert loss.device.type == "cuda"
         with torch.no_grad():
             logits = network.eval()(image)
@@ -78,11 +85,11 @@ def test_mixed_precision_on_cuda_keeps_box_and_loss_in_float32(
     toy: str, fake_cuda: FakeTensorMode, dtype: torch.dtype
 ) -> None:
     with fake_cuda, torch.device("cuda"):
-        network = SamSP(sam=toy)
+        network = SamSP(sam=toy, trainable="lora")
         image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 64, 64)
     with fake_cuda, torch.autocast("cuda", dtype=dtype):
         output = network.train()(image)
-        loss = SamSPLoss()(output, label)
+        loss = SamSPLoss(exclusive=False)(output, label)
         logits = network.eval()(image)
     assert output.initial.dtype == dtype  # autocast does reach the network
     assert output.boxes_xyxy.dtype == loss.dtype == logits.dtype == torch.float32
@@ -91,7 +98,7 @@ def test_mixed_precision_on_cuda_keeps_box_and_loss_in_float32(
 def test_a_tensor_on_another_device_is_noticed(toy: str, fake_cuda: FakeTensorMode) -> None:
     """The tests above can fail."""
     with fake_cuda, torch.device("cuda"):
-        network = SamSP(sam=toy)
+        network = SamSP(sam=toy, trainable="lora")
         image = torch.randn(1, 3, 64, 64)
     with fake_cuda, pytest.raises(RuntimeError, match="device"):
         network.mask_decoder.iou_token = torch.nn.Embedding(1, 32, device="cpu")
@@ -100,13 +107,13 @@ def test_a_tensor_on_another_device_is_noticed(toy: str, fake_cuda: FakeTensorMo
 
 @pytest.mark.parametrize("attention", ["auto", "bias", "fold"])
 def test_mixed_precision_on_a_cpu_is_near_float32(toy: str, attention: str) -> None:
-    network = randomize(SamSP(sam=toy, attention=attention), scale=0.1).train()
+    network = randomize(SamSP(sam=toy, attention=attention, trainable="lora"), scale=0.1).train()
     image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 64, 64)
     label[:, :, 16:40, 8:48] = 1
     expected = network(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(image)
-        loss = SamSPLoss()(output, label)
+        loss = SamSPLoss(exclusive=False)(output, label)
     assert output.boxes_xyxy.dtype == loss.dtype == torch.float32
     scale = expected.refined.abs().max().item()
     assert (output.initial.float() - expected.initial).abs().max() < 0.05 * max(1.0, scale)
@@ -117,7 +124,7 @@ def test_mixed_precision_on_a_cpu_is_near_float32(toy: str, attention: str) -> N
 
 @torch.no_grad()
 def test_merged_network_compiles_without_a_graph_break(toy: str) -> None:
-    network = randomize(SamSP(sam=toy), scale=0.2).merge_lora().eval()
+    network = randomize(SamSP(sam=toy, trainable="lora"), scale=0.2).merge_lora().eval()
     image = torch.randn(2, 3, 64, 64)
     expected = network(image)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -139,9 +146,9 @@ class CountItems(TorchDispatchMode):
 
 
 def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
-    network = SamSP(sam=toy).train()
+    network = SamSP(sam=toy, trainable="lora").train()
     optimizer = ClippedAdamW(parameter_groups(network, 0.05), lr=1e-3)
-    loss_function = SamSPLoss(initial_weight=0.1)
+    loss_function = SamSPLoss(initial_weight=0.1, exclusive=False)
     image, label = torch.randn(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
     with CountItems() as items:
         for _ in range(2):
@@ -172,13 +179,13 @@ def test_scaled_gradients_are_clipped_after_they_are_unscaled() -> None:
 
 def test_dense_positional_encoding_follows_the_weights(toy: str) -> None:
     """It is computed once, and again when weights are loaded: also by the prompt encoder alone."""
-    first, second = SamSP(sam=toy), SamSP(sam=toy)
+    first, second = SamSP(sam=toy, trainable="lora"), SamSP(sam=toy, trainable="lora")
     gaussian = "pe_layer.positional_encoding_gaussian_matrix"
     assert not torch.equal(first.prompt_encoder.get_dense_pe(), second.prompt_encoder.get_dense_pe())
     assert first.prompt_encoder.get_dense_pe() is first.prompt_encoder.get_dense_pe()
     second.prompt_encoder.load_state_dict(first.prompt_encoder.state_dict())
     assert torch.equal(first.prompt_encoder.get_dense_pe(), second.prompt_encoder.get_dense_pe())
-    third = SamSP(sam=toy)
+    third = SamSP(sam=toy, trainable="lora")
     third.load_base(first.merged_state_dict())
     assert torch.equal(first.prompt_encoder.get_dense_pe(), third.prompt_encoder.get_dense_pe())
     assert gaussian in first.prompt_encoder.state_dict() and "dense_pe" not in first.prompt_encoder.state_dict()

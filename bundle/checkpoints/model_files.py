@@ -31,7 +31,7 @@ from bundle.checkpoints.model_json import (
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of, write_atomically
 from bundle.data.datalists import stems_sha256
-from bundle.sam.state_dict import load_base_checkpoint
+from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
 
 
@@ -47,7 +47,7 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
             "configs/train.json --dataset_dir FOLDER), or name trained ones with --weights PATH."
         )
     require_matching_sha256(weights)
-    network.load_base(load_base_checkpoint(weights), str(weights))
+    network.load_base(read_state_dict(weights), str(weights))
     return network
 
 
@@ -67,7 +67,7 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
     if weights is not None:
         if not Path(weights).is_file():
             raise BundleError(f"weights '{weights}' is not a file.")
-        network.load_base(load_base_checkpoint(weights), str(weights), new_classes=True)
+        network.load_base(read_state_dict(weights), str(weights), new_classes=True)
     return network
 
 

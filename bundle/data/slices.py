@@ -19,6 +19,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import (
     CastToTyped,
+    Compose,
     MapTransform,
     Randomizable,
     ScaleIntensityRanged,

@@ -77,7 +77,7 @@ class EmbeddingCache:
         rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
         if new:
             embeddings = network.image_encoder(image[new])
-            output = network.passes(embeddings)
+            output = network.predict_from_embedding(embeddings)
             for index, place in enumerate(new):
                 self._embeddings.put(keys[place], (_kept_copy(embeddings[index : index + 1]),))
                 row = tuple(value[index : index + 1] for value in output[:4])

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from bundle.core.errors import BundleError
 
 
-def load_base_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read a plain state dict of tensors, with ``weights_only=True``; `BundleError` for anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

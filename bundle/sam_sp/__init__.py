@@ -8,3 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+"""SAM-SP: the network of the paper, its loss and its self-prompt."""
+
+from bundle.sam_sp.losses import SamSPLoss
+from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.self_prompt import boxes_from_logits
+
+__all__ = ["SamSP", "SamSPLoss", "boxes_from_logits"]

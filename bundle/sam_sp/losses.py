@@ -90,7 +90,7 @@ class SamSPLoss(nn.Module):
         initial_weight: weight of a Dice term on y0, 0 in the paper.
         iou_weight: weight of the squared error of the IoU that the network expects of y1, as in SAM's own training.
         correction_weight: weight of a Dice term on yc, what a simulated person makes of y1 with a box or clicks. The
-            network has to be given the label then, see `bundle.sam_sp.network.SamSP.practice`.
+            network has to be given the label then, see `bundle.sam_sp.simulated_user.simulate_correction`.
         exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
         batch_dice: one Dice of each class for the whole batch. Where many images lack a class, as slices of volumes do,
             Dice of single images is easiest lowered by marking nothing anywhere, and training ends there.
@@ -104,7 +104,7 @@ class SamSPLoss(nn.Module):
         initial_weight: float = 0.0,
         iou_weight: float = 0.0,
         correction_weight: float = 0.0,
-        exclusive: bool = False,
+        exclusive: bool = True,
         batch_dice: bool = False,
     ) -> None:
         super().__init__()

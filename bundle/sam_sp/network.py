@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,53 +24,16 @@ from bundle.sam.image_encoder import build_image_encoder
 from bundle.sam.mask_decoder import build_mask_decoder
 from bundle.sam.prompt_encoder import build_prompt_encoder
 from bundle.sam.registry import get_spec
-from bundle.sam.state_dict import fit_state_dict, load_base_checkpoint, require_same_keys, require_same_shapes
-from bundle.sam_sp import lora
+from bundle.sam.state_dict import read_state_dict
+from bundle.sam_sp import lora, state_dicts
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import COMPONENTS, boxes_from_mask
-from bundle.sam_sp.simulated_user import boxes_of_masks, corrective_points, noisy_boxes
-from bundle.sam_sp.user_prompts import UserPrompts
-
-TRAINABLE = ("lora", "decoder", "full")
-
+from bundle.sam_sp.simulated_user import simulate_correction
+from bundle.sam_sp.trained_parts import TRAINABLE, train_what_the_loss_reaches
+from bundle.sam_sp.user_prompts import Clicks, UserPrompts, apply_user_prompts
 
 PROMPTS = ("self", "none", "expert")
-
-
-# What the loss reaches outside the encoder. The iou token is among it because all output tokens attend to each other.
-TRAINED_PARTS = (
-    "prompt_encoder.no_mask_embed.",
-    "mask_decoder.transformer.",
-    "mask_decoder.iou_token.",
-    "mask_decoder.mask_tokens.",
-    "mask_decoder.output_upscaling.",
-    "mask_decoder.output_hypernetworks_mlps.0.",
-    "class_tokens.",
-)
-
-
-CLASS_TOKENS = ("class_tokens.weight",)
-
-
-# What estimates the IoU of a mask; nothing reaches it unless the loss has a term for it.
-TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
-
-
-# Of a simulated person, about one mask.
-MOST_CLICKS = 3
-
-
-# The two corners of a box; without a self-prompt nothing reaches them.
-TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
-
-
-class Clicks(NamedTuple):
-    """Points of a person about N masks that they correct."""
-
-    xy: torch.Tensor  # (N, P, 2), in input pixels
-    label: torch.Tensor  # (N, P), 1 for foreground, 0 for background
-    mask: torch.Tensor  # (N, 1, h, w), low-resolution logits
 
 
 class SamSP(nn.Module):
@@ -109,8 +72,8 @@ class SamSP(nn.Module):
         checkpoint: str | None = None,
         image_size: int | None = None,
         num_classes: int = 1,
-        exclusive: bool = False,
-        trainable: str = "lora",
+        exclusive: bool = True,
+        trainable: str = "full",
         lora_rank: int = 4,
         lora_alpha: float | None = None,
         prompt: str = "self",
@@ -127,17 +90,8 @@ class SamSP(nn.Module):
         _require_choice("trainable", trainable, TRAINABLE)
         _require_choice("prompt", prompt, PROMPTS)
         _require_choice("prompt_component", prompt_component, COMPONENTS)
-        if image_size < spec.patch_size or image_size % spec.patch_size:
-            raise BundleError(f"image_size is {image_size}, expected a multiple of {spec.patch_size} for sam '{sam}'.")
-        if num_classes < 1:
-            raise BundleError(f"num_classes is {num_classes}, expected 1 or more.")
-        if lora_rank < 1:
-            raise BundleError(f"lora_rank is {lora_rank}, expected 1 or more.")
-        if not 0 <= prompt_threshold < 1 or prompt_margin < 0:
-            raise BundleError(
-                f"prompt_threshold is {prompt_threshold} and prompt_margin {prompt_margin}, expected a probability "
-                "below 1 and a fraction of at least 0."
-            )
+        _require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
+        _require_prompting(prompt_threshold, prompt_margin)
         self.sam = sam
         self.spec = spec
         self.image_size = image_size
@@ -155,15 +109,15 @@ class SamSP(nn.Module):
         self.mask_decoder = build_mask_decoder(spec)
         self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None
         if checkpoint is not None:
-            self.load_base(load_base_checkpoint(checkpoint), str(checkpoint), new_classes=True)
+            self.load_base(read_state_dict(checkpoint), str(checkpoint), new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
-        self._freeze_unreached(trainable, train_iou)
+        train_what_the_loss_reaches(self, trainable, prompt, train_iou)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
         """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S).
 
-        A label (B, K, S, S) is for training, and has a simulated person correct y1, see `practice`.
+        A label (B, K, S, S) is for training, and has a simulated user correct y1, see `simulate_correction`.
         """
         output = self.segment(image, label=label)
         return output if self.training else self.upsample(output.refined)
@@ -175,13 +129,13 @@ class SamSP(nn.Module):
         corrections: UserPrompts | None = None,
         label: torch.Tensor | None = None,
     ) -> SamSPOutput:
-        """Both passes on one embedding, in either mode, and where a person corrects them a third.
+        """Both passes on one embedding, in either mode, and where a user corrects them a third.
 
         Args:
             image: (B, 3, S, S).
             expert_xyxy: boxes (B, K, 4) in input pixels in place of SP(y0); ``prompt: expert`` needs them.
-            corrections: a person's boxes and points; see `correct`.
-            label: (B, K, S, S), 0 or 1, for a simulated person; see `practice`.
+            corrections: boxes and points of a user, see `apply_user_prompts`.
+            label: (B, K, S, S), 0 or 1, for a simulated user, see `simulate_correction`.
 
         Raises:
             BundleError: ``prompt: expert`` without boxes.
@@ -191,12 +145,13 @@ class SamSP(nn.Module):
                 "prompt is 'expert', which takes boxes from labels: only an evaluation has them; use 'self'."
             )
         embedding = self.image_encoder(image)
-        output = self.passes(embedding, expert_xyxy)
+        output = self.predict_from_embedding(embedding, expert_xyxy)
         if label is not None:
-            output = output._replace(corrected=self.practice(embedding, output, label))
+            corrected = simulate_correction(self.decode, embedding, output, label, self.image_size, self.stride)
+            output = output._replace(corrected=corrected)
         return self.correct(embedding, output, corrections) if corrections else output
 
-    def passes(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
+    def predict_from_embedding(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
         """Both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
         initial, iou = self.decode(embedding, None)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
@@ -204,55 +159,8 @@ class SamSP(nn.Module):
         return SamSPOutput(initial, refined, boxes_xyxy, iou)
 
     def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: UserPrompts) -> SamSPOutput:
-        """Decode y1 anew for the images and classes that a person says something about; all others stay as they are.
-
-            box:     y1 = M(E(x), P(box))
-            points:  y1 = M(E(x), P(points, mask of the y1 before)), with the box where the person gave one
-
-        With points the self-made box is left out: where y1 has to be corrected, that box is often what is wrong. The
-        mask as a prompt keeps what was right.
-
-        Args:
-            embedding: E(x), (B, C, H, W).
-            output: both passes.
-            corrections: by image and class, in input pixels.
-        """
-        refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
-        for (image, class_index), prompt in corrections.items():
-            row = embedding[image : image + 1]
-            token = None if self.class_tokens is None else self.class_tokens.weight[class_index : class_index + 1]
-            box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
-            mask, predicted = refined[image, class_index][None, None], iou[image, class_index][None, None]
-            if box is not None:
-                boxes_xyxy[image, class_index] = box[0]
-                mask, predicted = self._decode_rows(row, token, box, None)
-            if prompt.points_xyl:
-                points_xyl = boxes_xyxy.new_tensor([prompt.points_xyl])
-                clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
-                mask, predicted = self._decode_rows(row, token, box, clicks)
-            refined[image, class_index], iou[image, class_index] = mask[0, 0], predicted[0, 0]
-        return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
-
-    def practice(self, embedding: torch.Tensor, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
-        """In training: what a simulated person who knows the label, (B, K, S, S), makes of y1; logits (B, K, h, w).
-
-        Half of the times the person draws a box with some noise, then or otherwise clicks up to `MOST_CLICKS` times
-        where the mask is wrong.
-        """
-        masks = label.flatten(0, 1)[:, None].float()
-        target = F.avg_pool2d(masks, self.stride)
-        by_box = bool(torch.rand(()) < 0.5)
-        count = int(torch.randint(0 if by_box else 1, MOST_CLICKS + 1, ()))
-        boxes_xyxy, shown = None, output.refined
-        if by_box:
-            boxes_xyxy = noisy_boxes(boxes_of_masks(masks), self.image_size)
-            shown, _ = self.decode(embedding, boxes_xyxy)
-        if count == 0:
-            return shown
-        mask = shown.detach().flatten(0, 1)[:, None]
-        drawn = [corrective_points(mask, target, self.stride) for _ in range(count)]
-        xy, labels = (torch.stack(values, dim=1) for values in zip(*drawn, strict=True))
-        return self.decode(embedding, boxes_xyxy, Clicks(xy, labels, mask))[0]
+        """Decode y1 anew where a user says something, see `apply_user_prompts`."""
+        return apply_user_prompts(self.decode_class, embedding, output, corrections)
 
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
         """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels."""
@@ -280,6 +188,23 @@ class SamSP(nn.Module):
             embedding = embedding.repeat_interleave(k, dim=0)
         logits, iou = self._decode_rows(embedding, tokens, boxes, clicks)
         return logits.reshape(b, k, *logits.shape[-2:]), iou.reshape(b, k)
+
+    def decode_class(
+        self, embedding: torch.Tensor, class_index: int, box_xyxy: torch.Tensor | None, clicks: Clicks | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """M(E(x), P(prompt)) for one image and class.
+
+        Args:
+            embedding: E(x), (1, C, H, W).
+            class_index: place of the class, from 0.
+            box_xyxy: (1, 4) in input pixels, or None.
+            clicks: with one row, or None.
+
+        Returns:
+            logits (1, 1, 4H, 4W) and predicted IoU (1, 1).
+        """
+        token = None if self.class_tokens is None else self.class_tokens.weight[class_index : class_index + 1]
+        return self._decode_rows(embedding, token, box_xyxy, clicks)
 
     def _decode_rows(
         self, embedding: torch.Tensor, tokens: torch.Tensor | None, boxes: torch.Tensor | None, clicks: Clicks | None
@@ -311,28 +236,11 @@ class SamSP(nn.Module):
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights in Meta's key layout with the adapters folded in, on the CPU; the module stays as it is."""
-        state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
-        return lora.merge_state_dict(self.image_encoder, state) if self.has_lora else state
+        return state_dicts.merged_state_dict(self)
 
     def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False) -> None:
-        """Load weights in Meta's key layout, for any image size, into the base; adapters go back to their start.
-
-        With ``new_classes`` the tokens of the classes stay as they are: a SAM to start from has none, or others.
-
-        Raises:
-            BundleError: names the keys that are missing, unexpected or of another shape.
-        """
-        adapted = self.has_lora
-        reference = self.merged_state_dict()
-        if new_classes:
-            kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
-            state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept
-        fitted = fit_state_dict(state, reference, self.spec.global_blocks, source)
-        if adapted:
-            fitted = lora.split_state_dict(self.image_encoder, fitted)
-            lora.reset_lora(self.image_encoder)
-            fitted = {**self.state_dict(), **fitted}
-        super().load_state_dict(fitted, strict=True)
+        """Load weights in Meta's key layout into the base, see `bundle.sam_sp.state_dicts.fit_base`."""
+        super().load_state_dict(state_dicts.fit_base(self, state, source, new_classes), strict=True)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the merged layout (`load_base`) or, into a network with adapters, its own `state_dict`.
@@ -342,30 +250,30 @@ class SamSP(nn.Module):
         Raises:
             BundleError: names the keys that are missing, unexpected or of another shape.
         """
-        if any(".lora_A." in key for key in state_dict):
-            if not self.has_lora:
-                raise BundleError(
-                    "These weights hold adapters apart from their base, but the network has none: build it with "
-                    "trainable 'lora', or take the merged model.pt."
-                )
-            reference = self.state_dict()
-            require_same_keys(state_dict, reference, "weights with adapters")
-            require_same_shapes(state_dict, reference, "weights with adapters")
+        if state_dicts.has_adapters(state_dict):
+            state_dicts.require_fitting_adapters(self, state_dict)
             return super().load_state_dict(state_dict, strict=True, assign=assign)
         self.load_base(state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])
-
-    def _freeze_unreached(self, trainable: str, train_iou: bool) -> None:
-        """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else."""
-        parts = TRAINED_PARTS + (() if self.prompt == "none" else TRAINED_WITH_BOX)
-        parts += TRAINED_WITH_IOU if train_iou else ()
-        for name, parameter in self.named_parameters():
-            if name.startswith("image_encoder."):
-                parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))
-            else:
-                parameter.requires_grad_(name.startswith(parts))
 
 
 def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise BundleError(f"{key} is '{value}', expected one of {', '.join(choices)}.")
+
+
+def _require_sizes(sam: str, image_size: int, patch_size: int, num_classes: int, lora_rank: int) -> None:
+    if image_size < patch_size or image_size % patch_size:
+        raise BundleError(f"image_size is {image_size}, expected a multiple of {patch_size} for sam '{sam}'.")
+    if num_classes < 1:
+        raise BundleError(f"num_classes is {num_classes}, expected 1 or more.")
+    if lora_rank < 1:
+        raise BundleError(f"lora_rank is {lora_rank}, expected 1 or more.")
+
+
+def _require_prompting(threshold: float, margin: float) -> None:
+    if not 0 <= threshold < 1 or margin < 0:
+        raise BundleError(
+            f"prompt_threshold is {threshold} and prompt_margin {margin}, expected a probability below 1 and a "
+            "fraction of at least 0."
+        )

@@ -8,19 +8,62 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A simulated person: boxes drawn with some noise, points in an object, points where a mask is wrong."""
+"""A simulated user: boxes drawn with some noise, points in an object, points where a mask is wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
+from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
+from bundle.sam_sp.user_prompts import Clicks
 
 # SAM draws its boxes with this much noise (Kirillov et al., Segment Anything, appendix A): a fraction of the side, with
 # a limit as a fraction of the image.
 BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 0.04
+
+
+# Of a simulated user, about one mask.
+MOST_CLICKS = 3
+# M(E(x), P(prompt)) for each image and class, see `bundle.sam_sp.network.SamSP.decode`.
+Decode = Callable[[torch.Tensor, torch.Tensor | None, Clicks | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def simulate_correction(
+    decode: Decode, embedding: torch.Tensor, output: SamSPOutput, label: torch.Tensor, image_size: int, stride: int
+) -> torch.Tensor:
+    """Return the logits (B, K, h, w) that a simulated user who knows the label makes of y1, in training.
+
+    Half of the times the user draws a box with some noise, then or otherwise clicks up to `MOST_CLICKS` times where
+    the mask is wrong.
+
+    Args:
+        decode: decodes all images and classes.
+        embedding: E(x), (B, C, H, W).
+        output: both passes.
+        label: (B, K, S, S), 0 or 1.
+        image_size: S.
+        stride: input pixels per low-resolution pixel.
+    """
+    masks = label.flatten(0, 1)[:, None].float()
+    target = F.avg_pool2d(masks, stride)
+    by_box = bool(torch.rand(()) < 0.5)
+    count = int(torch.randint(0 if by_box else 1, MOST_CLICKS + 1, ()))
+    boxes_xyxy, shown = None, output.refined
+    if by_box:
+        boxes_xyxy = noisy_boxes(boxes_of_masks(masks), image_size)
+        shown, _ = decode(embedding, boxes_xyxy, None)
+    if count == 0:
+        return shown
+    mask = shown.detach().flatten(0, 1)[:, None]
+    drawn = [corrective_points(mask, target, stride) for _ in range(count)]
+    xy, labels = (torch.stack(values, dim=1) for values in zip(*drawn, strict=True))
+    return decode(embedding, boxes_xyxy, Clicks(xy, labels, mask))[0]
 
 
 def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:

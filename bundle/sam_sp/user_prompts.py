@@ -8,16 +8,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A person's corrections on their way to the network: a box and points for an image and class, in input pixels."""
+"""User prompts: boxes and points for an image and class, in input pixels, and what they change."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
+
+from bundle.sam_sp.output import SamSPOutput
 
 # In a record of a datalist, see `bundle.inference.user_prompt_reader`.
 BOXES, POINTS = "boxes", "points"
@@ -30,6 +32,14 @@ class UserPrompt(NamedTuple):
 
     box_xyxy: tuple[float, float, float, float] | None = None  # both ends inclusive
     points_xyl: tuple[tuple[float, float, int], ...] = ()  # x, y, and 1 for foreground or 0 for background
+
+
+class Clicks(NamedTuple):
+    """Points of a user about N masks that they correct."""
+
+    xy: torch.Tensor  # (N, P, 2), in input pixels
+    label: torch.Tensor  # (N, P), 1 for foreground, 0 for background
+    mask: torch.Tensor  # (N, 1, h, w), low-resolution logits
 
 
 # By the place of an image in its batch, or of a slice in its volume, and the place of a class, both from 0.
@@ -77,3 +87,40 @@ def within(corrections: UserPrompts, places: range) -> UserPrompts:
 def _texts(inputs: torch.Tensor) -> list[str]:
     found: Any = inputs.meta.get(META_KEY, []) if isinstance(inputs, MetaTensor) else []
     return [found] if isinstance(found, str) else list(found)
+
+
+# M(E(x), P(prompt)) for one image and class, see `bundle.sam_sp.network.SamSP.decode_class`.
+DecodeClass = Callable[[torch.Tensor, int, torch.Tensor | None, Clicks | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def apply_user_prompts(
+    decode_class: DecodeClass, embedding: torch.Tensor, output: SamSPOutput, prompts: UserPrompts
+) -> SamSPOutput:
+    """Decode y1 anew for the images and classes that a user says something about; all others stay as they are.
+
+        box:     y1 = M(E(x), P(box))
+        points:  y1 = M(E(x), P(points, mask of the y1 before)), with the box where the user gave one
+
+    With points the self-prompt is left out: where y1 has to be corrected, that box is often what is wrong. The mask as
+    a prompt keeps what was right.
+
+    Args:
+        decode_class: decodes one image and class.
+        embedding: E(x), (B, C, H, W).
+        output: both passes.
+        prompts: by image and class, in input pixels.
+    """
+    refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
+    for (image, index), prompt in prompts.items():
+        row = embedding[image : image + 1]
+        box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
+        mask, predicted = refined[image, index][None, None], iou[image, index][None, None]
+        if box is not None:
+            boxes_xyxy[image, index] = box[0]
+            mask, predicted = decode_class(row, index, box, None)
+        if prompt.points_xyl:
+            points_xyl = boxes_xyxy.new_tensor([prompt.points_xyl])
+            clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
+            mask, predicted = decode_class(row, index, box, clicks)
+        refined[image, index], iou[image, index] = mask[0, 0], predicted[0, 0]
+    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)

@@ -22,7 +22,8 @@ from monai.fl.utils.filters import Filter
 from torch import nn
 
 from bundle.core.errors import BundleError
-from bundle.sam_sp.network import TRAINED_PARTS, TRAINED_WITH_BOX, SamSP
+from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.trained_parts import TRAINED_PARTS, TRAINED_WITH_BOX
 
 Weights = Mapping[str, torch.Tensor]
 

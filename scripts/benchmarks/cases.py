@@ -151,7 +151,9 @@ def _classes(case: Case) -> Step:
     """Image to logits at input resolution for one or three classes; "decode" is one decode for one class alone."""
     torch.manual_seed(0)
     classes = 3 if case.implementation == "three_classes" else 1
-    network = SamSP(sam=case.sam, image_size=case.image_size, num_classes=classes, trainable="full").eval()
+    network = SamSP(
+        sam=case.sam, image_size=case.image_size, num_classes=classes, trainable="full", exclusive=False
+    ).eval()
     image = random_image(case.image_size)
     with torch.no_grad():
         embedding = network.image_encoder(image)
@@ -193,7 +195,7 @@ def _training(case: Case) -> Step:
         optimizer = torch.optim.AdamW(network.trained_parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     else:
         checkpointing = case.implementation == "sam_sp_checkpointing"
-        network, loss = build_network(case, checkpointing=checkpointing).train(), SamSPLoss()
+        network, loss = build_network(case, checkpointing=checkpointing).train(), SamSPLoss(exclusive=False)
         optimizer = ClippedAdamW(parameter_groups(network, WEIGHT_DECAY), lr=LEARNING_RATE)
 
     inferer = CpuAutocastInferer(enabled=case.implementation == "sam_sp_bfloat16")

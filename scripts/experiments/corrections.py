@@ -147,7 +147,7 @@ def corrections_table(cells: Sequence[Mapping[str, Any]]) -> str:
         for name, values in cell["dice"].items():
             difference = "" if name == "y1" else with_interval(paired_interval(np.array([values]), base), "+")
             lines.append([cell["network"], name, f"{np.mean(values):.3f}", difference])
-    return in_markdown(["network", "a person gives", "Dice", "more than y1"], lines)
+    return in_markdown(["network", "a user gives", "Dice", "more than y1"], lines)
 
 
 def scores_table(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -29,14 +29,14 @@ from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
-from bundle.sam.state_dict import load_base_checkpoint
+from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
 from tests.conftest import randomize
 
 
 @pytest.fixture
 def pair(toy: str, tmp_path: Path) -> Path:
-    network = randomize(SamSP(sam=toy, prompt_threshold=0.4))
+    network = randomize(SamSP(sam=toy, prompt_threshold=0.4, trainable="lora"))
     return weights.write_pair(
         network.merged_state_dict(), weights.describe(network, note="x"), tmp_path / "a" / "model.pt"
     )
@@ -67,7 +67,7 @@ def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
     def trained(name: str, start: Path | None) -> Path:
         seen = {"train_images": 3, "train_stems_sha256": stems_sha256(lists[name])}
         behind = weights.lineage(str(start) if start else None)
-        state = randomize(SamSP(sam=toy))
+        state = randomize(SamSP(sam=toy, trainable="lora"))
         described = weights.describe(state, trained_on=seen, started_from=behind)
         return weights.write_pair(state.merged_state_dict(), described, tmp_path / f"{len(behind)}_{name}" / "model.pt")
 
@@ -142,7 +142,7 @@ def test_publishing_keeps_the_pair_that_was_there(pair: Path, tmp_path: Path) ->
 
 
 def test_weights_that_are_not_finite_are_not_written(toy: str, tmp_path: Path) -> None:
-    state = SamSP(sam=toy).merged_state_dict()
+    state = SamSP(sam=toy, trainable="lora").merged_state_dict()
     state["mask_decoder.iou_token.weight"][0, 0] = float("nan")
     with pytest.raises(BundleError, match=r"iou_token.*not finite"):
         weights.write_pair(state, {}, tmp_path / "model.pt")
@@ -192,7 +192,7 @@ def test_a_missing_file_is_downloaded_once_and_checked(
     torch.save({"a": torch.ones(3)}, server / "sam.pth")
     offer(monkeypatch, "sam.pth", weights.sha256_of(server / "sam.pth"))
     path = find_base_checkpoint("vit_b", folder=tmp_path / "base")
-    assert path == str(tmp_path / "base" / "sam.pth") and "a" in load_base_checkpoint(path)
+    assert path == str(tmp_path / "base" / "sam.pth") and "a" in read_state_dict(path)
 
     (server / "sam.pth").unlink()  # a second look needs no server
     assert find_base_checkpoint("vit_b", folder=tmp_path / "base") == path
@@ -235,13 +235,13 @@ class Evil:
 def test_only_plain_state_dicts_are_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(BundleError, match="cannot be read as weights"):
-        load_base_checkpoint(tmp_path / "evil.pth")
+        read_state_dict(tmp_path / "evil.pth")
     assert "code" not in capsys.readouterr().out
     (tmp_path / "text.pth").write_text("hello", encoding="utf-8")
     with pytest.raises(BundleError, match="cannot be read as weights"):
-        load_base_checkpoint(tmp_path / "text.pth")
+        read_state_dict(tmp_path / "text.pth")
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "nested.pth")
     with pytest.raises(BundleError, match="plain state dict"):
-        load_base_checkpoint(tmp_path / "nested.pth")
+        read_state_dict(tmp_path / "nested.pth")
     with pytest.raises(BundleError, match=r"sam_checkpoint 'x.pth' is not a file"):
         find_base_checkpoint("vit_b", "x.pth")

@@ -23,7 +23,7 @@ from bundle.core.errors import BundleError
 from bundle.data.slices import RandSlicesd, intensity_transform, take_slices
 from bundle.inference.uncertainty import META_KEY, marked_pixels, score, score_of_slices
 from bundle.inference.volume_inferer import VolumeInferer
-from bundle.sam.preprocessing import as_input
+from bundle.sam.preprocessing import to_network_input
 from bundle.sam_sp.network import SamSP
 from tests.conftest import randomize
 
@@ -107,7 +107,7 @@ def test_a_slice_is_segmented_like_an_image(toy: str) -> None:
     volume = torch.randint(0, 256, (1, 1, 64, 64, 3)).float()
     marked = VolumeInferer(slices_as_rgb="repeat", exclusive=False)(volume, network)
     image = take_slices(volume[0], [1], 2)
-    expected = network(as_input(image, 64))[0, 0] > 0
+    expected = network(to_network_input(image, 64))[0, 0] > 0
     assert torch.equal(marked[0, 0, :, :, 1].T.bool(), expected)
 
 
@@ -116,7 +116,7 @@ def test_a_volume_is_as_uncertain_as_its_slices(toy: str) -> None:
     network = randomize(SamSP(sam=toy, trainable="full")).eval()
     volume = MetaTensor(torch.randint(0, 256, (1, 1, 64, 64, 5)).float())
     found = VolumeInferer(slices_as_rgb="repeat", batch_size=2, scored=True)(volume, network)
-    output = network.segment(as_input(take_slices(volume[0].as_tensor(), range(5), 2), 64))
+    output = network.segment(to_network_input(take_slices(volume[0].as_tensor(), range(5), 2), 64))
     expected = score_of_slices(score(output), marked_pixels(output))
     assert found.meta[META_KEY] == pytest.approx(expected, rel=1e-3)
     plain = VolumeInferer(slices_as_rgb="repeat", batch_size=2)(volume, network)
@@ -126,8 +126,7 @@ def test_a_volume_is_as_uncertain_as_its_slices(toy: str) -> None:
 def test_input_of_a_slice_equals_that_of_an_image() -> None:
     from monai.transforms import Compose, NormalizeIntensityd, SpatialPadd
 
-    from bundle.data.transforms import ResizeLongestSided
-    from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+    from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, ResizeLongestSided
 
     images = torch.randint(0, 256, (2, 3, 50, 30)).float()
     transforms = Compose([
@@ -136,7 +135,7 @@ def test_input_of_a_slice_equals_that_of_an_image() -> None:
         SpatialPadd("image", (64, 64), method="end"),
     ])  # fmt: skip
     expected = torch.stack([transforms({"image": MetaTensor(image)})["image"].as_tensor() for image in images])
-    torch.testing.assert_close(as_input(images, 64), expected)
+    torch.testing.assert_close(to_network_input(images, 64), expected)
 
 
 def test_intensities() -> None:

@@ -37,13 +37,13 @@ from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data.readers import MaskReader, RGBReader
-from bundle.data.transforms import ResizeLongestSided
 from bundle.evaluation import panels as report
 from bundle.evaluation.panel_saver import PanelSaver, choose_cases
 from bundle.evaluation.panels import draw_overlay, draw_panel
 from bundle.inference.inferers import SamSPInferer, prepare_labeled
 from bundle.inference.postprocessing import SplitPassesd
 from bundle.sam.coordinates import box_on_image
+from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits

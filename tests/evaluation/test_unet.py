@@ -28,9 +28,11 @@ def test_it_answers_like_a_network_of_one_pass() -> None:
     label[..., 10:30, 20:50] = 1
     output = network.train()(image)
     assert output.initial is output.refined and output.refined.shape == (2, 1, 64, 64)
-    loss = SamSPLoss()(output, label)
+    loss = SamSPLoss(exclusive=False)(output, label)
     loss.backward()
-    assert loss.item() == pytest.approx(SamSPLoss(distill_weight=0)(output, label).item())  # Dice alone
+    assert loss.item() == pytest.approx(
+        SamSPLoss(distill_weight=0, exclusive=False)(output, label).item()
+    )  # Dice alone
     assert all(p.grad is not None for p in network.parameters())
     assert network.eval()(image).shape == (2, 1, 64, 64)
 

@@ -45,7 +45,7 @@ class Counted:
 
 
 def make(toy: str, seed: int = 0) -> SamSP:
-    return randomize(SamSP(sam=toy, num_classes=2, trainable="full"), seed, scale=0.2).eval()
+    return randomize(SamSP(sam=toy, num_classes=2, trainable="full", exclusive=False), seed, scale=0.2).eval()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from bundle.data.datalists import inference_datalist
 from bundle.data.slices import take_slices
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.inference.user_prompt_reader import add_user_prompts, corrected
-from bundle.sam.preprocessing import as_input
+from bundle.sam.preprocessing import to_network_input
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.user_prompts import UserPrompt, user_prompts_of_images, user_prompts_of_volume
 from tests.blocks import AFFINE
@@ -213,7 +213,7 @@ def test_a_voxel_of_the_file_is_where_it_is_seen_in_a_slice(
     )
     volume = preprocessed(one, record, "volume.json", str(settings))
     (((place, class_index), prompt),) = user_prompts_of_volume(volume[None]).items()
-    image = as_input(take_slices(volume.as_tensor(), [place], slice_axis), 64)[0, 0]
+    image = to_network_input(take_slices(volume.as_tensor(), [place], slice_axis), 64)[0, 0]
     x, y, label = prompt.points_xyl[0]
     seen_y, seen_x = divmod(int(image.argmax()), 64)
     assert (class_index, label) == (0, 1) and image.max() > image.median() + 1

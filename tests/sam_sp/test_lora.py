@@ -69,7 +69,7 @@ def test_merging_adds_scale_times_b_a(toy: str) -> None:
 
 
 def test_rank_counts(toy: str) -> None:
-    network = SamSP(sam=toy, lora_rank=3)
+    network = SamSP(sam=toy, lora_rank=3, trainable="lora")
     count = sum(p.numel() for n, p in network.named_parameters() if ".lora_" in n)
     assert count == 3 * 2 * (32 * 3 + 3 * 32)  # blocks, q and v, A and B
 
@@ -108,14 +108,14 @@ def q_and_v(network: SamSP) -> list:
 
 @torch.no_grad()
 def test_its_own_layout_round_trips(toy: str) -> None:
-    source, target = adapted(toy), SamSP(sam=toy).eval()
+    source, target = adapted(toy), SamSP(sam=toy, trainable="lora").eval()
     image = torch.randn(1, 3, 64, 64)
     target.load_state_dict(source.state_dict())
     assert torch.equal(target(image), source(image))
     with pytest.raises(BundleError, match="adapters"):
         SamSP(sam=toy, trainable="full").load_state_dict(source.state_dict())
     with pytest.raises(BundleError, match=r"lora_A.*has shape \(4, 32\), expected \(2, 32\)"):
-        SamSP(sam=toy, lora_rank=2).load_state_dict(source.state_dict())
+        SamSP(sam=toy, lora_rank=2, trainable="lora").load_state_dict(source.state_dict())
 
 
 def test_splitting_and_fusing_is_exact(toy: str) -> None:

@@ -72,7 +72,9 @@ def test_finite_at_extreme_logits(direction: str) -> None:
     values = torch.tensor([-1e4, 1e4, -1e4, 1e4]).reshape(1, 1, 2, 2)
     initial, refined = values.clone().requires_grad_(), values.flip(-1).clone().requires_grad_()
     label = torch.ones(1, 1, 8, 8)
-    loss = SamSPLoss(distill_direction=direction, initial_weight=1.0)(output_of(initial, refined), label)
+    loss = SamSPLoss(distill_direction=direction, initial_weight=1.0, exclusive=False)(
+        output_of(initial, refined), label
+    )
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(initial.grad).all() and torch.isfinite(refined.grad).all()
 
@@ -83,7 +85,7 @@ def test_whole_loss_is_the_formula() -> None:
     target = torch.nn.functional.avg_pool2d(label, 4)  # the label at low resolution is its area average
     dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
     expected = dice(refined, target) + 0.7 * SelfDistillationLoss()(initial, refined) + 0.3 * dice(initial, target)
-    loss = SamSPLoss(distill_weight=0.7, initial_weight=0.3)(output_of(initial, refined), label)
+    loss = SamSPLoss(distill_weight=0.7, initial_weight=0.3, exclusive=False)(output_of(initial, refined), label)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -98,9 +100,9 @@ def test_terms_that_the_paper_does_not_have() -> None:
     iou = torch.rand(2, 2, requires_grad=True)
     plain = output_of(initial, refined)
     output = plain._replace(iou=iou, corrected=corrected)
-    without = SamSPLoss()(plain, label)
-    found = SamSPLoss(iou_weight=0.5, correction_weight=0.25)(output, label)
-    dice = SamSPLoss(distill_weight=0.0)(output_of(initial, corrected), label)
+    without = SamSPLoss(exclusive=False)(plain, label)
+    found = SamSPLoss(iou_weight=0.5, correction_weight=0.25, exclusive=False)(output, label)
+    dice = SamSPLoss(distill_weight=0.0, exclusive=False)(output_of(initial, corrected), label)
     target = iou_of(refined, F.adaptive_avg_pool2d(label, 8))
     assert target[0, 1] == 1 and target[1, 0] == 0.5
     torch.testing.assert_close(found, without + 0.5 * ((iou - target) ** 2).mean() + 0.25 * dice)
@@ -110,7 +112,7 @@ def test_terms_that_the_paper_does_not_have() -> None:
 
 def test_single_pass_is_dice_alone() -> None:
     logits, label = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 32, 32)
-    loss = SamSPLoss(distill_weight=5.0, initial_weight=5.0)(output_of(logits, logits), label)
+    loss = SamSPLoss(distill_weight=5.0, initial_weight=5.0, exclusive=False)(output_of(logits, logits), label)
     dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, torch.ones_like(logits))
     assert loss.item() == pytest.approx(dice.item(), rel=1e-6)
 
@@ -156,7 +158,7 @@ def test_a_class_that_an_image_lacks_is_no_poison(exclusive: bool) -> None:
 def test_dice_of_a_batch_is_that_of_monai() -> None:
     logits, label = torch.randn(3, 2, 8, 8), (torch.rand(3, 2, 8, 8) > 0.7).float()
     label[0, 1] = 0
-    loss = SamSPLoss(distill_weight=0, batch_dice=True)(output_of(logits, logits.clone()), label)
+    loss = SamSPLoss(distill_weight=0, batch_dice=True, exclusive=False)(output_of(logits, logits.clone()), label)
     expected = DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(torch.sigmoid(logits), label)
     torch.testing.assert_close(loss, expected)
 
@@ -183,8 +185,8 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
     initial, refined = torch.randn(2, 1, 1, 64, 64) * 20
     label = (torch.rand(1, 1, 256, 256) > 0.5).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = SamSPLoss()(output_of(initial.bfloat16(), refined.bfloat16()), label)
-    exact = SamSPLoss()(output_of(initial.bfloat16().float(), refined.bfloat16().float()), label)
+        half = SamSPLoss(exclusive=False)(output_of(initial.bfloat16(), refined.bfloat16()), label)
+    exact = SamSPLoss(exclusive=False)(output_of(initial.bfloat16().float(), refined.bfloat16().float()), label)
     assert half.dtype == torch.float32 and half.item() == exact.item()
 
 

@@ -83,7 +83,7 @@ def test_box_comes_from_the_first_mask(toy: str) -> None:
 
 @torch.no_grad()
 def test_output_in_training_and_evaluation(toy: str) -> None:
-    network = SamSP(sam=toy, num_classes=2, trainable="full")
+    network = SamSP(sam=toy, num_classes=2, trainable="full", exclusive=False)
     image = torch.randn(3, 3, 64, 64)
     output = network.train()(image)
     assert isinstance(output, SamSPOutput)
@@ -97,7 +97,7 @@ def test_output_in_training_and_evaluation(toy: str) -> None:
 
 @torch.no_grad()
 def test_images_of_a_batch_do_not_touch_each_other(toy: str) -> None:
-    network = randomize(SamSP(sam=toy, num_classes=2, trainable="full")).eval()
+    network = randomize(SamSP(sam=toy, num_classes=2, trainable="full", exclusive=False)).eval()
     image = torch.randn(3, 3, 64, 64)
     together = network(image)
     alone = torch.cat([network(image[i : i + 1]) for i in range(3)])
@@ -114,9 +114,13 @@ def test_single_pass(toy: str) -> None:
 def test_one_class_has_the_parameters_of_sam_and_lora_alone(toy: str) -> None:
     official = set(merged_reference(SamSP(sam=toy, trainable="full")).state_dict())
     assert set(SamSP(sam=toy, trainable="full").state_dict()) == official
-    adapted = {name for name in SamSP(sam=toy).state_dict() if ".attn.q." not in name and ".attn.v." not in name}
+    adapted = {
+        name
+        for name in SamSP(sam=toy, trainable="lora").state_dict()
+        if ".attn.q." not in name and ".attn.v." not in name
+    }
     assert {name.replace(".attn.k.", ".attn.qkv.") for name in adapted} == official
-    assert "class_tokens.weight" in SamSP(sam=toy, num_classes=2).state_dict()
+    assert "class_tokens.weight" in SamSP(sam=toy, num_classes=2, trainable="lora", exclusive=False).state_dict()
 
 
 STATED = {
@@ -132,7 +136,7 @@ def test_a_training_step_moves_the_stated_parameters_and_no_other(toy: str, trai
     network = randomize(SamSP(sam=toy, trainable=trainable, prompt=prompt)).train()
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e3)
-    SamSPLoss()(network(torch.randn(2, 3, 64, 64)), torch.ones(2, 1, 64, 64)).backward()
+    SamSPLoss(exclusive=False)(network(torch.randn(2, 3, 64, 64)), torch.ones(2, 1, 64, 64)).backward()
     optimizer.step()
     moved = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
 
@@ -195,7 +199,7 @@ WRONG = [
 @pytest.mark.parametrize(("removed", "added", "words"), WRONG)
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_wrong_key_fails_with_its_name(toy: str, removed: str, added: str, words: str, strict: bool) -> None:
-    network = SamSP(sam=toy)
+    network = SamSP(sam=toy, trainable="lora")
     state = network.merged_state_dict()
     if removed:
         value = state.pop(removed)
@@ -216,7 +220,7 @@ def test_a_windowed_table_of_another_length_is_other_weights(toy: str) -> None:
 
 def test_a_sam_without_classes_is_where_several_start_from(toy: str) -> None:
     base = SamSP(sam=toy, trainable="full").merged_state_dict()
-    network = SamSP(sam=toy, num_classes=3)
+    network = SamSP(sam=toy, num_classes=3, trainable="lora", exclusive=False)
     tokens = network.class_tokens.weight.detach().clone()
     network.load_base(base, "a base", new_classes=True)
     assert torch.equal(network.class_tokens.weight, tokens)
@@ -226,7 +230,7 @@ def test_a_sam_without_classes_is_where_several_start_from(toy: str) -> None:
 
 @torch.no_grad()
 def test_boxes_of_exclusive_classes_do_not_cover_each_other(toy: str) -> None:
-    network = SamSP(sam=toy, num_classes=2, exclusive=True)
+    network = SamSP(sam=toy, num_classes=2, exclusive=True, trainable="lora")
     initial = torch.full((1, 2, 16, 16), -5.0)
     initial[0, 0, 2:8, 2:8] = 4.0
     initial[0, 1, 5:12, 2:8] = 6.0  # wins where both are
@@ -262,7 +266,7 @@ def test_vit_tiny_fits_its_size() -> None:
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_every_tensor_is_made_on_the_device_of_the_image(toy: str, trainable: str) -> None:
     """On the meta device, which refuses to mix with the CPU: what runs there makes no tensor on a fixed device."""
-    network = SamSP(sam=toy, num_classes=2, trainable=trainable).to("meta")
+    network = SamSP(sam=toy, num_classes=2, trainable=trainable, exclusive=False).to("meta")
     image = torch.empty(2, 3, 64, 64, device="meta")
     output = network.train()(image)
     loss = SelfDistillationLoss()(output.initial, output.refined)  # autocast, which SamSPLoss asks for, knows no meta

@@ -65,7 +65,7 @@ PRETRAINED = Row(
 # The network that comes with the bundle: as `full` for longer, then as `full_corrected` (README.md, "Results").
 SHIPPED = Row(
     "shipped",
-    "shipped: full, SAM-SP, 24 epochs, and 10 with a simulated person",
+    "shipped: full, SAM-SP, 24 epochs, and 10 with a simulated user",
     seeds=(),
     weights="models/model.pt",
     prompts=("self", "expert"),
@@ -81,11 +81,11 @@ MAIN = (
     Row("full", "full, SAM-SP", FULL, (0, 1), prompts=BY_EXPERT),
     Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
 )
-# With a simulated person, who is given the label and corrects y1 with a box or clicks: a third decode in training.
+# With a simulated user, who is given the label and corrects y1 with a box or clicks: a third decode in training.
 CORRECTED: Knobs = {"correction_weight": 1}
 PERSON = (
-    Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated person", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
-    Row("full_corrected", "full, SAM-SP with a simulated person", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
+    Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated user", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
+    Row("full_corrected", "full, SAM-SP with a simulated user", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
 )
 # What configs/train.json has as its default; all other rows have alpha constant, as in the paper.
 RAMPUP: Knobs = {"distill_rampup": 0.3}

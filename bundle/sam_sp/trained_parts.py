@@ -1,0 +1,48 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which parameters a training changes: those that the loss reaches, and no other."""
+
+from __future__ import annotations
+
+from torch import nn
+
+TRAINABLE = ("lora", "decoder", "full")
+# What the loss reaches outside the encoder. The iou token is among it because all output tokens attend to each other.
+TRAINED_PARTS = (
+    "prompt_encoder.no_mask_embed.",
+    "mask_decoder.transformer.",
+    "mask_decoder.iou_token.",
+    "mask_decoder.mask_tokens.",
+    "mask_decoder.output_upscaling.",
+    "mask_decoder.output_hypernetworks_mlps.0.",
+    "class_tokens.",
+)
+# The two corners of a box; without a self-prompt nothing reaches them.
+TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
+# What estimates the IoU of a mask; nothing reaches it unless the loss has a term for it.
+TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
+
+
+def train_what_the_loss_reaches(network: nn.Module, trainable: str, prompt: str, train_iou: bool) -> None:
+    """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else.
+
+    Args:
+        network: a `SamSP`.
+        trainable: of the encoder: "lora" its adapters, "decoder" nothing, "full" all of it.
+        prompt: "none" leaves out the corners of a box.
+        train_iou: the loss has a term for the predicted IoU.
+    """
+    parts = TRAINED_PARTS + (() if prompt == "none" else TRAINED_WITH_BOX) + (TRAINED_WITH_IOU if train_iou else ())
+    for name, parameter in network.named_parameters():
+        if name.startswith("image_encoder."):
+            parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))
+        else:
+            parameter.requires_grad_(name.startswith(parts))
