@@ -12,10 +12,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.data import MetaTensor
 
 
-def plain(value: torch.Tensor) -> torch.Tensor:
+def strip_metadata(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor without its metadata, which slows every operation down."""
     return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
+def unwrap(network: Any) -> Any:
+    """Return the network inside DistributedDataParallel, or the network itself."""
+    return getattr(network, "module", network)

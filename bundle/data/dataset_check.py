@@ -12,37 +12,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from tqdm import tqdm
 
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.data.datalists import load_datalists
-from bundle.data.file_types import is_volume
 from bundle.data.folder_pairs import pair_folder
-from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
-from bundle.data.volume_files import open_volume
+from bundle.data.pair_inspection import CLASSES, Datalists, InspectedPair, inspect_pairs
 
 EXAMPLES = 5
-THREADS = 4
-# A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
-MAX_BETWEEN = 0.05
-# Where the values of a mask are class numbers and so have no scale.
-CLASSES = 0
 # Voxels of image and label may lie apart by this many millimeters: files round what they say of it.
 SAME_PLACE = 1e-2
-
-Datalists = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -78,27 +63,6 @@ class DatasetReport:
         return "\n".join(lines)
 
 
-@dataclass
-class _Pair:
-    """What one pair of files is like; sizes are (height, width) as displayed, of volumes those of the three axes."""
-
-    part: str
-    image: str
-    label: str
-    errors: list[str] = field(default_factory=list)
-    digest: str | None = None
-    image_size: tuple[int, ...] | None = None
-    mask_size: tuple[int, ...] | None = None
-    apart: float = 0.0  # millimeters between corresponding corners of two volumes
-    scale: int | None = None
-    not_binary: str | None = None  # or no class numbers
-
-    @property
-    def has_empty_mask(self) -> bool:
-        """Whether the mask was read and holds nothing but zeros."""
-        return self.mask_size is not None and self.scale is None and self.not_binary is None
-
-
 def check_dataset(
     datalists: Datalists,
     dataset_dir: str | os.PathLike[str] | None = None,
@@ -118,7 +82,7 @@ def check_dataset(
         BundleError: `dataset_dir` is a folder but no dataset.
     """
     folder = Path(os.path.abspath(Path(dataset_dir).expanduser())) if dataset_dir is not None else None
-    pairs = _inspect_all(datalists, num_classes)
+    pairs = inspect_pairs(datalists, num_classes)
 
     def name(path: str | os.PathLike[str]) -> str:
         return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else str(path)
@@ -174,94 +138,12 @@ def require_labeled(datalist: Sequence[Mapping[str, str]], num_classes: int = 1)
     _show(report, "The test images cannot be evaluated", is_procedural(datalist))
 
 
-# --- one pair ----------------------------------------------------------------------------------------------------
-
-
-def _inspect_all(datalists: Datalists, num_classes: int) -> list[_Pair]:
-    pairs = [_Pair(part, record["image"], record["label"]) for part, records in datalists.items() for record in records]
-
-    def inspect(pair: _Pair) -> _Pair:
-        return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
-
-    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
-
-
-def _inspect(pair: _Pair, num_classes: int) -> _Pair:
-    """Fill in what the files of `pair` are like."""
-    try:
-        image = open_rgb(pair.image)
-        pair.image_size = (image.height, image.width)
-        pair.digest = hashlib.sha256(Path(pair.image).read_bytes()).hexdigest()
-    except BundleError as error:
-        pair.errors.append(str(error))
-    try:
-        mask = open_mask(pair.label)
-    except BundleError as error:
-        pair.errors.append(str(error))
-        return pair
-    pair.mask_size = (mask.shape[0], mask.shape[1])
-    if num_classes > 1:
-        _note_classes(pair, mask, num_classes)
-        return pair
-    pair.not_binary = find_binary_problem(mask)
-    if mask.any() and pair.not_binary is None:
-        pair.scale = mask_scale(mask)
-    return pair
-
-
-def _note_classes(pair: _Pair, mask: np.ndarray, num_classes: int) -> None:
-    pair.not_binary = find_class_problem(mask, num_classes)
-    if mask.any() and pair.not_binary is None:
-        pair.scale = CLASSES
-
-
-def _inspect_volume(pair: _Pair, num_classes: int) -> _Pair:
-    """Fill in what two volumes are like, and how far they lie apart."""
-    affines = []
-    for path, is_label in ((pair.image, False), (pair.label, True)):
-        try:
-            values, affine = open_volume(path)
-        except BundleError as error:
-            pair.errors.append(str(error))
-            continue
-        affines.append(affine)
-        if is_label:
-            pair.mask_size = values.shape
-            _note_classes(pair, values, num_classes)
-            continue
-        pair.image_size = values.shape
-        pair.digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-        if not np.isfinite(values).all():
-            pair.errors.append(f"{path} holds values that are not finite; expected intensities.")
-    if len(affines) == 2 and pair.image_size == pair.mask_size:
-        corners = np.array(list(product(*((0, side - 1) for side in values.shape), (1,))))
-        pair.apart = float(np.abs(corners @ (affines[0] - affines[1]).T).max())
-    return pair
-
-
-def find_binary_problem(mask: np.ndarray) -> str | None:
-    """Return why the values (H, W) cannot be told into background and foreground, or None if they can."""
-    scale, threshold = mask_scale(mask), mask_threshold(mask)
-    lowest, highest = mask.min(), mask.max()
-    if lowest < 0 or highest > scale:
-        return f"values {lowest} to {highest}"
-    if 0 < highest <= threshold:
-        return f"values up to {highest} only, neither 0/1 nor 0/{scale}"
-    between = float(np.mean((mask > 0.25 * scale) & (mask < 0.75 * scale)))
-    return f"{between:.0%} of the pixels are in between" if between > MAX_BETWEEN else None
-
-
-# --- the whole set -----------------------------------------------------------------------------------------------
-
-
 def _findings(summary: str, examples: Sequence[str]) -> list[Finding]:
     """Return one finding that counts its examples, or none."""
     return [Finding(f"{summary}: {len(examples)}", examples)] if examples else []
 
 
-def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str], num_classes: int) -> Iterator[Finding]:
+def _find_problems(pairs: Sequence[InspectedPair], name: Callable[[str], str], num_classes: int) -> Iterator[Finding]:
     yield from _findings(
         "files that cannot be read as image or mask", [error for pair in pairs for error in pair.errors]
     )
@@ -278,7 +160,7 @@ def _find_problems(pairs: Sequence[_Pair], name: Callable[[str], str], num_class
     yield from _findings(kind, [f"{name(pair.label)}: {pair.not_binary}" for pair in wrong])
 
 
-def _find_untrainable(pairs: Sequence[_Pair]) -> Iterator[Finding]:
+def _find_untrainable(pairs: Sequence[InspectedPair]) -> Iterator[Finding]:
     train = [pair for pair in pairs if pair.part == "train"]
     if not train:
         yield Finding("no pair of image and mask for training")
@@ -286,13 +168,15 @@ def _find_untrainable(pairs: Sequence[_Pair]) -> Iterator[Finding]:
         yield Finding(f"all {len(train)} masks for training are empty")
 
 
-def _find_leaks(pairs: Sequence[_Pair], name: Callable[[str], str]) -> Iterator[Finding]:
+def _find_leaks(pairs: Sequence[InspectedPair], name: Callable[[str], str]) -> Iterator[Finding]:
     leaks = [same for same in _same_images(pairs) if len({pair.part for pair in same}) > 1]
     examples = [" = ".join(f"{name(pair.image)} ({pair.part})" for pair in same) for same in leaks]
     yield from _findings("images that are in more than one part", examples)
 
 
-def _find_warnings(pairs: Sequence[_Pair], scales: Mapping[int, int], name: Callable[[str], str]) -> Iterator[Finding]:
+def _find_warnings(
+    pairs: Sequence[InspectedPair], scales: Mapping[int, int], name: Callable[[str], str]
+) -> Iterator[Finding]:
     twice = [same for same in _same_images(pairs) if len({pair.part for pair in same}) == 1]
     examples = [" = ".join(name(pair.image) for pair in same) for same in twice]
     yield from _findings("images that are there more than once", examples)
@@ -311,16 +195,16 @@ def _find_unmatched(folder: Path | None, mask_suffix: str, name: Callable[[Path]
     yield from _findings("masks without an image, left out", [name(path) for path in found.masks_without_image])
 
 
-def _same_images(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+def _same_images(pairs: Sequence[InspectedPair]) -> list[list[InspectedPair]]:
     """Return the pairs whose image files have the same bytes, where there are several."""
-    by_digest: dict[str, list[_Pair]] = {}
+    by_digest: dict[str, list[InspectedPair]] = {}
     for pair in pairs:
         if pair.digest is not None:
             by_digest.setdefault(pair.digest, []).append(pair)
     return [same for same in by_digest.values() if len(same) > 1]
 
 
-def _sizes(pair: _Pair, name: Callable[[str], str]) -> str:
+def _sizes(pair: InspectedPair, name: Callable[[str], str]) -> str:
     sizes = (pair.image_size or (), pair.mask_size or ())
     # of an image (height, width) is said the other way round
     image, mask = (" x ".join(map(str, size if len(size) == 3 else reversed(size))) for size in sizes)

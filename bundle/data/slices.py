@@ -27,7 +27,7 @@ from monai.transforms import (
 )
 
 from bundle.core.errors import BundleError
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 
 # How a slice becomes the three channels of an image.
 SLICES_AS_RGB = ("neighbors", "repeat")
@@ -116,7 +116,7 @@ class RandSlicesd(Randomizable, MapTransform):
         self.places = [pool[self.R.randint(len(pool))] for pool in pools]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        volume, label = (plain(data[key]) for key in (self.image_key, self.label_key))
+        volume, label = (strip_metadata(data[key]) for key in (self.image_key, self.label_key))
         self.randomize(label)
         images = take_slices(volume, self.places, self.axis, self.slices_as_rgb)
         labels = (

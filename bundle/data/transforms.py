@@ -21,7 +21,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type
 from torchvision.transforms.v2 import functional as tvf
 
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 
 
 class SplitClassesd(MapTransform):
@@ -43,7 +43,7 @@ class SplitClassesd(MapTransform):
     def _split(self, classes: torch.Tensor) -> torch.Tensor:
         if classes.shape[0] == self.num_classes:
             return classes
-        masks = torch.cat([plain(classes) == number for number in range(1, self.num_classes + 1)])
+        masks = torch.cat([strip_metadata(classes) == number for number in range(1, self.num_classes + 1)])
         return convert_to_dst_type(masks.to(classes.dtype), classes)[0]
 
 
@@ -105,7 +105,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
     def _jitter(self, image: torch.Tensor) -> torch.Tensor:
         if image.is_floating_point() and image.max() > 1:
             raise ValueError(f"a float image must lie in 0..1, got {image.max():.1f}: jitter the uint8 image instead.")
-        changed = tvf.to_dtype(plain(image), torch.float32, scale=True)
+        changed = tvf.to_dtype(strip_metadata(image), torch.float32, scale=True)
         for adjust, amount in self._changes:
             changed = adjust(changed, amount)
         changed = tvf.to_dtype(changed, image.dtype, scale=True)

@@ -28,7 +28,7 @@ from monai.metrics import (
 from monai.metrics.utils import do_metric_reduction
 
 from bundle.core.errors import BundleError
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 from bundle.inference.expert_prompt import without_specks
 from bundle.sam_sp.self_prompt import boxes_from_logits
 
@@ -70,7 +70,7 @@ class BoxIoU(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         """y0 and label, (B, K, W, H), 0 or 1 -> IoU (B, K), not a number where a label is empty."""
         assert y is not None
-        initial, label = plain(y_pred), plain(y)
+        initial, label = strip_metadata(y_pred), strip_metadata(y)
         iou = box_iou(
             boxes_from_logits(initial.float() - 0.5, stride=1),
             boxes_from_logits(without_specks(label).float() - 0.5, stride=1),
@@ -86,7 +86,7 @@ class HausdorffMillimeters(HausdorffDistanceMetric):
     """MONAI's Hausdorff distance in millimeters, by the affine of each label; not a number where one side is empty."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        distance = super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+        distance = super()._compute_tensor(strip_metadata(y_pred), strip_metadata(y), spacing=_spacing(y), **kwargs)
         return torch.where(torch.isfinite(distance), distance, torch.nan)
 
 
@@ -102,7 +102,7 @@ class SurfaceDiceMillimeters(SurfaceDiceMetric):
         super().__init__(class_thresholds=[tolerance] * num_classes, include_background=True)
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        return super()._compute_tensor(plain(y_pred), plain(y), spacing=_spacing(y), **kwargs)
+        return super()._compute_tensor(strip_metadata(y_pred), strip_metadata(y), spacing=_spacing(y), **kwargs)
 
 
 def _spacing(label: torch.Tensor) -> list[float]:

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,15 +28,12 @@ from PIL import Image
 from bundle.core.distributed import order_of_results
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.file_types import stem_of
 from bundle.data.image_files import open_rgb
 from bundle.evaluation.panels import draw_panel, draw_sheet, fullest_slice
 from bundle.inference.inferers import segment
-from bundle.sam.coordinates import box_on_image
-
-logger = logging.getLogger(__name__)
-
+from bundle.sam.coordinates import InputScale
 
 GROUPS = ("best", "median", "worst")
 
@@ -131,7 +127,6 @@ class PanelSaver:
         for path in self.folder.iterdir():
             if PANEL_NAME.fullmatch(path.name) and path.name not in panels:
                 path.unlink()
-        logger.info("Wrote %d panels to %s", len(panels), self.folder)
 
     def _scores(self, engine: SupervisedEvaluator) -> np.ndarray:
         """Return the metric of each image in the order of the dataset, (N,)."""
@@ -174,20 +169,21 @@ class PanelSaver:
         loader: Any = engine.data_loader
         batch = list_data_collate([loader.dataset[place]])
         image, label, arguments, _ = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        network: Any = getattr(engine.network, "module", engine.network)  # inside DistributedDataParallel
+        network: Any = unwrap(engine.network)
         boxes: Sequence[Sequence[float]] = ()
         with engine.mode(network), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
             pred = engine.inferer(image, network, *arguments)
             if network.prompt != "none" and self.volume is None:
                 width, height = label.shape[-2:]  # reader order
                 found = segment(image, network, *arguments).boxes_xyxy[0].tolist()
-                boxes = [box_on_image(box_xyxy, image.shape[-1], height, width) for box_xyxy in found]
+                scale = InputScale(height, width, image.shape[-1])
+                boxes = [scale.box_to_image(box_xyxy) for box_xyxy in found]
         return self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0]), boxes
 
 
 def _upright(mask: torch.Tensor) -> np.ndarray:
     """Bring masks (K, W, H) in reader order to (K, H, W) bool."""
-    return plain(mask).transpose(1, 2).cpu().numpy() > 0
+    return strip_metadata(mask).transpose(1, 2).cpu().numpy() > 0
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from monai.transforms import (
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 from bundle.data.slices import take_slices
 from bundle.sam.preprocessing import longest_side_size
 
@@ -39,10 +39,10 @@ def fullest_slice(
         orientation: see `volume_settings`; so are the rest.
     """
     turn = Orientation(axcodes=orientation, labels=None)
-    turned = [plain(turn(mask)).cpu() > 0 for mask in masks]
+    turned = [strip_metadata(turn(mask)).cpu() > 0 for mask in masks]
     others_axes = [axis for axis in range(4) if axis != slice_axis + 1]
     place = int(turned[0].sum(dim=others_axes).argmax())
-    picture = take_slices(plain(image).cpu(), [place], slice_axis)[0].permute(1, 2, 0).numpy()
+    picture = take_slices(strip_metadata(image).cpu(), [place], slice_axis)[0].permute(1, 2, 0).numpy()
     cut = (mask.select(slice_axis + 1, place).transpose(1, 2).numpy() for mask in turned)
     return [np.rint(picture).astype(np.uint8), *cut]
 

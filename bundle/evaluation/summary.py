@@ -22,6 +22,7 @@ from monai.engines import SupervisedEvaluator
 
 from bundle.core.command_line import bundle_command
 from bundle.core.provenance import is_procedural
+from bundle.core.tensors import unwrap
 
 # Metrics that are shown class by class, and their titles.
 PER_CLASS = {
@@ -69,7 +70,7 @@ class EvaluationSummary:
         metrics = engine.state.metrics
         unit = "volumes" if self.volumes else "images"
         kind = "procedural test" if is_procedural(self.datalist) else "test"
-        network: Any = getattr(engine.network, "module", engine.network)
+        network: Any = unwrap(engine.network)
         refined = "y1 expert " if network.prompt == "expert" else "y1 refined"
         lines = [
             "",
@@ -78,6 +79,11 @@ class EvaluationSummary:
             "              Dice     IoU",
             f"{refined}  {metrics['val_dice']:.4f}  {metrics['val_iou']:.4f}",
             f"y0 initial  {metrics['val_dice_initial']:.4f}  {metrics['val_iou_initial']:.4f}",
+            *(
+                [f"IoU of the box of y0 with the label's: {metrics['val_box_iou']:.4f}"]
+                if "val_box_iou" in metrics
+                else []
+            ),
             *self._class_lines(engine.state.metric_details),
             f"Of each: {self.output_dir}/val_dice_raw.csv and its siblings",
         ]

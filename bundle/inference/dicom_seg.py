@@ -24,7 +24,7 @@ from monai.utils import optional_import
 
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 from bundle.data.dicom_series import find_series
 from bundle.data.file_types import stem_of
 from bundle.data.transforms import SplitClassesd
@@ -54,7 +54,7 @@ class SaveSegd(MapTransform):
         for key in self.key_iterator(data):
             source = data[key].meta["filename_or_obj"]
             if os.path.isdir(source):
-                masks = self.split({key: plain(data[key])})[key].cpu().numpy()
+                masks = self.split({key: strip_metadata(data[key])})[key].cpu().numpy()
                 path = self.output_dir / f"{stem_of(source)}.seg.dcm"
                 write_seg(path, masks, find_series(source).files, self.labels, self.version)
         return dict(data)

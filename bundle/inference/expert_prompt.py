@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bundle.core.tensors import plain
-from bundle.sam.preprocessing import longest_side_size
+from bundle.core.tensors import strip_metadata
+from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.self_prompt import boxes_from_logits
 
 # Of the foreground of a label: smaller pieces of it are slips of the pen.
@@ -36,14 +36,9 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     Returns:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
-    upright = without_specks(plain(label).transpose(-2, -1)).float()
+    upright = without_specks(strip_metadata(label).transpose(-2, -1)).float()
     height, width = upright.shape[-2:]
-    input_height, input_width = longest_side_size(height, width, image_size)
-    boxes_xyxy = boxes_from_logits(upright - 0.5, stride=1)
-    scale = torch.tensor([input_width / width, input_height / height], device=upright.device)
-    first = boxes_xyxy[..., :2] * scale
-    last = torch.maximum((boxes_xyxy[..., 2:] + 1) * scale - 1, first)  # a box of less than a pixel is a point
-    return torch.cat([first, last], dim=-1)
+    return InputScale(height, width, image_size).boxes_to_input(boxes_from_logits(upright - 0.5, stride=1))
 
 
 def without_specks(masks: torch.Tensor) -> torch.Tensor:

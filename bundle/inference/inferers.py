@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata, unwrap
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
@@ -59,10 +59,10 @@ class SamSPInferer(Inferer):
         if self.both or self.scored or self.cache or corrections:
             output = segment(inputs, network, label, corrections, self.cache)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
-            logits = torch.cat([_plain(network).upsample(logits_low) for logits_low in passes], dim=1)
-            score = float(uncertainty.score(output, _plain(network).exclusive).max()) if self.scored else None
+            logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
+            score = float(uncertainty.score(output, unwrap(network).exclusive).max()) if self.scored else None
         else:
-            logits = network(plain(inputs))
+            logits = network(strip_metadata(inputs))
         return with_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
 
 
@@ -81,8 +81,8 @@ def segment(
     cache: EmbeddingCache | None = None,
 ) -> SamSPOutput:
     """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
-    image = plain(inputs)
-    sam_sp = _plain(network)
+    image = strip_metadata(inputs)
+    sam_sp = unwrap(network)
     given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
     if sam_sp.prompt == "expert" and label is not None:
         given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
@@ -91,11 +91,6 @@ def segment(
     if corrections:
         given["corrections"] = corrections
     return sam_sp.segment(image, **given)
-
-
-def _plain(network: Any) -> Any:
-    """The network inside DistributedDataParallel."""
-    return getattr(network, "module", network)
 
 
 def prepare_labeled(

@@ -20,7 +20,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 from bundle.data.transforms import SplitClassesd
 from bundle.sam_sp.classes import label_map, probabilities
 
@@ -73,10 +73,10 @@ class MarkClassesd(MapTransform):
         if self.probability_key is not None:
             logits = d[self.keys[0]]
             d[self.probability_key] = convert_to_dst_type(
-                probabilities(plain(logits)[None], self.exclusive)[0], logits
+                probabilities(strip_metadata(logits)[None], self.exclusive)[0], logits
             )[0]
         for key in self.key_iterator(d):
-            classes = label_map(plain(d[key])[None], self.exclusive)[0]
+            classes = label_map(strip_metadata(d[key])[None], self.exclusive)[0]
             if self.exclusive and self.split:
                 classes = SplitClassesd(key, d[key].shape[0])({key: classes})[key]
             d[key] = convert_to_dst_type(classes, d[key], dtype=torch.uint8)[0]

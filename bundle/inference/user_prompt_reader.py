@@ -30,7 +30,7 @@ from bundle.core.files import read_text
 from bundle.data.file_types import stem_of
 from bundle.data.splits import first_names
 from bundle.inference.prompt_parser import KINDS, ClassPrompts, PromptParser
-from bundle.sam.coordinates import Scale
+from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.user_prompts import BOXES, META_KEY, POINTS, UserPrompt, UserPrompts, to_text
 
 # Which class the clicks of a client are about.
@@ -148,10 +148,11 @@ class ReadUserPromptsd(MapTransform):
 
     def to_input(self, class_prompts: Mapping[int, ClassPrompts], image: MetaTensor) -> UserPrompts:
         """Prompts in input pixels, at the place 0."""
-        scale = Scale(image.shape[-2], image.shape[-1], self.image_size)
+        scale = InputScale(image.shape[-2], image.shape[-1], self.image_size)
         return {
             (0, class_index): UserPrompt(
-                scale.box(boxes[0]) if boxes else None, tuple((*scale.point(xy), label) for xy, label in points)
+                scale.box_to_input(boxes[0]) if boxes else None,
+                tuple((*scale.point_to_input(xy), label) for xy, label in points),
             )
             for class_index, (boxes, points) in class_prompts.items()
         }
@@ -183,7 +184,7 @@ class ReadVolumeUserPromptsd(ReadUserPromptsd):
         """Prompts in input pixels, by the place of their slice; raises `BundleError` for two boxes in one slice."""
         turn = _turn(image)
         x_axis, y_axis = (axis for axis in range(3) if axis != self.axis)  # see `bundle.data.slices.take_slices`
-        scale = Scale(image.shape[1 + y_axis], image.shape[1 + x_axis], self.image_size)
+        scale = InputScale(image.shape[1 + y_axis], image.shape[1 + x_axis], self.image_size)
         found: dict[tuple[int, int], UserPrompt] = {}
         for index, (boxes, points) in class_prompts.items():
             for box in boxes:
@@ -191,12 +192,12 @@ class ReadVolumeUserPromptsd(ReadUserPromptsd):
                 for place in range(round(corners[0, self.axis]), round(corners[1, self.axis]) + 1):
                     if (place, index) in found:
                         raise BundleError(f"boxes of class {index + 1} meet in a slice; expected one box a slice.")
-                    found[place, index] = UserPrompt(scale.box(corners[:, [x_axis, y_axis]]))
+                    found[place, index] = UserPrompt(scale.box_to_input(corners[:, [x_axis, y_axis]]))
             for point, label in points:
                 turned = _turned(turn, point)
                 place = round(turned[self.axis])
                 prompt = found.get((place, index), UserPrompt())
-                point_xyl = (*scale.point(turned[[x_axis, y_axis]]), label)
+                point_xyl = (*scale.point_to_input(turned[[x_axis, y_axis]]), label)
                 found[place, index] = prompt._replace(points_xyl=(*prompt.points_xyl, point_xyl))
         return found
 

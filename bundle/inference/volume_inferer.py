@@ -22,7 +22,7 @@ from monai.utils import convert_to_dst_type
 from tqdm import tqdm
 
 from bundle.core.errors import BundleError
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
@@ -71,7 +71,7 @@ class VolumeInferer(Inferer):
         """
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
-        volume, corrections = plain(inputs)[0], user_prompts_of_volume(inputs)
+        volume, corrections = strip_metadata(inputs)[0], user_prompts_of_volume(inputs)
         maps: torch.Tensor | None = None
         scores: list[torch.Tensor] = []
         pixels: list[torch.Tensor] = []
@@ -100,7 +100,7 @@ class VolumeInferer(Inferer):
         self, images: torch.Tensor, network: Callable[..., Any], corrections: UserPrompts
     ) -> tuple[torch.Tensor, SamSPOutput]:
         """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W), and both passes."""
-        sam_sp: Any = getattr(network, "module", network)
+        sam_sp: Any = unwrap(network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
         output = segment(

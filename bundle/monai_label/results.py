@@ -23,7 +23,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys
 
-from bundle.core.tensors import plain
+from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 
@@ -54,7 +54,7 @@ class ServerResultd(MapTransform):
         """uint8, (W, H) for the file of an image, (W, H, 1) or (1, X, Y, Z) for that of a volume."""
         d = dict(data)
         for key in self.key_iterator(d):
-            label_map = plain(d[key]).to(torch.uint8)
+            label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
             d[EXTENSION] = d.get(EXTENSION) or _extension(d[PATH], is_image)
             if is_image and d[EXTENSION].lower().endswith(VOLUME_EXTENSIONS):
@@ -75,4 +75,4 @@ def _extension(path: str, is_image: bool) -> str:
 def _as_one_slice(image: torch.Tensor, shape: torch.Size) -> MetaTensor:
     """The image with metadata of a volume: the server takes the place of the mask from there."""
     where = {MetaKeys.SPATIAL_SHAPE: np.asarray(shape), MetaKeys.ORIGINAL_AFFINE: LPS_TO_RAS.copy()}
-    return MetaTensor(plain(image), meta={**getattr(image, "meta", {}), **where})
+    return MetaTensor(strip_metadata(image), meta={**getattr(image, "meta", {}), **where})

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
 
-Array = NDArray[np.floating[Any]]  # float32 throughout
-
+from bundle.procedural.demo_canvas import Array, Canvas, draw_canvas, fractal_noise
 
 # Typical mucosa as a fraction of the light it sends back (red, green, blue): pink, orange, red, pale, brown.
 MUCOSA_COLORS = np.array(
@@ -37,22 +35,6 @@ RESIDUE_COLOR = np.array([0.66, 0.44, 0.15], np.float32)
 
 
 VESSEL_COLOR = np.array([0.80, 0.42, 0.45], np.float32)
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Pixel grid: x to the right and y down, (H, W), 0 in the middle, 1 at half the short side (`unit` pixels)."""
-
-    x: Array
-    y: Array
-    unit: float
-    frequency: Array
-    """Of each coefficient of `scipy.fft.rfft2` on a grid of at least (H, W), in cycles per short side."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        height, width = self.x.shape
-        return height, width
 
 
 @dataclass(frozen=True)
@@ -87,35 +69,6 @@ def draw_scene(seed: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uin
     picture = expose(rng, albedo * light[..., None])
     picture += speculars(rng, canvas, relief, light, light_xy)[..., None] * (1 - picture)
     return develop(rng, picture, field), np.where(mask, 255, 0).astype(np.uint8)
-
-
-def draw_canvas(rng: np.random.Generator) -> Canvas:
-    """Return a grid of random size, 240 to 420 pixels a side, portrait or landscape."""
-    short = int(rng.integers(240, 341))
-    long = min(420, int(short * rng.uniform(1.0, 1.5)))
-    height, width = (long, short) if rng.random() < 0.35 else (short, long)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    unit = short / 2
-    rows, columns = fft.next_fast_len(height), 2 * fft.next_fast_len((width + 1) // 2)  # irfft2 returns even widths
-    frequency = short * np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)).astype(np.float32)
-    return Canvas((x - (width - 1) / 2) / unit, (y - (height - 1) / 2) / unit, unit, frequency)
-
-
-def fractal_noise(
-    rng: np.random.Generator, canvas: Canvas, exponent: float, lowest: float = 0.5, highest: float = 1000
-) -> Array:
-    """Return 1/f noise (H, W) of mean 0 and deviation 1: amplitude f^-exponent between two frequencies.
-
-    Frequencies are cycles per short side of the picture.
-    """
-    f = canvas.frequency
-    gain = np.exp(-exponent * np.log(np.maximum(f, lowest)) - (f / highest) ** 2) * (f >= lowest)
-    spectrum = np.empty(f.shape, np.complex64)
-    spectrum.real = rng.standard_normal(f.shape, dtype=np.float32) * gain
-    spectrum.imag = rng.standard_normal(f.shape, dtype=np.float32) * gain
-    height, width = canvas.shape
-    noise = fft.irfft2(spectrum)[:height, :width]
-    return (noise - noise.mean()) / noise.std()
 
 
 def mucosa(rng: np.random.Generator, canvas: Canvas) -> Array:

@@ -43,8 +43,8 @@ def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) ->
         raise BundleError(f"{folder} exists and is not empty: the procedural demo set needs a new or an empty folder.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    files = _expected_files(folder, count)
-    for index, (image_file, mask_file) in enumerate(tqdm(files, desc="procedural demo set", unit="image")):
+    files = tqdm(_expected_files(folder, count), desc="procedural demo set", unit="image", disable=None)
+    for index, (image_file, mask_file) in enumerate(files):
         picture, mask = draw_scene(seed, index)
         Image.fromarray(picture).save(image_file, quality=92)
         Image.fromarray(mask).save(mask_file)

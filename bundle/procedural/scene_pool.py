@@ -81,7 +81,7 @@ def _draw_pool(folder: Path, count: int, seed: int, size: int) -> None:
     with ProcessPoolExecutor(os.cpu_count()) as processes:
         drawn = processes.map(draw, range(count), chunksize=8)
         kinds = []
-        for index, scene in enumerate(tqdm(drawn, total=count, desc="procedural scenes", unit="scene")):
+        for index, scene in enumerate(tqdm(drawn, total=count, desc="procedural scenes", unit="scene", disable=None)):
             images[index], labels[index] = scene.image.transpose(2, 0, 1), scene.labels
             kinds.append(scene.kind)
     images.flush()

@@ -16,7 +16,7 @@ import torch
 from segment_anything.modeling.image_encoder import Attention as SamAttention
 from torch import nn
 
-from bundle.sam.attention_forms import AT_ONCE, Attend, Qkv, _split, blocked_attention, choose_form
+from bundle.sam.attention_forms import AT_ONCE, Attend, Qkv, blocked_attention, choose_form, split_qkv_along
 from bundle.sam.linear import Linear, linear
 
 
@@ -88,11 +88,11 @@ class Attention(SamAttention):
 
     def _attend_in_blocks(self, qkv: Qkv) -> torch.Tensor:
         """`_attend` for one image after the other, and of each for one strip of windows after the other."""
-        return torch.cat([self._attend_image(image) for image in _split(qkv, 1, dim=0)])
+        return torch.cat([self._attend_image(image) for image in split_qkv_along(qkv, 1, dim=0)])
 
     def _attend_image(self, qkv: Qkv) -> torch.Tensor:
         """q, k, v (1, H, W, C) -> (1, H, W, C)."""
-        strips = [qkv] if self.window is None else _split(qkv, self.window, dim=1)
+        strips = [qkv] if self.window is None else split_qkv_along(qkv, self.window, dim=1)
         return torch.cat([self._attend(strip, blocked_attention) for strip in strips], dim=1)
 
     @property

@@ -135,7 +135,7 @@ def blocked_attention(
     per_row = width * height * width
     heads = max(1, BLOCK_SCORES // (height * per_row))
     rows = max(1, min(height, BLOCK_SCORES // per_row))
-    groups = _split((q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)), heads, dim=0)
+    groups = split_qkv_along((q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)), heads, dim=0)
     return torch.cat([_attend_rows(group, table_h, table_w, rows) for group in groups]).view_as(q)
 
 
@@ -190,6 +190,6 @@ def _one_hot_positions(height: int, width: int, like: torch.Tensor) -> tuple[tor
     return y, x
 
 
-def _split(qkv: Qkv, size: int, dim: int) -> Iterator[Qkv]:
+def split_qkv_along(qkv: Qkv, size: int, dim: int) -> Iterator[Qkv]:
     """q, k and v in pieces of ``size`` along ``dim``."""
     return zip(*(t.split(size, dim=dim) for t in qkv), strict=True)

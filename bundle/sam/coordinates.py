@@ -8,55 +8,66 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Coordinates: from pixels of an image to those of the network input, and back."""
+"""Coordinates, in one place: from pixels of an image to those of the network input, and back.
+
+The center of the first pixel is (0, 0), x runs along the width. A box is its first and its last pixel, both inside; as
+an area it reaches half a pixel beyond each, which is why its last edge moves by one before and after scaling.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from bundle.sam.preprocessing import longest_side_size
 
 
-class Scale:
-    """From pixels of an image (H, W) to those of the input, whose long side has ``image_size``."""
+class InputScale:
+    """Scale between an image and the input of the network, whose long side has S pixels.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        image_size: S.
+    """
 
     def __init__(self, height: int, width: int, image_size: int) -> None:
-        input_height, input_width = longest_side_size(height, width, image_size)
-        self.factors = np.array([input_width / width, input_height / height])
+        self.height, self.width = height, width
+        self.input_height, self.input_width = longest_side_size(height, width, image_size)
+        self.factors = np.array([self.input_width / width, self.input_height / height])  # x, y
 
-    def point(self, xy: np.ndarray) -> tuple[float, float]:
-        """Of the center of a pixel."""
+    def point_to_input(self, xy: np.ndarray) -> tuple[float, float]:
+        """Bring the center of a pixel (2,) to the input."""
         x, y = (xy + 0.5) * self.factors - 0.5
         return float(x), float(y)
 
-    def box(self, corners: np.ndarray) -> tuple[float, float, float, float]:
-        """Of a box (2, 2), both ends inclusive, as `bundle.inference.expert_prompt.expert_boxes` does it."""
+    def box_to_input(self, corners: np.ndarray) -> tuple[float, float, float, float]:
+        """Bring the first and the last pixel of a box (2, 2) to the input: x0, y0, x1, y1."""
         first = corners[0] * self.factors
         last = np.maximum((corners[1] + 1) * self.factors - 1, first)  # a box of less than a pixel is a point
         return float(first[0]), float(first[1]), float(last[0]), float(last[1])
 
+    def boxes_to_input(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Bring boxes (..., 4) to the input, as `box_to_input` does, in their own precision."""
+        factors = torch.tensor(self.factors.tolist(), device=boxes_xyxy.device)
+        first = boxes_xyxy[..., :2] * factors
+        last = torch.maximum((boxes_xyxy[..., 2:] + 1) * factors - 1, first)
+        return torch.cat([first, last], dim=-1)
 
-def box_on_image(box_xyxy: Sequence[float], image_size: int, height: int, width: int) -> tuple[float, ...]:
-    """Bring a box from the network's input to the image it was made of, undoing scaling and padding.
+    def box_to_image(self, box_xyxy: Sequence[float]) -> tuple[float, ...]:
+        """Bring a box from the input to the image, undoing scaling and padding.
 
-    Args:
-        box_xyxy: x0, y0, x1, y1 in input pixels, both ends inclusive.
-        image_size: S, side of the input.
-        height: of the image; the long side of the image has been scaled to S.
-        width: of the image.
-
-    Returns:
-        x0, y0, x1, y1 in pixels of the image, both ends inclusive, not rounded, clipped to the image.
-    """
-    scaled_height, scaled_width = longest_side_size(height, width, image_size)
-    x0, y0, x1, y1 = box_xyxy
-    box = (
-        x0 * width / scaled_width,
-        y0 * height / scaled_height,
-        (x1 + 1) * width / scaled_width - 1,
-        (y1 + 1) * height / scaled_height - 1,
-    )
-    limits = (width - 1, height - 1, width - 1, height - 1)
-    return tuple(float(np.clip(value, 0, limit)) for value, limit in zip(box, limits, strict=True))
+        Returns:
+            x0, y0, x1, y1 in pixels of the image, not rounded, clipped to the image.
+        """
+        x0, y0, x1, y1 = box_xyxy
+        box = (
+            x0 * self.width / self.input_width,
+            y0 * self.height / self.input_height,
+            (x1 + 1) * self.width / self.input_width - 1,
+            (y1 + 1) * self.height / self.input_height - 1,
+        )
+        limits = (self.width - 1, self.height - 1, self.width - 1, self.height - 1)
+        return tuple(float(np.clip(value, 0, limit)) for value, limit in zip(box, limits, strict=True))

@@ -26,12 +26,14 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from bundle.core.distributed import on_main, rank, world_size
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
+from bundle.core.tensors import unwrap
+from bundle.training.console import LOG
 from bundle.training.history import HISTORY
 
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
 
 
-WRITTEN = (LAST, BEST, HISTORY, "model.pt", "model.json", "adapter", "validation", "panels")
+WRITTEN = (LAST, BEST, HISTORY, LOG, "model.pt", "model.json", "adapter", "validation", "panels")
 
 
 LOSS = "train_loss"
@@ -66,7 +68,7 @@ class CheckpointKeeper:
     ) -> None:
         self.output_dir = Path(output_dir)
         # out of DistributedDataParallel, which would put its own name before that of each weight
-        self.save_dict = {name: getattr(item, "module", item) for name, item in save_dict.items()}
+        self.save_dict = {name: unwrap(item) for name, item in save_dict.items()}
         self.evaluator = evaluator
         self.resume = resume
 

@@ -27,6 +27,7 @@ from bundle.checkpoints.model_files import describe, lineage, publish_pair, writ
 from bundle.core.command_line import bundle_command
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
+from bundle.core.tensors import unwrap
 from bundle.data.datalists import stems_sha256
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
@@ -86,7 +87,7 @@ class Publisher:
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         """Write, publish, report."""
-        network: SamSP = getattr(self.network, "module", self.network)
+        network: SamSP = unwrap(self.network)
         validated = self.evaluator.state.best_metric_epoch > 0
         if validated and not math.isfinite(self.evaluator.state.best_metric):
             raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data.datalists import load_datalists
-from bundle.data.dataset_check import DatasetReport, check_dataset, find_binary_problem, require_trainable
+from bundle.data.dataset_check import DatasetReport, check_dataset, require_trainable
+from bundle.data.pair_inspection import find_binary_problem
 
 SHAPE = (24, 40)
 

@@ -42,7 +42,7 @@ from bundle.evaluation.panel_saver import PanelSaver, choose_cases
 from bundle.evaluation.panels import draw_overlay, draw_panel
 from bundle.inference.inferers import SamSPInferer, prepare_labeled
 from bundle.inference.postprocessing import SplitPassesd
-from bundle.sam.coordinates import box_on_image
+from bundle.sam.coordinates import InputScale
 from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
@@ -254,10 +254,12 @@ def test_every_class_has_its_color_in_every_tile() -> None:
 
 
 def test_box_on_image_undoes_scaling_and_padding() -> None:
-    assert box_on_image((0, 0, 63, 63), 64, 200, 100) == (0, 0, 99, 199)
-    assert box_on_image((16, 8, 31, 15), 64, 128, 64) == pytest.approx((32, 16, 63, 31))
-    assert box_on_image((40, 8, 63, 15), 64, 128, 64) == pytest.approx((63, 16, 63, 31)), "x0 lies in the padding"
-    assert box_on_image((0, 0, 63, 31), 64, 16, 32) == pytest.approx((0, 0, 31, 15)), "scaled up"
+    assert InputScale(200, 100, 64).box_to_image((0, 0, 63, 63)) == (0, 0, 99, 199)
+    assert InputScale(128, 64, 64).box_to_image((16, 8, 31, 15)) == pytest.approx((32, 16, 63, 31))
+    assert InputScale(128, 64, 64).box_to_image((40, 8, 63, 15)) == pytest.approx((63, 16, 63, 31)), (
+        "x0 lies in the padding"
+    )
+    assert InputScale(16, 32, 64).box_to_image((0, 0, 63, 31)) == pytest.approx((0, 0, 31, 15)), "scaled up"
 
 
 def test_best_and_worst_follow_the_metric(tmp_path: Path, datalist: list[dict[str, str]], bright: SamSP) -> None:

@@ -18,7 +18,7 @@ import torch
 from bundle.core.errors import BundleError
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.inference.inferers import SamSPInferer, segment
-from bundle.sam.coordinates import box_on_image
+from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.training.cpu_autocast import CpuAutocastInferer
@@ -30,7 +30,7 @@ def test_an_experts_box_is_the_labels_brought_to_the_input(width: int, height: i
     label = torch.zeros(1, 1, width, height)  # reader order
     label[0, 0, 10:31, 20:41] = 1
     x0, y0, x1, y1 = expert_boxes(label, image_size=64)[0, 0].tolist()
-    assert box_on_image((x0, y0, x1, y1), 64, height, width) == pytest.approx((10, 20, 30, 40), abs=1e-3)
+    assert InputScale(height, width, 64).box_to_image((x0, y0, x1, y1)) == pytest.approx((10, 20, 30, 40), abs=1e-3)
     assert (x0, x1) == pytest.approx((10 * 64 / max(width, height), 31 * 64 / max(width, height) - 1), rel=0.03)
 
 

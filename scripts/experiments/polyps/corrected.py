@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from bundle.data.image_files import mask_threshold, open_mask, open_rgb
 from bundle.inference.expert_prompt import expert_boxes
-from bundle.sam.coordinates import Scale
+from bundle.sam.coordinates import InputScale
 from bundle.sam.preprocessing import longest_side_size, normalize_and_pad, resize_bilinear
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
@@ -81,7 +81,7 @@ def click_after_click(
     network: SamSP, sample: Sample, embedding: torch.Tensor, before: SamSPOutput, box: Any, clicks: int
 ) -> list[float]:
     """Dice with no click, one, and so on; each click is where the mask before it is most wrong."""
-    scale = Scale(sample.label.shape[0], sample.label.shape[1], network.image_size)
+    scale = InputScale(sample.label.shape[0], sample.label.shape[1], network.image_size)
     prompt, scores = UserPrompt(box), []
     for _ in range(clicks + 1):
         given = {(0, 0): prompt} if prompt != UserPrompt() else {}
@@ -89,6 +89,6 @@ def click_after_click(
         scores.append(dice(mask, sample.label))
         click = corrective_click(mask, sample.label)
         if click is not None:
-            point = (*scale.point(np.array(click[:2], dtype=np.float64)), click[2])
+            point = (*scale.point_to_input(np.array(click[:2], dtype=np.float64)), click[2])
             prompt = prompt._replace(points_xyl=(*prompt.points_xyl, point))
     return scores

@@ -1,0 +1,36 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a command shows, and what it keeps from the console."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+# Of other packages; each begins a message that asks nothing of a user.
+IRRELEVANT_WARNINGS = (
+    # MONAI's LoadImage makes one of every reader it knows, whichever a config names.
+    "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register",
+)
+
+
+def hide_irrelevant_warnings() -> None:
+    """Leave out the warnings of other packages that ask nothing of a user; ``configs/logging.conf`` does so for logs.
+
+    Configs call it in ``run``, so it holds for commands only.
+    """
+    for message in IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def in_terminal() -> bool:
+    """Whether somebody watches: progress bars go to a terminal, and not into a file."""
+    return sys.stderr.isatty()

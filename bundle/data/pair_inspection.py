@@ -1,0 +1,138 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Inspect pairs of image and mask: what their files are like, one pair at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bundle.core.errors import BundleError
+from bundle.data.file_types import is_volume
+from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
+from bundle.data.volume_files import open_volume
+
+THREADS = 4
+# A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
+MAX_BETWEEN = 0.05
+# Where the values of a mask are class numbers and so have no scale.
+CLASSES = 0
+
+Datalists = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+@dataclass
+class InspectedPair:
+    """One pair of files; sizes are (height, width) as displayed, of volumes those of the three axes."""
+
+    part: str
+    image: str
+    label: str
+    errors: list[str] = field(default_factory=list)
+    digest: str | None = None
+    image_size: tuple[int, ...] | None = None
+    mask_size: tuple[int, ...] | None = None
+    apart: float = 0.0  # millimeters between corresponding corners of two volumes
+    scale: int | None = None
+    not_binary: str | None = None  # or no class numbers
+
+    @property
+    def has_empty_mask(self) -> bool:
+        """Whether the mask was read and holds nothing but zeros."""
+        return self.mask_size is not None and self.scale is None and self.not_binary is None
+
+
+def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]:
+    pairs = [
+        InspectedPair(part, record["image"], record["label"])
+        for part, records in datalists.items()
+        for record in records
+    ]
+
+    def inspect(pair: InspectedPair) -> InspectedPair:
+        return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
+
+    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+
+
+def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
+    """Fill in what the files of `pair` are like."""
+    try:
+        image = open_rgb(pair.image)
+        pair.image_size = (image.height, image.width)
+        pair.digest = hashlib.sha256(Path(pair.image).read_bytes()).hexdigest()
+    except BundleError as error:
+        pair.errors.append(str(error))
+    try:
+        mask = open_mask(pair.label)
+    except BundleError as error:
+        pair.errors.append(str(error))
+        return pair
+    pair.mask_size = (mask.shape[0], mask.shape[1])
+    if num_classes > 1:
+        _note_classes(pair, mask, num_classes)
+        return pair
+    pair.not_binary = find_binary_problem(mask)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = mask_scale(mask)
+    return pair
+
+
+def _note_classes(pair: InspectedPair, mask: np.ndarray, num_classes: int) -> None:
+    pair.not_binary = find_class_problem(mask, num_classes)
+    if mask.any() and pair.not_binary is None:
+        pair.scale = CLASSES
+
+
+def _inspect_volume(pair: InspectedPair, num_classes: int) -> InspectedPair:
+    """Fill in what two volumes are like, and how far they lie apart."""
+    affines = []
+    for path, is_label in ((pair.image, False), (pair.label, True)):
+        try:
+            values, affine = open_volume(path)
+        except BundleError as error:
+            pair.errors.append(str(error))
+            continue
+        affines.append(affine)
+        if is_label:
+            pair.mask_size = values.shape
+            _note_classes(pair, values, num_classes)
+            continue
+        pair.image_size = values.shape
+        pair.digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+        if not np.isfinite(values).all():
+            pair.errors.append(f"{path} holds values that are not finite; expected intensities.")
+    if len(affines) == 2 and pair.image_size == pair.mask_size:
+        corners = np.array(list(product(*((0, side - 1) for side in values.shape), (1,))))
+        pair.apart = float(np.abs(corners @ (affines[0] - affines[1]).T).max())
+    return pair
+
+
+def find_binary_problem(mask: np.ndarray) -> str | None:
+    """Return why the values (H, W) cannot be told into background and foreground, or None if they can."""
+    scale, threshold = mask_scale(mask), mask_threshold(mask)
+    lowest, highest = mask.min(), mask.max()
+    if lowest < 0 or highest > scale:
+        return f"values {lowest} to {highest}"
+    if 0 < highest <= threshold:
+        return f"values up to {highest} only, neither 0/1 nor 0/{scale}"
+    between = float(np.mean((mask > 0.25 * scale) & (mask < 0.75 * scale)))
+    return f"{between:.0%} of the pixels are in between" if between > MAX_BETWEEN else None
