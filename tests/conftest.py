@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from bundle.core.provenance import MARKER
 from bundle.procedural.demo_set import make_demo
 from bundle.sam import registry as sam
 from bundle.sam_sp.network import SamSP
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "scripts" / "experiments" / "records"
@@ -70,6 +73,17 @@ def randomize(network: SamSP, seed: int = 0, scale: float = 0.5) -> SamSP:
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     return network
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands that code starts be forks of a process that has imported what they import."""
+    real = subprocess.run
+
+    def run(words: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess:
+        return (processes.run if words[0] == sys.executable else real)(words, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 @pytest.fixture(scope="session")

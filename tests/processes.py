@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 SERVER = Path(__file__).with_name("fork_server.py")
 
@@ -107,7 +107,7 @@ def run(
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     stdout: IO | None = None,
-    stderr: Any = None,
+    stderr: int | None = None,
     capture_output: bool = False,
     encoding: str | None = None,
     text: bool = False,
@@ -115,6 +115,7 @@ def run(
     check: bool = False,
 ) -> subprocess.CompletedProcess:
     """Run a command to its end, as `subprocess.run` does; output that nobody asks for is not shown."""
+    assert stderr in (None, subprocess.STDOUT)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         to = stdout or out
         process = Process(words, cwd, env, to, to if stderr == subprocess.STDOUT else err)
@@ -131,3 +132,12 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def worker(torchrun: int, rank: int) -> int:
+    """The process of a rank among those that a torchrun has forked; Linux lists them."""
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text(encoding="utf-8").split()
+    (found,) = (
+        int(child) for child in children if Path(f"/proc/{child}/comm").read_text(encoding="utf-8") == f"rank{rank}\n"
+    )
+    return found

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.checkpoints.model_files import describe, load_weights, network_for, write_pair
+from bundle.checkpoints.model_files import describe, load_weights, write_pair
+from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.inference import uncertainty
 from bundle.sam_sp.network import SamSP
@@ -73,14 +74,14 @@ def test_images_masks_and_dice_are_those_of_an_evaluation(dataset: Path, root: P
 def test_table_from_the_command(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     stems = sorted(path.stem for path in (dataset / "images").iterdir())
     (tmp_path / "stems.txt").write_text("\n".join(stems), encoding="utf-8")
-    document, results = tmp_path / "corrections.md", tmp_path / "results"
+    document, records = tmp_path / "corrections.md", tmp_path / "records"
     document.write_text(
         "# A\n<!-- table: corrections -->\n<!-- end -->\n<!-- table: scores -->\n<!-- end -->\n", "utf-8"
     )
     words = ["--weights", str(BASE), "--name", "base", "--kvasir", str(dataset), "--split", str(tmp_path / "stems.txt"),
-             "--images", "4", "--results", str(results), "--document", str(document)]  # fmt: skip
+             "--images", "4", "--records", str(records), "--document", str(document)]  # fmt: skip
     interaction_table.main(words)
-    cell = json.loads((results / "base.json").read_text(encoding="utf-8"))
+    cell = json.loads((records / "base.json").read_text(encoding="utf-8"))
     assert cell["images"] == len(cell["dice"]["y1"]) == 4 and cell["pretrained_on"].startswith("procedural")
     assert list(cell["dice"]) == [
         "y1", "1 click", "2 clicks", "3 clicks", "box", "box + 1 click", "box + 2 clicks", "box + 3 clicks",
@@ -106,7 +107,7 @@ def test_a_rank_correlation_has_its_sign() -> None:
 def measured(kvasir: Path) -> dict[str, Any]:
     """What is published in models/ does with the first 40 of PraNet's test images of Kvasir-SEG."""
     weights = str(ROOT / "models" / "model.pt")
-    network = load_weights(network_for(weights), weights).eval()
+    network = load_weights(build_network(weights), weights).eval()
     records = interaction_table.chosen_records(kvasir, SHARED_DATA / "splits" / "pranet_kvasir_test.txt", 40)
     return interaction_table.measure(network, records)
 

@@ -37,22 +37,29 @@ def words(dataset: Path, tmp_path: Path) -> list[str]:
     stems = sorted(path.stem for path in (dataset / "images").iterdir())
     for part, chosen in (("train", stems[:10]), ("test", stems[10:])):
         (splits / f"pranet_kvasir_{part}.txt").write_text("\n".join(chosen), encoding="utf-8")
-    places = {"kvasir": dataset, "splits": splits, "results": tmp_path / "curves", "work": tmp_path / "work",
-              "document": tmp_path / "curves.md"}  # fmt: skip
+    places = {"kvasir": dataset, "splits": splits, "records": tmp_path / "records", "work": tmp_path / "work",
+              "document": tmp_path / "docs" / "results" / "curves.md"}  # fmt: skip
     small = {"start": 3, "step": 2, "rounds": 2, "steps": 2, "seeds": 0, "image_size": 64}
     return [word for key, value in {**places, **small}.items() for word in (f"--{key}", str(value))]
 
 
 def test_curves_from_the_command(
-    words: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    words: list[str],
+    dataset: Path,
+    tmp_path: Path,
+    forked: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    (tmp_path / "curves.md").write_text("# A\n<!-- table: curves -->\n<!-- end -->\n", encoding="utf-8")
+    document = tmp_path / "docs" / "results" / "curves.md"
+    document.parent.mkdir(parents=True)
+    document.write_text("# A\n<!-- table: curves -->\n<!-- end -->\n", encoding="utf-8")
     learning_curves.main(words)
     assert "| labels | seeds |" in capsys.readouterr().out
-    text = (tmp_path / "curves.md").read_text(encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
     assert [f"| {size} | 1 | " in text for size in (3, 5, 7)] == [True] * 3
-    assert Image.open(tmp_path / "curves.png").width > 500
-    cells = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "curves").glob("*.json")}
+    assert Image.open(tmp_path / "docs" / "images" / "learning_curves.png").width > 500
+    cells = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "records").glob("*.json")}
     assert set(cells) == {"start_3_seed0"} | {
         f"{order}_{size}_seed0" for order in learning_curves.ORDERS for size in (5, 7)
     }
@@ -76,7 +83,7 @@ def test_curves_from_the_command(
 
     monkeypatch.setattr(subprocess, "run", refuse)
     learning_curves.main(words)
-    path = tmp_path / "curves" / "start_3_seed0.json"
+    path = tmp_path / "records" / "start_3_seed0.json"
     path.write_text(path.read_text(encoding="utf-8").replace(cells["start_3_seed0"]["base_sha256"], "0" * 64), "utf-8")
     with pytest.raises(BundleError, match="was made with another pre-trained SAM"):
         learning_curves.main(words)

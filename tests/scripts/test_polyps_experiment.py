@@ -33,7 +33,7 @@ MEASURE = [*EVALUATE, str(Path(TRAIN).with_name("measure.json"))]
 
 
 @pytest.fixture
-def sources(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def sources(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: None) -> list[str]:
     """Two datasets of 14 images each with their lists; each image of the second is a sequence."""
     monkeypatch.setattr(data, "VALIDATION_IMAGES", 2)
     splits = tmp_path / "splits"
@@ -47,7 +47,8 @@ def sources(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     rows = ["stem,sequence", *(f"{stem},s{index}" for index, stem in enumerate(stems))]
     (splits / "clinicdb_sequences.csv").write_text("\n".join(rows), encoding="utf-8")
     places = {"kvasir": tmp_path / "kvasir", "clinicdb": tmp_path / "clinicdb", "splits": splits,
-              "results": tmp_path / "results", "data": tmp_path / "joint", "work": tmp_path / "work"}  # fmt: skip
+              "records": tmp_path / "records", "document": tmp_path / "docs" / "results" / "polyps.md",
+              "data": tmp_path / "joint", "work": tmp_path / "work"}  # fmt: skip
     return [word for key, path in places.items() for word in (f"--{key}", str(path))]
 
 
@@ -55,25 +56,27 @@ def test_table_from_the_command(
     sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(pace, "STEPS", 1)
-    (tmp_path / "results.md").write_text("# Polyps\n<!-- table: main -->\n<!-- end -->\n", encoding="utf-8")
+    document = tmp_path / "docs" / "results" / "polyps.md"
+    document.parent.mkdir(parents=True)
+    document.write_text("# Polyps\n<!-- table: main -->\n<!-- end -->\n", encoding="utf-8")
     rows = ["--rows", "decoder", "unet", "full_lr_0.001", "--minutes", "0.0001", "--jobs", "2", "--image_size", "64"]
     polyp_table.main([*sources, *rows])
     assert "decoder only, SAM-SP | 1 | 1 |" in capsys.readouterr().out
-    assert "| decoder only, SAM-SP | 1 | 1 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert Image.open(tmp_path / "results" / "curves.png").width > 800
+    assert "| decoder only, SAM-SP | 1 | 1 |" in document.read_text(encoding="utf-8")
+    assert Image.open(tmp_path / "docs" / "images" / "polyps_curves.png").width > 800
 
-    paces = json.loads((tmp_path / "results" / "pace.json").read_text(encoding="utf-8"))["step_seconds"]
+    paces = json.loads((tmp_path / "records" / "pace.json").read_text(encoding="utf-8"))["step_seconds"]
     assert len(paces) == 8 and all(seconds > 0 for seconds in paces.values())
-    cell = json.loads((tmp_path / "results" / "cells" / "decoder_seed0.json").read_text(encoding="utf-8"))
+    cell = json.loads((tmp_path / "records" / "cells" / "decoder_seed0.json").read_text(encoding="utf-8"))
     assert cell["epochs"] == 1 and [row["epoch"] for row in cell["curve"]] == [1]
     assert "val_box_iou" in cell["curve"][0] and "--trainable decoder" in cell["training"]
     found: dict[str, Any] = cell["tests"]["trained"]
     assert [len(found[test]["weighted_f"]) for test in ("kvasir", "clinicdb", "sequences")] == [2, 2, 5]
     assert found["kvasir"]["dice"] != found["clinicdb"]["dice"]
-    unet = json.loads((tmp_path / "results" / "cells" / "unet_seed1.json").read_text(encoding="utf-8"))["tests"]
+    unet = json.loads((tmp_path / "records" / "cells" / "unet_seed1.json").read_text(encoding="utf-8"))["tests"]
     dice = unet["trained"]["kvasir"]["dice"]
     assert dice == unet["trained"]["kvasir"]["dice_initial"] != found["kvasir"]["dice"]
-    rate = json.loads((tmp_path / "results" / "cells" / "full_lr_0.001_seed0.json").read_text(encoding="utf-8"))
+    rate = json.loads((tmp_path / "records" / "cells" / "full_lr_0.001_seed0.json").read_text(encoding="utf-8"))
     assert rate["validation"] and rate["tests"] == {}  # no test image takes part in choosing a rate
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -82,7 +85,7 @@ def test_table_from_the_command(
     monkeypatch.setattr(subprocess, "run", refuse)
     polyp_table.main([*sources, *rows])
 
-    path = tmp_path / "results" / "cells" / "decoder_seed0.json"
+    path = tmp_path / "records" / "cells" / "decoder_seed0.json"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(cell["base_sha256"], "0" * 64), encoding="utf-8")
     with pytest.raises(
@@ -100,7 +103,7 @@ def test_a_pace_that_is_not_known_is_measured_beside_one_that_is(
     """A third decode in training takes longer; what was measured stays, and with it the numbers of epochs."""
     monkeypatch.setattr(pace, "STEPS", 1)
     known = {row.pace: 1000.0 for row in ROWS.values() if row.seeds and "correction_weight" not in row.knobs}
-    path = tmp_path / "results" / "pace.json"
+    path = tmp_path / "records" / "pace.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"machine": {}, "step_seconds": known}), encoding="utf-8")
     rows = ["--rows", "decoder", "--minutes", "0.0001", "--image_size", "64"]
@@ -113,15 +116,15 @@ def test_a_pace_that_is_not_known_is_measured_beside_one_that_is(
 
 
 def test_a_training_that_fails_names_its_log(sources: list[str], tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "pace.json").write_text(
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "pace.json").write_text(
         json.dumps({"step_seconds": {row.pace: 1.0 for row in ROWS.values()}}), encoding="utf-8"
     )
     with pytest.raises(
         BundleError, match=r"training decoder_seed0 failed; the last line of .*log\.txt is: .*image_size"
     ):
         polyp_table.main([*sources, "--rows", "decoder", "--minutes", "0.0001", "--image_size", "50"])
-    assert not (tmp_path / "results" / "cells").exists()
+    assert not (tmp_path / "records" / "cells").exists()
 
 
 def test_every_image_has_its_measures(root: Path, dataset: Path) -> None:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import astuple
 from functools import partial
@@ -40,14 +39,13 @@ def small(toy: str) -> Any:
     cases.source_network.cache_clear()
 
 
-def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
+def test_the_command_writes_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "new" / "benchmark.json"
     options = "--only encoder,training,difference --sam vit_tiny --sizes 64 --repeats 2 --no-memory --output"
-    command = [sys.executable, "-m", "scripts.benchmarks.speed", *options.split(), str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    assert "| encoder | vit_tiny | 64 | merged |" in done.stdout and str(path) in done.stdout.splitlines()[-1]
-    assert "benchmark:" in done.stderr
+    benchmark.main([*options.split(), str(path)])
+    said = capsys.readouterr()
+    assert "| encoder | vit_tiny | 64 | merged |" in said.out and str(path) in said.out.splitlines()[-1]
+    assert "benchmark:" in said.err
 
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {"cpu", "cores", "threads", "torch"} <= result["machine"].keys()
@@ -64,7 +62,7 @@ def test_the_command_writes_a_table_and_json(tmp_path: Path) -> None:
     assert max(differences.values()) < tables.DIFFERENCE_LIMIT
 
 
-def test_memory_of_a_case_in_its_own_process() -> None:
+def test_memory_of_a_case_in_its_own_process(forked: None) -> None:
     """One matrix of scores, 3 heads x N x N floats, has 0.75 MiB at 256 px and 12 at 512 px."""
     small, large = (
         measure.memory_in_own_process(cases.Case("forms", "vit_tiny", size, "plain")) for size in (256, 512)
@@ -151,12 +149,12 @@ def test_the_cost_of_a_class_more() -> None:
     assert value == 2 and "vit_b at 512" in name
 
 
-def test_a_process_that_fails_says_why() -> None:
+def test_a_process_that_fails_says_why(forked: None) -> None:
     with pytest.raises(RuntimeError, match="sam is 'vit_x'"):
         measure.in_own_process({"memory": ["encoder", "vit_x", 64, "merged"]})
 
 
-def test_waiting_for_data(tmp_path: Path) -> None:
+def test_waiting_for_data(tmp_path: Path, forked: None) -> None:
     folder = make_demo(tmp_path / "demo", count=14, seed=3)
     knobs = {"image_size": 64, "batch_size": 4, "num_workers": 0, "device": "cpu", "dataset_dir": str(folder)}
     found = measure.in_own_process({"data": 2, "knobs": knobs})

@@ -36,6 +36,7 @@ from scripts import nvflare_job as federated_job
 from scripts import nvflare_model as federated_model
 from scripts.experiments.federated_sites import Plan, federate, table, test_scores
 from scripts.experiments.polyps.data import write_list
+from tests import processes
 from tests.conftest import RECORDS, ROOT, randomize
 
 test_scores.__test__ = False  # type: ignore[attr-defined]
@@ -167,7 +168,7 @@ def test_the_server_starts_from_what_sites_start_from(knobs: dict[str, Any], che
 def test_a_command_ends_with_the_sentence_alone(tmp_path: Path) -> None:
     words = [str(tmp_path / "job"), "--bundle_root", ".", "--site", "a=/data"]
     command = [sys.executable, "-m", "scripts.nvflare_job", *words]
-    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True, check=False)
+    done = processes.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.strip().startswith("Error: bundle_root is '.'")
 
 
@@ -203,9 +204,7 @@ def test_the_guide_has_the_measured_table() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("nvflare"), reason="needs nvflare and monai-nvflare, see docs/guides/federated.md"
-)
+@pytest.mark.skipif(not shutil.which("nvflare"), reason="needs nvflare and monai-nvflare, see docs/guides/federated.md")
 def test_the_job_runs_in_the_simulator(polyps: Path, tmp_path: Path) -> None:
     words = [str(tmp_path / "job"), "--bundle_root", str(ROOT), "--rounds", "2", "--image_size", "64"]
     for name in ("north", "south"):

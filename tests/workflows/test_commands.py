@@ -41,11 +41,11 @@ from bundle.core.errors import find_bundle_error
 from bundle.core.files import sha256_of
 from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
-from bundle.data.transforms import ResizeLongestSided
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, ResizeLongestSided
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
+from tests import processes
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused
 
@@ -506,7 +506,7 @@ def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp
 def test_an_error_in_a_worker_is_one_sentence_too(
     root: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process with a worker, started by the line we print for another folder: torch hands on the text alone."""
+    """A process with a worker, started by the line we print for another folder: torch hands on the text alone."""
     command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
@@ -516,7 +516,7 @@ def test_an_error_in_a_worker_is_one_sentence_too(
                  "output_dir": tmp_path / "masks", "num_workers": 1},
     )  # fmt: skip
     words = [sys.executable, *shlex.split(said)[1:]]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    done = processes.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert "broken.jpg" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr  # ignite's log on stdout may quote the worker's

@@ -22,8 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,9 @@ from bundle.core import distributed
 from bundle.core.errors import BundleError, find_bundle_error
 from bundle.evaluation import saliency as measures
 from bundle.evaluation.unet import UNetBaseline
-from bundle.procedural.demo_set import ensure_demo
+from bundle.procedural import demo_set
 from bundle.sam_sp.network import SamSP
+from tests import processes as forks
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, load, refused
@@ -51,6 +51,7 @@ SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
 PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
 MULTI_EVALUATE = str(Path(TRAIN).with_name("multi_gpu_evaluate.json"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SPLIT = {"validation": 3, "test": 3}
 # Steps that are the gradient itself, on images as they are, in the order of the dataset.
 PLAIN: dict[str, Any] = {
@@ -79,29 +80,14 @@ def untrained(tmp_path: Path) -> Path:
     return write_pair(network.merged_state_dict(), describe(network, version="0"), tmp_path / "untrained" / "model.pt")
 
 
-@contextmanager
-def started(processes: int, words: Sequence[str], output: Any = subprocess.PIPE) -> Iterator[subprocess.Popen]:
-    """Torchrun, with its processes; none of them outlives the block."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [*TORCHRUN, str(processes), *words]
-    job = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield job
-    finally:
-        left = list(children_of(job.pid)) if sys.platform == "linux" and job.poll() is None else []
-        job.kill()
-        job.wait()
-        for child in left:  # each has a group of its own
-            with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)
-
-
 def torchrun(processes: int, *words: str, seconds: float = 400, fails: bool = False) -> str:
     """What it prints; an error with all of that where it fails, or does not although it should."""
-    with started(processes, words) as job:
-        said = job.communicate(timeout=seconds)[0].decode("utf-8", "replace")
-    assert (job.returncode != 0) == fails, said
-    return said
+    done = forks.run(
+        [*TORCHRUN, str(processes), *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.STDOUT, capture_output=True,
+        timeout=seconds, encoding="utf-8",
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
 
 
 def scores(folder: Path) -> dict[str, float]:
@@ -125,7 +111,10 @@ def test_two_processes_train_and_evaluate_as_one(root: Path, dataset: Path, untr
         "evaluating": {**evaluating, "weights": weights, "output_dir": str(tmp_path / "scores_two")},
     }
     (tmp_path / "options.json").write_text(json.dumps(options), encoding="utf-8")
-    said = torchrun(2, "-m", "tests.workflows.distributed_worker", str(tmp_path / "options.json"))
+    line = [*TORCHRUN, "2", "-m", "tests.workflows.distributed_worker", str(tmp_path / "options.json")]
+    done = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=400)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
     assert said.count("Best Dice of y1") == said.count("y1 refined") == 1  # one process speaks, and writes
 
     del training["train#sampler#shuffle"]
@@ -162,24 +151,22 @@ def links(folder: Path, images: Sequence[Path], count: int) -> Path:
     return folder
 
 
-def children_of(process: int) -> Iterator[int]:
-    """Processes that a process started, by Linux's list."""
-    text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8")
-    yield from map(int, text.split())
-
-
 def kill_one(
     words: Sequence[str], log: Path, is_time: Callable[[], bool], seconds: float = 400, processes: int = 2
 ) -> int:
     """Start some processes, kill the second one when it is time, and return the exit status of torchrun."""
-    with open(log, "ab") as output, started(processes, words, output) as job:
-        end = time.monotonic() + seconds
-        while not is_time():
-            assert job.poll() is None and time.monotonic() < end, log.read_text(encoding="utf-8", errors="replace")
-            time.sleep(0.02)
-        ranks = {rank_of(child): child for child in children_of(job.pid)}
-        os.kill(ranks["1"], signal.SIGKILL)
-        return job.wait(timeout=60)
+    with open(log, "ab") as output:
+        job = forks.Process([*TORCHRUN, str(processes), *words], ROOT, ENVIRONMENT, output, output)
+        try:
+            end = time.monotonic() + seconds
+            while not is_time():
+                said = log.read_text(encoding="utf-8", errors="replace")
+                assert job.poll() is None and time.monotonic() < end, said
+                time.sleep(0.02)
+            os.kill(forks.worker(job.pid, rank=1), signal.SIGKILL)
+            return job.wait(timeout=60)
+        finally:
+            job.kill()
 
 
 def noted(masks: Path) -> list[str]:
@@ -190,12 +177,6 @@ def noted(masks: Path) -> list[str]:
 
 def is_begun(masks: Path) -> bool:
     return len(list(masks.glob("manifests/*.jsonl"))) >= 2
-
-
-def rank_of(process: int) -> str | None:
-    """``RANK`` of a process."""
-    found = re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{process}/environ").read_bytes())
-    return found[1].decode() if found else None
 
 
 def inferring(folder: Path, weights: Path, masks: Path) -> dict[str, Any]:
@@ -344,8 +325,8 @@ def test_a_unet_is_trained_by_several_too(alone: None) -> None:
 
 @pytest.mark.parametrize("files", [PARALLEL, [*EVALUATE, MULTI_EVALUATE], SHARDED])
 def test_one_process_makes_the_procedural_set(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
-    monkeypatch.setattr(distributed, "first_of_node", lambda *call: call)
-    assert parsed(files).get_parsed_content("dataset_root") == (ensure_demo, f"{ROOT}/data/demo")
+    monkeypatch.setattr(demo_set, "first_of_node", lambda *call: call)
+    assert parsed(files).get_parsed_content("dataset_root") == (demo_set.ensure_demo, f"{ROOT}/data/demo")
 
 
 def test_masks_are_not_gone_on_with_in_another_orientation(untrained: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ import torch
 from monai.bundle import ckpt_export, onnx_export
 from PIL import Image
 
-from bundle.checkpoints.model_files import load_weights, network_for
+from bundle.checkpoints.model_files import load_weights
 from bundle.checkpoints.model_json import read_description
+from bundle.checkpoints.network_builder import build_network
 from tests.conftest import ROOT
 from tests.workflows.commands import INFER, META, SMALL, TRAIN, command, load, refused
 
@@ -138,7 +139,7 @@ def stock_export(export: Callable[..., None], weights: str, path: Path) -> torch
         input_shape=[1, 3, 64, 64], use_trace=True, filepath=str(path),
     )  # fmt: skip
     with torch.no_grad():
-        return load_weights(network_for(weights), weights).eval()(IMAGES)
+        return load_weights(build_network(weights), weights).eval()(IMAGES)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

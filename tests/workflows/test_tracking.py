@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from bundle.core.files import sha256_of
 from bundle.training.tracking import TrackedRun
 from scripts.experiments.federated_sites import Plan, federate
 from scripts.experiments.polyps.data import write_list
+from tests import processes
 from tests.conftest import ROOT
 from tests.workflows.commands import EVALUATE, PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command
 
@@ -123,5 +123,5 @@ def test_a_wrong_value_says_which(dataset: Path) -> None:
     """MONAI refuses it before anything of this bundle runs: the last line of a traceback repeats it."""
     words = ["training", "--config_file", TRAIN, "--tracking", "mlfow", "--dataset_dir", str(dataset)]
     line = [sys.executable, "-m", "monai.bundle", "run", *words]
-    done = subprocess.run(line, cwd=ROOT, timeout=300, capture_output=True, text=True, check=False)
+    done = processes.run(line, cwd=ROOT, timeout=300, capture_output=True, text=True)
     assert done.returncode != 0 and "mlfow" in done.stderr.splitlines()[-1]
