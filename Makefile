@@ -1,9 +1,9 @@
 # make train     trains on the procedural demo set and says what to do next
-# make test      style, types and tests
+# make test      style, types and tests, in .venv alone; some minutes on two cores
+# make test-slow  the proofs of minutes that make test leaves out
 # make setup     creates .venv with everything that all need (their first half)
 # make setup-label  creates .venv-label with a MONAI Label server, see docs/guides/monai_label.md
-# make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them; what needs
-#                neither is in make test
+# make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them
 # make bundle    writes dist/polyp_sam_sp_segmentation_v<version>.zip, what a user needs and nothing else
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/results/pretraining.md; after a stop it goes on
 # make docs      builds the documentation into site/; open site/index.html
@@ -18,7 +18,7 @@ LABEL_BIN := $(LABEL)/bin
 LABEL_INSTALLED := $(LABEL)/.installed
 LABEL_CONSTRAINTS := constraints-label.txt
 
-.PHONY: setup setup-label train test test-label bundle pretrain docs clean
+.PHONY: setup setup-label train test test-slow test-label bundle pretrain docs clean
 
 setup: $(INSTALLED)
 
@@ -38,16 +38,19 @@ $(LABEL_INSTALLED): requirements-label.txt requirements-label-nodeps.txt $(LABEL
 train: setup
 	$(BIN)/python -m monai.bundle run training --config_file configs/train.json
 
-test: setup setup-label
+test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/label --numprocesses 2 --dist worksteal --durations 10
+
+test-slow: setup
+	$(BIN)/python -m pytest --ignore tests/label -m slow --durations 10
 
 test-label: setup setup-label
 	$(BIN)/python -m tests.label.debian
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
-	$(BIN)/python -m pytest tests/label
+	$(BIN)/python -m pytest tests/label --durations 10
 
 bundle: setup
 	$(BIN)/python -m scripts.make_bundle
