@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.label", description=__doc__)
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--studies", type=Path, help="folder of images or volumes; labels are kept in it")

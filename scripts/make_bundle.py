@@ -31,7 +31,8 @@ FILES = (
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt",
     "large_files.yml", "pyproject.toml",
 )  # fmt: skip
-LEFT_OUT = ("scripts/make_bundle.py",)
+# The laboratory is for those who change the bundle as well.
+LEFT_OUT = ("scripts/make_bundle.py", "scripts/benchmarks/", "scripts/experiments/")
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"
 # The earliest date a zip can hold: the same files give the same zip.
@@ -75,7 +76,7 @@ def make_bundle(root: Path, output_dir: Path) -> Path:
 
 
 def bundled_files(root: Path) -> list[str]:
-    """Paths of the bundle's files relative to its root, sorted: what git knows or would take, and the trained model."""
+    """Return the paths of the bundle's files relative to its root, sorted: what git knows or would take, and the trained model."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
     names = {name for name in listed if _is_bundled(name) and (root / name).is_file()}
@@ -85,7 +86,7 @@ def bundled_files(root: Path) -> list[str]:
 
 
 def _is_bundled(name: str) -> bool:
-    return name in FILES or (name.split("/")[0] in FOLDERS and "/" in name and name not in LEFT_OUT)
+    return name in FILES or (name.split("/")[0] in FOLDERS and "/" in name and not name.startswith(LEFT_OUT))
 
 
 def _write(path: Path, root: Path, names: Iterable[str]) -> None:

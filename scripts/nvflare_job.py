@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the knobs in it."""
+    """Return the command line, and the knobs in it."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.nvflare_job",
         description=__doc__,
@@ -76,7 +76,7 @@ def _site(text: str) -> tuple[str, str]:
 
 
 def by_name(sites: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Folder of each site; `BundleError` where two have one name, or one that of the server."""
+    """Return the folder of each site; `BundleError` where two have one name, or one that of the server."""
     names = [name for name, _ in sites]
     if SERVER in names:
         raise BundleError(f"site is '{SERVER}', which is the name of the server: expected another.")
@@ -168,7 +168,7 @@ def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str,
 
 
 def network_arguments(job: Path) -> dict[str, Any]:
-    """Arguments of `SamSP` in the job folder that `write_job` wrote.
+    """Return the arguments of `SamSP` in the job folder that `write_job` wrote.
 
     Raises:
         BundleError: the folder is not one.

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     network = SamSP(**{**network_arguments(options.job), "checkpoint": None})
     network.load_state_dict(read_global_model(options.source))
-    description = describe(
+    description = describe_network(
         network,
         labels={"0": "background", "1": options.label},
         intensity=INTENSITY,
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.nvflare_model", description=__doc__)
     parser.add_argument("job", type=Path, help="folder that scripts.nvflare_job wrote")
     parser.add_argument("source", type=Path, help="FL_global_model.pt of the server")
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_global_model(path: Path) -> Mapping[str, Any]:
-    """The weights in NVFlare's file.
+    """Return the weights in NVFlare's file.
 
     Raises:
         BundleError: there is no such file, or it is another.

@@ -98,7 +98,7 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
     return network.eval()
 
 
-def merge(
+def merge_adapters(
     folder: str | os.PathLike, sam_checkpoint: str | None, base_folder: str | os.PathLike, output_dir: str | os.PathLike
 ) -> Path:
     """Make the pair ``model.pt`` and ``model.json`` from small artefacts and say so; arguments of `read_adapters`."""
@@ -111,7 +111,7 @@ def merge(
 
 
 def base_sha256(network: SamSP) -> str:
-    """sha256 of what a training with adapters does not touch, names and values."""
+    """Return the sha256 of what a training with adapters does not touch, names and values."""
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.model_json import require_matching_sha256
-from bundle.core.distributed import first_of_node
+from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
 
 RANDOM = "random"
@@ -50,7 +50,7 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 
 
 def base_file(sam: str) -> str:
-    """Name of the file in ``models/base`` that a SAM of this kind starts from."""
+    """Return the name of the file in ``models/base`` that a SAM of this kind starts from."""
     return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
 
 
@@ -62,13 +62,13 @@ def find_starting_checkpoint(
     Of several processes the first on each machine looks, so that a file is downloaded once. The other arguments are
     those of `find_base_checkpoint`.
     """
-    return None if weights is not None else first_of_node(find_base_checkpoint, sam, sam_checkpoint, folder)
+    return None if weights is not None else run_first_on_node(find_base_checkpoint, sam, sam_checkpoint, folder)
 
 
 def find_base_checkpoint(
     sam: str, sam_checkpoint: str | None = None, folder: str | os.PathLike = "models/base"
 ) -> str | None:
-    """Path of the weights that a network of this kind starts from; None for random weights.
+    """Return the path of the weights that a network of this kind starts from; None for random weights.
 
     A path given is taken as it is, and "random" means none. Otherwise the file is looked for in ``folder``. That of
     `vit_tiny` is part of the bundle, and checked against the description beside it. The official ones are downloaded
@@ -93,7 +93,7 @@ def find_base_checkpoint(
 
 
 def _shipped(sam: str, path: Path) -> Path:
-    """The weights that come with the bundle, after a check of their sha256."""
+    """Return the weights that come with the bundle, after a check of their sha256."""
     if not path.is_file():
         raise BundleError(
             f"The weights of sam '{sam}' are not at {path}: they come with the bundle and are made by its configs/"

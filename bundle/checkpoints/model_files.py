@@ -52,13 +52,13 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
 
 
 def read_class_labels(weights: str) -> dict[str, str]:
-    """Names of the classes of a published pair, from "1"."""
+    """Return the names of the classes of a published pair, from "1"."""
     labels = read_description(weights).get("labels", {"1": "foreground"})
     return {number: name for number, name in labels.items() if number != "0"}
 
 
-def version(weights: str) -> str:
-    """Version of the bundle that trained a published pair."""
+def read_version(weights: str) -> str:
+    """Return the version of the bundle that trained a published pair."""
     return str(read_description(weights).get("version", "unknown"))
 
 
@@ -71,7 +71,7 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
     return network
 
 
-def lineage(weights: str | None) -> list[dict[str, Any]]:
+def read_lineage(weights: str | None) -> list[dict[str, Any]]:
     """What the network in ``weights`` has seen, the latest training first; nothing where a training starts anew.
 
     Each is the "sha256" of a weights file, with what its ``model.json`` says under "trained_on" or "pretrained_on".
@@ -87,7 +87,7 @@ def lineage(weights: str | None) -> list[dict[str, Any]]:
 
 def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
     """Say so where a model, or one that it was trained from, knows another list than the training part of the split."""
-    for generation, training in enumerate(lineage(weights)):
+    for generation, training in enumerate(read_lineage(weights)):
         trained_on = training.get("trained_on", {})
         if "pretrained_on" in training or trained_on.get("train_images") == 0:
             continue  # a base SAM, which saw no real image
@@ -101,8 +101,8 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
             return
 
 
-def describe(network: SamSP, **extra: Any) -> dict[str, Any]:
-    """The part of ``model.json`` that the network itself knows, and what the caller adds."""
+def describe_network(network: SamSP, **extra: Any) -> dict[str, Any]:
+    """Return the part of ``model.json`` that the network itself knows, and what the caller adds."""
     return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | extra
 
 

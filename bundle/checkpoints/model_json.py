@@ -29,7 +29,7 @@ PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
 
 
 # What files say that were written before the key existed.
-EARLIER = {"prompt_component": "all", "exclusive": False}
+LEGACY_DEFAULTS = {"prompt_component": "all", "exclusive": False}
 
 
 def description_path(weights: str | os.PathLike) -> Path:
@@ -41,7 +41,7 @@ def read_description(weights: str | os.PathLike) -> dict[str, Any]:
     """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
     path = description_path(weights)
     try:
-        description = EARLIER | json.loads(path.read_text(encoding="utf-8"))
+        description = LEGACY_DEFAULTS | json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
     except (OSError, ValueError) as error:

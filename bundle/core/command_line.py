@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Command lines: those that are printed for a person to copy, and settings read from one."""
+"""Command lines: print them for a user to copy, and read settings from them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ import yaml
 
 
 def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
-    """A command line for a person to copy, from the working directory; options that are None are left out."""
+    """Return a command line for a user to run in the working directory; options that are None are left out."""
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     root = Path(bundle_root)
     if root.resolve() != Path.cwd():
         configs = [str(root / config) for config in configs]
-        places = {"meta_file": root / "configs" / "metadata.json", "logging_file": root / "configs" / "logging.conf"}
-        options = {"bundle_root": root, **places, **options}
+        files = {"meta_file": root / "configs" / "metadata.json", "logging_file": root / "configs" / "logging.conf"}
+        options = {"bundle_root": root, **files, **options}
     config_file = configs[0] if len(configs) == 1 else "[" + ",".join(f"'{config}'" for config in configs) + "]"
     words = [python, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
     for name, value in options.items():
@@ -47,9 +47,9 @@ def _quote(word: str) -> str:
 def parse_with_settings(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The options of a parser, and what else stands on the command line as knobs; values are read as YAML."""
+    """Return the options of a parser, and the other arguments as settings by name; values are read as YAML."""
     options, further = parser.parse_known_args(arguments)
     if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
-        parser.error(f"expected knobs as --KEY VALUE, found {' '.join(further)}")
+        parser.error(f"expected settings as --KEY VALUE, found {' '.join(further)}")
     keys = [word.removeprefix("--") for word in further[::2]]
     return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}

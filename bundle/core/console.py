@@ -8,22 +8,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a command shows, and what it keeps from the console."""
+"""The console of a command: irrelevant warnings are hidden, progress bars need a terminal."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 
-# Of other packages; each begins a message that asks nothing of a user.
+# First words of warnings of other packages that need no action by a user.
 IRRELEVANT_WARNINGS = (
-    # MONAI's LoadImage makes one of every reader it knows, whichever a config names.
+    # MONAI's LoadImage makes an instance of every reader it knows, whichever a config names.
     "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register",
 )
 
 
 def hide_irrelevant_warnings() -> None:
-    """Leave out the warnings of other packages that ask nothing of a user; ``configs/logging.conf`` does so for logs.
+    """Hide warnings of other packages that need no action by a user; ``configs/logging.conf`` does so for logs.
 
     Configs call it in ``run``, so it holds for commands only.
     """
@@ -32,5 +32,5 @@ def hide_irrelevant_warnings() -> None:
 
 
 def in_terminal() -> bool:
-    """Whether somebody watches: progress bars go to a terminal, and not into a file."""
+    """Return whether stderr is a terminal: progress bars are for terminals, not for files."""
     return sys.stderr.isatty()

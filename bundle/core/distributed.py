@@ -29,25 +29,25 @@ from bundle.core.settings import resolve_device
 
 T = TypeVar("T")
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-# The others wait while the first process checks a large dataset. That one of them died is torchrun's to notice.
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# The other processes wait while the first checks a large dataset. torchrun notices when one of them has died.
 TIMEOUT = timedelta(hours=2)
 
 
 def local_device(device: str | torch.device) -> torch.device:
-    """The device of this process: with CUDA the GPU of its number on this machine.
+    """Return the device of this process: with CUDA the GPU of its number on this machine.
 
     Raises:
-        BundleError: the device is unknown, is of one process alone, or this machine has fewer GPUs than processes.
+        BundleError: the device is unknown or serves a single process, or this machine has fewer GPUs than processes.
     """
-    found = resolve_device(device)
-    if found.type == "mps" or found.index is not None:
+    resolved = resolve_device(device)
+    if resolved.type == "mps" or resolved.index is not None:
         raise BundleError(f"device is '{device}', but each of several processes takes its own: use auto, cuda or cpu.")
-    if found.type != "cuda":
-        return found
-    number, there = _launched("LOCAL_RANK"), torch.cuda.device_count()
-    if number >= there:
-        raise BundleError(f"This is process {number + 1} of this machine, which has {there} GPUs: start no more.")
+    if resolved.type != "cuda":
+        return resolved
+    number, count = _read_launch_variable("LOCAL_RANK"), torch.cuda.device_count()
+    if number >= count:
+        raise BundleError(f"This is process {number + 1} of this machine, which has {count} GPUs: start no more.")
     return torch.device("cuda", number)
 
 
@@ -59,36 +59,36 @@ def start(device: torch.device) -> None:
     """
     if dist.is_initialized():
         return
-    for name in LAUNCHED:
-        _launched(name)
+    for name in LAUNCH_VARIABLES:
+        _read_launch_variable(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    # The first call to ignite about ranks is one that all processes must make together: where the first is made by a
-    # handler that rank 0 alone has, rank 0 waits for the others for ever.
+    # All processes must make the first call to ignite about ranks together: if a handler that only rank 0 has made it,
+    # rank 0 would wait for the others for ever.
     idist.get_rank()
-    if rank() > 0:  # what all would say the same is said once
+    if rank() > 0:  # the first process logs what all processes have in common
         logging.disable(logging.INFO)
 
 
 def stop() -> None:
-    """Leave the group, if there is one; through ignite, which would else take itself for one of several for ever."""
+    """Leave the group, if there is one; through ignite, which otherwise would still believe in several processes."""
     if dist.is_initialized():
         idist.finalize()
 
 
 def rank() -> int:
-    """Number of this process among all, from 0; 0 where there is one alone."""
+    """Return the number of this process among all, from 0; 0 for a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def device_ids(device: torch.device) -> list[torch.device] | None:
-    """The argument of DistributedDataParallel; it wants None on a CPU."""
+    """Return the argument of DistributedDataParallel; it wants None on a CPU."""
     return [device] if device.type == "cuda" else None
 
 
@@ -100,16 +100,16 @@ def on_main(function: Callable[..., Any], *args: Any) -> None:
         dist.barrier()
 
 
-def first_of_node(function: Callable[..., T], *args: Any) -> T:
+def run_first_on_node(function: Callable[..., T], *args: Any) -> T:
     """Call ``function`` once on each machine before its other processes do, as for a file that it downloads."""
     if not dist.is_initialized():
         return function(*args)
-    if _launched("LOCAL_RANK") > 0:
+    if _read_launch_variable("LOCAL_RANK") > 0:
         dist.barrier()
         return function(*args)
-    found = function(*args)
+    result = function(*args)
     dist.barrier()
-    return found
+    return result
 
 
 def require_shares(datalists: Mapping[str, Sequence[Any]]) -> None:
@@ -120,7 +120,7 @@ def require_shares(datalists: Mapping[str, Sequence[Any]]) -> None:
 
 
 def order_of_results(dataset: Dataset, sampler: Any) -> list[int] | None:
-    """Places in the dataset of the results that all processes of an evaluation gather, one process after another.
+    """Return the index in the dataset of each result that the processes of an evaluation gather, one after another.
 
     Returns:
         None where the sampler has another order than the dataset's.
@@ -131,10 +131,11 @@ def order_of_results(dataset: Dataset, sampler: Any) -> list[int] | None:
         return None
     assert isinstance(dataset, Sized)
     step = sampler.num_replicas
-    return [place for start in range(step) for place in range(start, len(dataset), step)]
+    return [index for start in range(step) for index in range(start, len(dataset), step)]
 
 
-def _launched(name: str) -> int:
+def _read_launch_variable(name: str) -> int:
+    """Return the number that ``torchrun`` put into an environment variable, or raise a `BundleError`."""
     value = os.environ.get(name, "")
     if not value.isdigit():
         raise BundleError(

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every MONAI engine of the bundle needs."""
+"""Helpers of all MONAI engines of the bundle: losses, metadata, errors."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def loss_of_step(output: Mapping[str, Any]) -> torch.Tensor:
 
 
 def image_meta(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Metadata of each image of a decollated batch, for ``MetricsSaver``."""
+    """Return the metadata of each image of a decollated batch, for ``MetricsSaver``."""
     return [item["image"].meta for item in batch]
 
 
 class PlainErrors:
     """Pass every error on, without a traceback in the log; first in the list, before ``StatsHandler`` logs one.
 
-    Ignite takes an error for handled where a handler of errors does not raise: a command would go on as if all were
-    well.
+    Ignite treats an error as handled where an error handler does not raise: the command would end as if it had
+    succeeded.
     """
 
     def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
@@ -42,5 +42,5 @@ class PlainErrors:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self)
 
     def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:
-        """Ignite stops at the first handler that raises."""
+        """Raise the error again: ignite stops at the first handler that raises."""
         raise error

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Errors a user can mend, and how a command shows them."""
+"""Errors that a user can fix, and how a command shows them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class BundleError(Exception):
     """Wrong input or setting. The message is one sentence: the file or key, what was found, what was expected."""
 
 
-# A worker of a DataLoader hands on an error as the text of its traceback.
-# How a data loader passes on the text of an error that a worker raised.
+# A worker of a DataLoader passes an error on as the text of its traceback.
 WORKER_LINE = re.compile(rf"^{re.escape(BundleError.__module__)}\.BundleError: (.+)$", flags=re.MULTILINE)
 
 
@@ -32,8 +31,8 @@ def find_bundle_error(error: BaseException | None) -> BundleError | None:
     while error is not None and id(error) not in seen:
         if isinstance(error, BundleError):
             return error
-        if told := WORKER_LINE.search(str(error)):
-            return BundleError(told[1])
+        if match := WORKER_LINE.search(str(error)):
+            return BundleError(match[1])
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are there whole or not at all, their sha256, and texts."""
+"""Files: write them atomically, hash them, read text."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def _digest(file: Any) -> str:
-    """What ``hashlib.file_digest`` does, for Python 3.10."""
+    """Return the sha256 of an open file as ``hashlib.file_digest`` does, for Python 3.10."""
     digest = hashlib.sha256()
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, kind: str) -> str:
+    """Read a text file; ``kind`` says in the `BundleError` what the file is, such as "Datalist"."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BundleError(f"{what} {path} cannot be read ({reason}); expected a text file in UTF-8.") from error
+        raise BundleError(f"{kind} {path} cannot be read ({reason}); expected a text file in UTF-8.") from error

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Whether data are procedural: drawn by a program, not taken of a patient."""
+"""The provenance of data: procedural data are drawn by a program, not taken of a patient."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MARKER = "procedural.json"
 def is_procedural(datalist: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether any ``image`` of the datalist lies in a demo set: the marker is in its folder or one above.
 
-    A value may be a path or a sequence of paths; anything else, such as an array, is no file and so not procedural.
+    A value may be a path or a sequence of paths; anything else, such as an array, is not a file and not procedural.
     """
     folders = {Path(os.path.abspath(path)).parent for record in datalist for path in _paths(record.get("image"))}
-    return any((place / MARKER).is_file() for folder in folders for place in (folder, folder.parent))
+    return any((parent / MARKER).is_file() for folder in folders for parent in (folder, folder.parent))
 
 
 def _paths(value: object) -> Iterator[str | os.PathLike[str]]:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The settings of a config: which they are, and their values as JSON or the command line deliver them."""
+"""The settings of a config: their names, and their values as read from JSON or the command line."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     end = names.index(FIRST_DERIVED) if FIRST_DERIVED in names else 0
     return {
         name: config[name]
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
         if not name.startswith(("_", "+"))
         and name not in NO_SETTINGS
-        and (place < end or not (isinstance(config[name], dict | list) or is_expression(config[name])))
+        and (index < end or not (isinstance(config[name], dict | list) or is_expression(config[name])))
     }
 
 
@@ -47,7 +47,7 @@ def is_expression(value: Any) -> bool:
 
 
 def parse_boolean(value: bool | str, name: str) -> bool:
-    """True or False of a knob; the command line delivers ``--amp false`` as the string "false".
+    """Return a setting as True or False; the command line delivers ``--amp false`` as the string "false".
 
     Raises:
         BundleError: the value is neither.
@@ -60,10 +60,10 @@ def parse_boolean(value: bool | str, name: str) -> bool:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is CUDA where there is one, else the CPU.
+    """Return the device asked for; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        BundleError: the device is unknown or not there.
+        BundleError: the device is unknown or not available.
     """
     if isinstance(device, torch.device):
         return device
@@ -72,19 +72,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise BundleError(f"device is '{device}', expected one of {', '.join(DEVICES)}, or cuda:N.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[name]
-    if not there or (name == "cuda" and index and int(index) >= torch.cuda.device_count()):
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[name]
+    if not available or (name == "cuda" and index and int(index) >= torch.cuda.device_count()):
         raise BundleError(f"device is '{device}', but this machine does not offer it; use auto or cpu.")
     return torch.device(device)
 
 
 def use_amp(amp: bool | str, device: torch.device) -> bool:
-    """Whether automatic mixed precision is on: asked for, and on CUDA."""
+    """Return whether to use automatic mixed precision: it is asked for, and the device is CUDA."""
     return parse_boolean(amp, "amp") and device.type == "cuda"
 
 
 def amp_kwargs(amp_dtype: str) -> dict[str, torch.dtype]:
-    """Arguments of autocast for "float16" or "bfloat16"."""
+    """Return the arguments of autocast for "float16" or "bfloat16"."""
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     if amp_dtype not in dtypes:
         raise BundleError(f"amp_dtype is '{amp_dtype}', expected one of {', '.join(dtypes)}.")

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How many images or volumes fit into the cache of a training."""
+"""The number of images or volumes that fit into the cache of a training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bundle.data.volume_files import open_volume
 
 
 def cached_images(cache: float, image_size: int) -> int:
-    """How many images fit into ``cache`` MiB, as uint8 RGB and a mask of image_size x image_size each."""
+    """Return the number of images that fit into ``cache`` MiB: uint8 RGB and a mask, image_size x image_size each."""
     if cache < 0:
         raise BundleError(f"cache is {cache}, expected a number of MiB, 0 for no cache.")
     return int(cache * 2**20 / (4 * image_size**2))
 
 
 def cached_volumes(cache: float, records: Sequence[Mapping[str, str]]) -> int:
-    """How many volumes and labels, a byte a voxel each, fit into ``cache`` MiB if all are as large as the first."""
+    """Return the number of volumes with labels that fit into ``cache`` MiB, if all are as large as the first."""
     if cache < 0:
         raise BundleError(f"cache is {cache}, expected a number of MiB, 0 for no cache.")
     voxels = open_volume(records[0]["image"])[0].size if records and cache else 1

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Datalists: which images and labels, from a folder or a JSON."""
+"""Datalists: images with their labels, from a folder or a JSON file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from bundle.sam_sp.user_prompts import BOXES, POINTS
 
 
 def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of the sorted stems of a datalist: tells one training list from another without naming an image."""
+    """Return the sha256 of the sorted stems of a datalist, which identifies it without naming an image."""
     stems = sorted(Path(str(record["image"])).stem for record in records)
     return hashlib.sha256("\n".join(stems).encode()).hexdigest()
 
@@ -52,23 +52,23 @@ def load_datalists(
     `dataset_dir` is a folder with ``images/`` and ``masks/`` or ``labels/``, or a MONAI datalist JSON. In a folder,
     image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys ``training``,
     ``validation`` and ``test`` and paths relative to its own folder; with ``training`` alone it is split like a folder,
-    and where only ``validation`` is missing, that is carved. A ``test`` of paths alone, without labels, as the Medical
-    Segmentation Decathlon has it, is for inference and does not count.
+    and where only ``validation`` is missing, it is carved out of ``training``. A ``test`` list of paths without labels,
+    as in the Medical Segmentation Decathlon, is for inference and ignored here.
 
     `split` is a mapping; every key is optional and paths are relative to the working directory:
 
     - ``train``, ``validation``, ``test``: a list file, one stem or file name a line, ``#`` starts a comment line.
       ``validation`` and ``test`` may also be a count, or a fraction below 1 of the training pairs, carved out of them.
-    - ``groups``: a CSV with the columns ``stem`` and one other; what is carved is carved by whole groups.
+    - ``groups``: a CSV with the columns ``stem`` and one other; groups are carved out as a whole.
 
     Without ``train``, all pairs that no list names are for training. Without any of the three, validation and test get
-    10 % each; otherwise a missing ``validation`` gets 10 % and a missing ``test`` nothing. Carved are the lowest ranks
-    by the hash of the stem (or group), so that adding an image moves the cut and never the ranks. Of fewer than three
-    pairs (or groups) nothing is carved unasked.
+    10 % each; otherwise a missing ``validation`` gets 10 % and a missing ``test`` nothing. The pairs carved out are
+    those with the lowest hash of the stem (or group), so that adding an image never reorders the others. With fewer
+    than three pairs (or groups), nothing is carved out by default.
 
     Raises:
         BundleError: a file or folder is missing or unreadable, no image has a mask, two files claim one stem, or
-            `split` asks for what cannot be given.
+            `split` asks for more than there is.
     """
     source = require_existing(dataset_dir)
     check_split_keys(split)
@@ -81,11 +81,11 @@ def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
     """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
 
     A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
-    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list, and of each record also
-    the corrections, ``boxes`` and ``points`` (see `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
+    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list, and for each record
+    also the user prompts, ``boxes`` and ``points`` (see `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
 
     Raises:
-        BundleError: nothing is there, there is no image in it, or the JSON does not say which list is meant.
+        BundleError: the path does not exist, holds no image, or is a JSON with neither a ``test`` nor a single list.
     """
     source = require_existing(dataset_dir)
     if is_input(source):
@@ -101,8 +101,8 @@ def class_names(
 ) -> dict[str, str]:
     """Return the names of the classes, ``{"1": ..., "2": ...}``: those given, or those of a datalist JSON, or numbers.
 
-    A JSON has them under ``labels``, as the Medical Segmentation Decathlon, ``{"0": "background", "1": "a"}``, or as
-    nnU-Net, ``{"background": 0, "a": 1}``. Without any there is one class, "foreground".
+    A JSON has them under ``labels``, in the form of the Medical Segmentation Decathlon, ``{"0": "background", "1":
+    "a"}``, or of nnU-Net, ``{"background": 0, "a": 1}``. Without any names there is one class, "foreground".
 
     Raises:
         BundleError: the numbers are not 1, 2, ..., or there are not ``num_classes`` of them.
@@ -133,7 +133,7 @@ def _json_labels(path: Path) -> dict[str, str] | None:
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    """Return the lists of a datalist JSON by the part they are for."""
+    """Return the lists of a datalist JSON by part: "train", "validation" and "test"."""
     try:
         content = json.loads(read_text(path, "Datalist"))
     except json.JSONDecodeError as error:
@@ -150,7 +150,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 
 
 def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others: Sequence[str] = ()) -> list[Any]:
-    """Return records with absolute paths, and others of their values as they are, in natural order of the stems."""
+    """Return records with absolute paths under ``keys`` and ``others`` unchanged, in natural order of the stems."""
     for item in items:
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in keys):
             raise BundleError(f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}.")

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The check of a dataset before training: everything that is wrong with it, at once."""
+"""The check of a dataset before training, which reports all problems at once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from bundle.data.folder_pairs import pair_folder
 from bundle.data.pair_inspection import CLASSES, Datalists, InspectedPair, inspect_pairs
 
 EXAMPLES = 5
-# Voxels of image and label may lie apart by this many millimeters: files round what they say of it.
+# Largest distance between the voxels of an image and its label, in millimeters: files round their affines.
 SAME_PLACE = 1e-2
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of problem or warning: a summary with the count, and what it concerns."""
+    """One kind of problem or warning: a summary with the count, and the files concerned."""
 
     summary: str
     examples: Sequence[str] = ()
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a dataset holds: pairs per part, masks per scale (1, 255, 65535), and what is wrong with it."""
+    """The report on a dataset: pairs per part, masks per scale (1, 255, 65535), problems and warnings."""
 
     counts: dict[str, int]
     scales: dict[int, int]
@@ -71,15 +71,14 @@ def check_dataset(
 ) -> DatasetReport:
     """Read every image and mask of `datalists` (records of ``image`` and ``label`` by part) and report on all of them.
 
-    Masks of images have two values, or with several classes their numbers; labels of volumes always have numbers.
+    Masks of images are binary or, with several classes, hold class numbers; labels of volumes always hold them.
 
-    Where `dataset_dir` is a folder, its files without a partner are reported too, and names are relative to it.
-    Problems forbid training: files that cannot be read, sizes that differ, masks that are not binary, an image in two
-    parts, nothing to train on. Warnings do not: files without a partner, empty masks, an image twice in one part, masks
-    of different scales.
+    Where `dataset_dir` is a folder, its unpaired files are reported too, and names are relative to it. Problems prevent
+    training: files that cannot be read, sizes that differ, masks that are not binary, an image in two parts, nothing to
+    train on. Warnings do not: unpaired files, empty masks, an image twice in one part, masks of different scales.
 
     Raises:
-        BundleError: `dataset_dir` is a folder but no dataset.
+        BundleError: `dataset_dir` is a folder but not a dataset.
     """
     folder = Path(os.path.abspath(Path(dataset_dir).expanduser())) if dataset_dir is not None else None
     pairs = inspect_pairs(datalists, num_classes)
@@ -107,13 +106,13 @@ def require_trainable(
     """Print the report of `check_dataset` on the parts for training and, where ``dataset_dir`` has one, for the test.
 
     Raises:
-        BundleError: the report has problems; the sentence sums them up.
+        BundleError: the report has problems; the message summarizes them.
     """
     if dataset_dir is not None:
         datalists = {**datalists, "test": load_datalists(dataset_dir, split, mask_suffix)["test"]}
     report = check_dataset(datalists, dataset_dir, mask_suffix, num_classes)
-    what = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
-    _show(report, f"{what} cannot be trained on", is_procedural(datalists["train"]))
+    subject = "The dataset" if dataset_dir is None else f"dataset_dir {os.fspath(dataset_dir)}"
+    _show(report, f"{subject} cannot be trained on", is_procedural(datalists["train"]))
 
 
 def _show(report: DatasetReport, verdict: str, procedural: bool) -> None:
@@ -206,7 +205,7 @@ def _same_images(pairs: Sequence[InspectedPair]) -> list[list[InspectedPair]]:
 
 def _sizes(pair: InspectedPair, name: Callable[[str], str]) -> str:
     sizes = (pair.image_size or (), pair.mask_size or ())
-    # of an image (height, width) is said the other way round
+    # the size (height, width) of an image is shown as width x height
     image, mask = (" x ".join(map(str, size if len(size) == 3 else reversed(size))) for size in sizes)
     return f"{name(pair.image)} is {image}, its mask {mask}"
 

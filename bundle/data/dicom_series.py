@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Find the one DICOM series of a folder, its slices in order, and where they lie."""
+"""Find the one DICOM series of a folder, the order of its slices, and their positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bundle.core.errors import BundleError
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 DESCRIPTION, PIXEL_SPACING = "0008|103e", "0028|0030"
 BETWEEN_SLICES, THICKNESS = "0018|0088", "0018|0050"
-# A distance between slices may differ from the others by this fraction of theirs: positions are rounded in files.
+# Largest relative difference between distances of slices: files round their positions.
 TOLERANCE = 0.02
 
 
@@ -54,8 +54,8 @@ class _Slice:
         return np.cross(self.rows[0], self.rows[1])
 
     @property
-    def place(self) -> float:
-        """Along the normal, millimeters."""
+    def offset(self) -> float:
+        """Return the position along the normal in millimeters."""
         return float(self.position @ self.normal)
 
 
@@ -75,9 +75,9 @@ def find_series(folder: str | os.PathLike[str]) -> Series:
         raise BundleError(f"{name} holds no DICOM series; expected a folder with the slices of one.")
     files = {uid: list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(name, uid)) for uid in found}
     if len(found) > 1:
-        shown = "; ".join(f"{_describe(files[uid][0])} with {len(files[uid])} files ({uid})" for uid in found)
-        raise BundleError(f"{name} holds {len(found)} DICOM series; expected one in a folder, found {shown}.")
-    slices = sorted((_read_slice(file) for file in files[found[0]]), key=lambda slice_: slice_.place)
+        listed = "; ".join(f"{_describe(files[uid][0])} with {len(files[uid])} files ({uid})" for uid in found)
+        raise BundleError(f"{name} holds {len(found)} DICOM series; expected one in a folder, found {listed}.")
+    slices = sorted((_read_slice(file) for file in files[found[0]]), key=lambda slice_: slice_.offset)
     return Series([slice_.file for slice_ in slices], _affine(slices, name))
 
 
@@ -105,7 +105,7 @@ def _read_slice(file: str) -> _Slice:
     header = _header(file)
     missing = [key for key in (POSITION, ORIENTATION, PIXEL_SPACING) if key not in header]
     if missing:
-        raise BundleError(f"{file} lacks the DICOM attribute {missing[0].replace('|', ',')}; expected where it lies.")
+        raise BundleError(f"{file} lacks the DICOM attribute {missing[0].replace('|', ',')}; expected its position.")
     between = header.get(BETWEEN_SLICES) or header.get(THICKNESS) or "1"
     return _Slice(
         file=file,
@@ -117,7 +117,7 @@ def _read_slice(file: str) -> _Slice:
 
 
 def _affine(slices: Sequence[_Slice], name: str) -> np.ndarray:
-    """Of slices in order; the distance between them is the mean of all, which does not add rounding errors up."""
+    """Return the affine of sorted slices; their distance is the mean of all, so that rounding errors do not add up."""
     first, last = slices[0], slices[-1]
     turned = next((one for one in slices if not np.allclose(one.rows, first.rows, atol=1e-3)), None)
     if turned is not None:
@@ -136,7 +136,7 @@ def _affine(slices: Sequence[_Slice], name: str) -> np.ndarray:
 
 
 def _require_even(slices: Sequence[_Slice], name: str) -> None:
-    distances = np.diff([one.place for one in slices])
+    distances = np.diff([one.offset for one in slices])
     if len(distances) == 0:
         return
     usual = float(np.median(distances))

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What counts as an input: an image file, a volume file, or a folder with a DICOM series."""
+"""File types of inputs: image files, volume files, and folders with a DICOM series."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)
 INPUT_EXTENSIONS = (*(f".{extension}" for extension in IMAGE_EXTENSIONS), *VOLUME_EXTENSIONS)
 DICOM_MARK, DICOM_OFFSET = b"DICM", 128
-LOOKED_AT = 20
+DICOM_PROBE_FILES = 20
 
 
 def is_input(path: Path) -> bool:
-    """Return whether a path is an image, a volume or a series; hidden files, such as macOS's ``._a.jpg``, are not."""
+    """Return whether a path is an image, a volume or a series, and not hidden, such as macOS's ``._a.jpg``."""
     if path.name.startswith("."):
         return False
     return is_series(path) if path.is_dir() else extension_of(path) in INPUT_EXTENSIONS and path.is_file()
 
 
 def is_volume(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder or a file whose name ends like a volume."""
+    """Return whether a path is a folder or has the extension of a volume."""
     return os.path.isdir(path) or extension_of(path) in VOLUME_EXTENSIONS
 
 
 def is_series(folder: Path) -> bool:
-    """Return whether a folder holds DICOM files itself: one of the first `LOOKED_AT` is enough."""
+    """Return whether a folder itself holds DICOM files: one among its first `DICOM_PROBE_FILES` files is enough."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return any(_is_dicom(path) for path in islice(files, LOOKED_AT))
+    return any(_is_dicom(path) for path in islice(files, DICOM_PROBE_FILES))
 
 
 def _is_dicom(path: Path) -> bool:
@@ -50,13 +50,13 @@ def _is_dicom(path: Path) -> bool:
 
 
 def extension_of(path: str | os.PathLike[str]) -> str:
-    """The ending of a file name in lower case, with its dot: ``.nii.gz`` is one."""
+    """Return the extension of a file name in lower case, with its dot; ``.nii.gz`` is one extension."""
     name = os.path.basename(os.fspath(path)).lower()
-    return next((ending for ending in VOLUME_EXTENSIONS if name.endswith(ending)), os.path.splitext(name)[1])
+    return next((known for known in VOLUME_EXTENSIONS if name.endswith(known)), os.path.splitext(name)[1])
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """The name without the ending of an input; of a folder the whole name."""
+    """Return the file name of an input without its extension, or the whole name of a folder."""
     name = os.path.basename(os.fspath(path))
     if os.path.isdir(path):
         return name

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pairs of image and mask in a folder."""
+"""Pairs of image and mask in a dataset folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from bundle.data.file_types import INPUT_EXTENSIONS, is_input, stem_of
 from bundle.data.splits import first_names
 
 PathLike = str | os.PathLike[str]
-# Of a datalist: paths under "image" and "label".
+# A record of a datalist: paths under "image" and "label".
 Record = dict[str, str]
 
 MASK_FOLDERS = ("masks", "labels")
 
 
 class FolderPairs(NamedTuple):
-    """What `pair_folder` found: pairs by stem, and the files that have no partner."""
+    """Pairs in a dataset folder, and its files without a partner."""
 
     records: list[Record]
     images_without_mask: list[Path]
@@ -47,11 +47,11 @@ def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
     image_folder, mask_folder = _dataset_folders(root)
     images = index_by_stem(list_images(image_folder))
     masks = index_by_stem(list_images(mask_folder))
-    wanted = {stem: stem + mask_suffix for stem in images}
+    mask_stems = {stem: stem + mask_suffix for stem in images}
     records = [
-        {"image": str(path), "label": str(masks[wanted[stem]])}
+        {"image": str(path), "label": str(masks[mask_stems[stem]])}
         for stem, path in images.items()
-        if wanted[stem] in masks
+        if mask_stems[stem] in masks
     ]
     if not records:
         some_images = first_names(path.name for path in images.values())
@@ -60,15 +60,16 @@ def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
             f"No image in {image_folder} ({some_images}) has a mask in {mask_folder} ({some_masks}): expected the stem "
             f"of the image followed by mask_suffix, which is {mask_suffix!r}."
         )
-    partners = set(wanted.values())
+    partners = set(mask_stems.values())
     return FolderPairs(
         records,
-        [path for stem, path in images.items() if wanted[stem] not in masks],
+        [path for stem, path in images.items() if mask_stems[stem] not in masks],
         [path for stem, path in masks.items() if stem not in partners],
     )
 
 
 def require_existing(path: PathLike) -> Path:
+    """Return a path as an absolute one, or raise a `BundleError` where it does not exist."""
     absolute = Path(os.path.abspath(Path(path).expanduser()))
     if not absolute.exists():
         raise BundleError(f"dataset_dir {absolute} does not exist; expected a folder or a file.")
@@ -81,6 +82,7 @@ def natural_key(text: str) -> tuple[str, str]:
 
 
 def list_images(folder: Path) -> list[Path]:
+    """Return the inputs in a folder in natural order; `BundleError` without any."""
     paths = sorted(filter(is_input, folder.iterdir()), key=lambda path: (natural_key(stem_of(path)), path.name))
     if not paths:
         raise BundleError(
@@ -102,10 +104,11 @@ def _dataset_folders(root: Path) -> tuple[Path, Path]:
 
 
 def index_by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    """Return paths by their stems; `BundleError` where two have the same."""
+    by_stem: dict[str, Path] = {}
     for path in paths:
         stem = stem_of(path)
-        if stem in found:
-            raise BundleError(f"{found[stem]} and {path} have the same stem; expected one file for {stem!r}.")
-        found[stem] = path
-    return found
+        if stem in by_stem:
+            raise BundleError(f"{by_stem[stem]} and {path} have the same stem; expected one file for {stem!r}.")
+        by_stem[stem] = path
+    return by_stem

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image files and masks: which count, how they are read, and what in a mask is foreground."""
+"""Image files and masks: how they are read, and which values of a mask are foreground."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from bundle.core.errors import BundleError
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS, open_volume
 
-# What Pillow raises on missing, truncated, malformed or absurdly large files.
+# Errors that Pillow raises for missing, truncated, malformed or absurdly large files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-# Gray masks saved as color JPEG differ between channels by this fraction of the brightest value at most.
+# Largest difference between the channels of a gray mask saved as color JPEG, as a fraction of the brightest value.
 COLOR_TOLERANCE = 1 / 16
 
 
 def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
-    """Read an image file as it is displayed, turned the way its EXIF orientation says.
+    """Read an image file as it is displayed, rotated by its EXIF orientation.
 
     Args:
         path: the file.
@@ -56,15 +56,15 @@ def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
 
 
 def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a mask (H, W) with the values of the file, turned the way its EXIF orientation says.
+    """Read a mask (H, W) with the values of the file, rotated by its EXIF orientation.
 
-    A palette mask is read by its index, a 1-bit mask as 0/1, 16 and 32 bits are kept. Of a mask in color the gray value
-    is taken; fully transparent pixels are 0.
+    A palette mask gives its indices, a 1-bit mask 0 and 1; 16 and 32 bits are kept. A mask in color gives its gray
+    values; fully transparent pixels are 0.
 
-    A volume of one slice is the mask of an image as 3D Slicer saves it.
+    A volume of one slice is read as well: 3D Slicer saves the mask of an image so.
 
     Raises:
-        BundleError: the file is missing, is no image, is damaged, has several pages, color, or values that are not
+        BundleError: the file is missing, damaged or not an image, or has several pages, color, or values that are not
             finite.
     """
     name = os.fspath(path)
@@ -84,15 +84,15 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _open_slice(name: str) -> np.ndarray:
-    """Read a volume (W, H, 1) as a mask (H, W), if it lies where ITK, and so 3D Slicer, sees an image file."""
+    """Read a volume (W, H, 1) as a mask (H, W), if its orientation is that of an image file in ITK and 3D Slicer."""
     values, affine = open_volume(name)
     if values.shape[2] != 1:
-        raise BundleError(f"{name} has {values.shape[2]} slices; expected a mask of an image, which is one.")
+        raise BundleError(f"{name} has {values.shape[2]} slices; expected the mask of an image, which has one.")
     steps = (LPS_TO_RAS @ affine)[:2, :2]
     if not (np.diag(steps) > 0).all() or np.abs(steps[[0, 1], [1, 0]]).max() > 1e-6:
         raise BundleError(
-            f"{name} lies turned or mirrored to its image; expected columns that run to the left and rows that run to "
-            "posterior, as 3D Slicer and ITK write them."
+            f"{name} is rotated or mirrored relative to its image; expected columns that run to the left and rows that "
+            "run to posterior, as 3D Slicer and ITK write them."
         )
     return values[:, :, 0].T
 
@@ -108,7 +108,7 @@ def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:
 
 
 def mask_scale(mask: np.ndarray) -> int:
-    """Return the value that stands for foreground by the largest value in `mask`: 1, 255 or, for 16 bits, 65535."""
+    """Return the value of foreground, judged by the largest value in `mask`: 1, 255 or, for 16 bits, 65535."""
     highest = mask.max()
     if highest <= 1:
         return 1
@@ -116,7 +116,7 @@ def mask_scale(mask: np.ndarray) -> int:
 
 
 def mask_threshold(mask: np.ndarray) -> float:
-    """Return the threshold above which a value is foreground: half the scale, so that JPEG noise does no harm."""
+    """Return the threshold above which a value is foreground: half the scale, which tolerates JPEG noise."""
     return mask_scale(mask) / 2
 
 
@@ -144,7 +144,7 @@ def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
 
 
 def open_rgb(path: PathLike) -> Image.Image:
-    """Open an image file as 8-bit RGB, turned the way its EXIF orientation says.
+    """Open an image file as 8-bit RGB, rotated by its EXIF orientation.
 
     Gray, 1-bit, palette and CMYK images are converted and alpha is dropped. Gray of 16 or 32 bits (integer or float)
     is scaled from the image's own minimum..maximum to 0..255. Pillow keeps the upper 8 bits of 16-bit colors.

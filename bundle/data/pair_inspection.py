@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Inspect pairs of image and mask: what their files are like, one pair at a time."""
+"""Inspect pairs of image and mask, one pair at a time: sizes, values and damaged files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from bundle.data.image_files import find_class_problem, mask_scale, mask_thresho
 from bundle.data.volume_files import open_volume
 
 THREADS = 4
-# A mask with more pixels than this in the middle half of its scale was not meant as foreground and background.
+# A mask with a larger fraction of pixels in the middle half of its scale is not binary.
 MAX_BETWEEN = 0.05
-# Where the values of a mask are class numbers and so have no scale.
+# The scale of a mask whose values are class numbers.
 CLASSES = 0
 
 Datalists = Mapping[str, Sequence[Mapping[str, str]]]
@@ -39,7 +39,7 @@ Datalists = Mapping[str, Sequence[Mapping[str, str]]]
 
 @dataclass
 class InspectedPair:
-    """One pair of files; sizes are (height, width) as displayed, of volumes those of the three axes."""
+    """One pair of files; sizes are (height, width) as displayed, and for volumes along the three axes."""
 
     part: str
     image: str
@@ -50,15 +50,16 @@ class InspectedPair:
     mask_size: tuple[int, ...] | None = None
     apart: float = 0.0  # millimeters between corresponding corners of two volumes
     scale: int | None = None
-    not_binary: str | None = None  # or no class numbers
+    not_binary: str | None = None  # why the values are not binary, or not class numbers
 
     @property
     def has_empty_mask(self) -> bool:
-        """Whether the mask was read and holds nothing but zeros."""
+        """Return whether the mask was read and holds only zeros."""
         return self.mask_size is not None and self.scale is None and self.not_binary is None
 
 
 def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]:
+    """Inspect all pairs of some datalists in parallel, with a progress bar in a terminal."""
     pairs = [
         InspectedPair(part, record["image"], record["label"])
         for part, records in datalists.items()
@@ -74,7 +75,7 @@ def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]
 
 
 def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
-    """Fill in what the files of `pair` are like."""
+    """Fill in the sizes, values and errors of two image files."""
     try:
         image = open_rgb(pair.image)
         pair.image_size = (image.height, image.width)
@@ -103,7 +104,7 @@ def _note_classes(pair: InspectedPair, mask: np.ndarray, num_classes: int) -> No
 
 
 def _inspect_volume(pair: InspectedPair, num_classes: int) -> InspectedPair:
-    """Fill in what two volumes are like, and how far they lie apart."""
+    """Fill in the sizes, values and errors of two volumes, and the distance between their grids."""
     affines = []
     for path, is_label in ((pair.image, False), (pair.label, True)):
         try:
@@ -127,7 +128,7 @@ def _inspect_volume(pair: InspectedPair, num_classes: int) -> InspectedPair:
 
 
 def find_binary_problem(mask: np.ndarray) -> str | None:
-    """Return why the values (H, W) cannot be told into background and foreground, or None if they can."""
+    """Return why the values (H, W) cannot be divided into background and foreground, or None if they can."""
     scale, threshold = mask_scale(mask), mask_threshold(mask)
     lowest, highest = mask.min(), mask.max()
     if lowest < 0 or highest > scale:

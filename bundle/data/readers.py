@@ -30,10 +30,10 @@ from bundle.data.image_files import find_class_problem, mask_threshold, open_mas
 
 
 class _DisplayedImageReader(PILReader):
-    """Base of the readers here: files are opened in `get_data`, arrays are in MONAI's order, width first.
+    """Base class of the readers: files are opened in `get_data`, arrays are in MONAI's order, width first.
 
-    `LoadImage` swallows what `read` raises and tries its other readers, which would load an image by other rules or
-    hide the reason; what `get_data` raises reaches the user.
+    `LoadImage` swallows errors of `read` and tries its other readers, which would load an image by other rules or hide
+    the reason. Errors of `get_data` reach the user.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,15 @@ class _DisplayedImageReader(PILReader):
         """Open one file as it is displayed."""
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether all file names end like a supported image."""
+        """Return whether all file names have the extension of a supported image."""
         return is_supported_format(filename, IMAGE_EXTENSIONS)
 
     def read(self, data: Sequence[PathLike] | PathLike | np.ndarray, **kwargs: Any) -> list[str]:
-        """Return the paths alone."""
+        """Return the paths; `get_data` opens them."""
         return [os.fspath(path) for path in ensure_tuple(data)]
 
     def get_data(self, img: list[str]) -> tuple[np.ndarray, dict]:
-        """Open the files `read` was given; return the array, width first, and the metadata of MONAI's `PILReader`."""
+        """Open the paths of `read`; return the array, width first, and the metadata of MONAI's `PILReader`."""
         return super().get_data([self.open(path) for path in img])
 
 
@@ -64,13 +64,13 @@ class RGBReader(_DisplayedImageReader):
 
 
 class MaskReader(_DisplayedImageReader):
-    """Read a mask as uint8 (W, H): 1 where it is above `mask_threshold`, or the numbers of classes.
+    """Read a mask as uint8 (W, H): 1 where it is above `mask_threshold`, or class numbers.
 
     Args:
-        num_classes: K. From 2 up the values of the file are the classes, 0 to K.
+        num_classes: K. From 2 on the values of the file are class numbers, 0 to K.
 
     Raises:
-        BundleError: a file cannot be read, or a value is no class.
+        BundleError: a file cannot be read, or a value is not a class number.
     """
 
     def __init__(self, num_classes: int = 1) -> None:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Slices of volumes: intensities, and slices with their neighbors as images."""
+"""Slices of volumes: intensity scaling, and slices as RGB images."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from monai.transforms import (
 from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
 
-# How a slice becomes the three channels of an image.
+# Ways to fill the three channels of an image from a slice.
 SLICES_AS_RGB = ("neighbors", "repeat")
 
 
 def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[float]]) -> Compose:
-    """Map intensities to 0..255 and cut off what lies beyond.
+    """Return the transform that maps intensities to 0..255 and clips the rest.
 
     Args:
-        keys: of the volumes.
+        keys: keys of the volumes.
         intensity: {"window": [low, high]} in the volume's own unit, for CT; {"percentiles": [low, high]} of the
             volume's values, for MR.
 
     Raises:
-        BundleError: it is neither of the two, or low is not below high.
+        BundleError: ``intensity`` is neither of the two, or low is not below high.
     """
     kind, limits = next(iter(intensity.items()), ("", ())) if isinstance(intensity, Mapping) else ("", ())
     ordered = len(limits) == 2 and limits[0] < limits[1]
@@ -58,15 +58,14 @@ def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[f
 
 
 def take_slices(volume: torch.Tensor, places: Sequence[int], axis: int, slices_as_rgb: str = "repeat") -> torch.Tensor:
-    """Slices of a volume (1, X, Y, Z) as images (N, 3, H, W): rows run along the later of the two other axes.
+    """Return slices of a volume (1, X, Y, Z) as images (N, 3, H, W); H is along the later of the two other axes.
 
     Args:
         volume: one channel.
-        places: indices along the axis.
-        axis: 0, 1 or 2.
-        slices_as_rgb: "neighbors": before, at and after each place, the outermost slice being its own neighbor;
-            "repeat": three times the same.
-
+        places: indices of the slices along the axis.
+        axis: 0, 1 or 2, normal to the slices.
+        slices_as_rgb: "neighbors": the slices before, at and after each index, where the outermost slice is its own
+            neighbor; "repeat": three times the same slice.
     """
     reach = 1 if slices_as_rgb == "neighbors" else 0
     middle = torch.as_tensor(places)
@@ -77,14 +76,14 @@ def take_slices(volume: torch.Tensor, places: Sequence[int], axis: int, slices_a
 
 
 class RandSlicesd(Randomizable, MapTransform):
-    """Draw slices of a volume and of its label, each a sample of its own: {image: (3, H, W), label: (C, H, W)}.
+    """Draw slices of a volume and its label at random, each as a sample {image: (3, H, W), label: (C, H, W)}.
 
     Args:
         image_key: volume (1, X, Y, Z).
         label_key: label (C, X, Y, Z), 0 is background.
-        axis: that is cut across.
-        count: of slices.
-        foreground: this fraction of them is drawn from the slices with foreground, the others from all.
+        axis: normal to the slices.
+        count: number of slices.
+        foreground: fraction of them that is drawn from the slices with foreground; the others are drawn from all.
         slices_as_rgb: see `take_slices`.
     """
 
@@ -108,7 +107,7 @@ class RandSlicesd(Randomizable, MapTransform):
         self.places: list[int] = []
 
     def randomize(self, label: torch.Tensor) -> None:
-        """Draw the places."""
+        """Draw the indices of the slices."""
         others = [axis for axis in range(label.ndim) if axis != self.axis + 1]
         marked = label.ne(0).sum(dim=others).nonzero()[:, 0].tolist()
         everywhere = list(range(label.shape[self.axis + 1]))

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Splits of a dataset: list files, shares carved by the rank of a hash, groups that stay together."""
+"""Splits of a dataset: list files, fractions carved out by the rank of a hash, groups that stay together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULT_FRACTION = 0.1
 
 
 def check_split_keys(split: object) -> None:
-    """Raise a `BundleError` where a split is no mapping or has an unknown key."""
+    """Raise a `BundleError` where a split is not a mapping or has an unknown key."""
     if split is None:
         return
     if not isinstance(split, Mapping):
@@ -50,10 +50,10 @@ def check_split_keys(split: object) -> None:
 
 
 def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) -> dict[str, list[str]]:
-    """Divide stems into `PARTS` as `bundle.data.datalists.load_datalists` describes it; ``source`` is for messages.
+    """Divide stems into `PARTS` as `bundle.data.datalists.load_datalists` describes; ``source`` is for messages.
 
     Raises:
-        BundleError: a list is missing, names what is not there or twice, or an amount cannot be carved.
+        BundleError: a list is missing, has an unknown or repeated name, or an amount cannot be carved out.
     """
     requests = {part: _parse_request(part, split[part]) for part in PARTS if part in split}
     parts = {part: _read_list(path, stems, source) for part, path in requests.items() if isinstance(path, Path)}
@@ -97,7 +97,7 @@ def _as_number(value: object) -> int | float | None:
 
 
 def _stem_in(name: str, stems: set[str]) -> str:
-    """Return the stem that a list's `name` stands for: a stem may hold dots, so it goes before a file name."""
+    """Return the stem for a stem or file name in a list; a stem may hold dots, so it is tried first."""
     is_file_name = extension_of(name) in INPUT_EXTENSIONS
     return stem_of(name) if name not in stems and is_file_name else name
 
@@ -182,7 +182,7 @@ def _carve_parts(
 ) -> None:
     """Move whole groups out of ``parts["train"]``: first for test, then for validation, and never the last group.
 
-    `amounts` are asked for and must be met; `defaults` are given only where there are three groups at least.
+    The `amounts` are requested and must be met; `defaults` apply only where there are at least three groups.
     """
     units = _ranked_units(parts["train"], groups)
     total = len(parts["train"])
@@ -212,7 +212,7 @@ def _count(share: int | float, total: int) -> int:
 
 
 def _warn_of_shared_groups(parts: Mapping[str, Sequence[str]], groups: Mapping[str, str]) -> None:
-    """Lists may cut through groups, as published splits do; say so."""
+    """Log a warning where lists divide groups, as published splits do."""
     spread = Counter(group for stems in parts.values() for group in {groups[stem] for stem in stems})
     shared = sum(count > 1 for count in spread.values())
     if shared:
@@ -224,5 +224,6 @@ def _warn_of_shared_groups(parts: Mapping[str, Sequence[str]], groups: Mapping[s
 
 
 def first_names(names: Iterable[str], count: int = 3) -> str:
+    """Return the first names of a list as text, with the number of the others."""
     listed = list(names)
     return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")

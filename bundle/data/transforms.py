@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Transforms that MONAI lacks: a mask for each class, and color jitter."""
+"""Transforms that MONAI does not have: one mask per class, and color jitter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bundle.core.tensors import strip_metadata
 class SplitClassesd(MapTransform):
     """Split a map of classes (1, ...) of 0..K into K masks (K, ...) of 0 and 1.
 
-    Of one class it is the map itself, and what has K channels already stays as it is.
+    With one class this is the map itself; a label that has K channels already stays as it is.
     """
 
     def __init__(self, keys: KeysCollection, num_classes: int, allow_missing_keys: bool = False) -> None:
@@ -78,7 +78,7 @@ class RandColorJitterd(RandomizableTransform, MapTransform):
         self._changes: list[tuple[Callable[[torch.Tensor, float], torch.Tensor], float]] = []
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether to act and, if so, by how much."""
+        """Draw at random whether to change the colors, and by how much."""
         super().randomize(None)
         self._changes = []
         if not self._do_transform:

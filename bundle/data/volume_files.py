@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Open a volume: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
+"""Open volumes: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Values (X, Y, Z), and the affine (4, 4) to millimeters, right, anterior, superior."""
+    """Return the values (X, Y, Z) of a volume, and its affine (4, 4) to millimeters, right, anterior, superior."""
     name = os.fspath(path)
     if not os.path.exists(name):
         raise BundleError(f"{name} does not exist; expected a volume.")
@@ -71,7 +71,7 @@ def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _series_values(files: Sequence[str]) -> np.ndarray:
-    """Values (columns, rows, slices) of a DICOM series in the order of its files."""
+    """Return the values (columns, rows, slices) of a DICOM series in the order of its files."""
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader()

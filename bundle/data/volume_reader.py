@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reader of volumes for MONAI: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
+"""A MONAI reader of volumes: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from bundle.data.volume_files import open_volume
 class VolumeReader(ImageReader):
     """Read a volume as (X, Y, Z) with the affine from voxel indices to millimeters, right, anterior, superior.
 
-    A folder is a DICOM series, see `find_series`; rescale slope and intercept are applied. Integers
-    stay integers where the file has no scaling.
+    A folder is a DICOM series, see `find_series`; rescale slope and intercept are applied. Integers stay integers where
+    the file has no scaling.
 
-    Files are opened in `get_data`: what `read` raises `LoadImage` swallows.
+    Files are opened in `get_data`, because `LoadImage` swallows errors of `read`.
 
     Raises:
-        BundleError: the file cannot be read, or holds something else than one 3D volume with one value per voxel.
+        BundleError: the file cannot be read, or is not one 3D volume with one value per voxel.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether all are volumes or folders."""
+        """Return whether all paths are volumes or folders."""
         return all(is_volume(path) for path in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[str]:
-        """Return the paths alone."""
+        """Return the paths; `get_data` opens them."""
         return [os.fspath(path) for path in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Open the file `read` was given; return the array (X, Y, Z) and its metadata.
+        """Open the path of `read`; return the array (X, Y, Z) and its metadata.
 
         Raises:
             BundleError: see the class.

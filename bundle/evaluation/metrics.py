@@ -29,7 +29,7 @@ from monai.metrics.utils import do_metric_reduction
 
 from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
-from bundle.inference.expert_prompt import without_specks
+from bundle.inference.expert_prompt import remove_specks
 from bundle.sam_sp.self_prompt import boxes_from_logits
 
 
@@ -73,12 +73,12 @@ class BoxIoU(CumulativeIterationMetric):
         initial, label = strip_metadata(y_pred), strip_metadata(y)
         iou = box_iou(
             boxes_from_logits(initial.float() - 0.5, stride=1),
-            boxes_from_logits(without_specks(label).float() - 0.5, stride=1),
+            boxes_from_logits(remove_specks(label).float() - 0.5, stride=1),
         )
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
 
     def aggregate(self) -> torch.Tensor:
-        """Mean over images and classes, a scalar."""
+        """Return the mean over images and classes, a scalar."""
         return do_metric_reduction(self.get_buffer(), "mean")[0]
 
 
@@ -106,14 +106,14 @@ class SurfaceDiceMillimeters(SurfaceDiceMetric):
 
 
 def _spacing(label: torch.Tensor) -> list[float]:
-    """Millimeters between voxels along each axis of a label (1, K, X, Y, Z)."""
+    """Return the millimeters between voxels along each axis of a label (1, K, X, Y, Z)."""
     if not isinstance(label, MetaTensor):
         raise BundleError("A distance in millimeters needs a label with its affine.")
     return affine_to_spacing(label.affine.reshape(-1, 4, 4)[0]).tolist()
 
 
 def box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> torch.Tensor:
-    """IoU (...) of boxes (..., 4) pair by pair, x0, y0, x1, y1 in pixels with both ends inside."""
+    """Return the IoU (...) of boxes (..., 4) pair by pair, x0, y0, x1, y1 in pixels with both ends inside."""
     inner = torch.cat(
         [
             torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]),

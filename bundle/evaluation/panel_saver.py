@@ -191,5 +191,5 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _dice(prediction: torch.Tensor, label: torch.Tensor) -> str:
-    """Mean over the classes."""
+    """Return the mean over the classes."""
     return f"{compute_dice(prediction[None], label[None], ignore_empty=False).mean().item():.2f}"

@@ -31,7 +31,7 @@ from bundle.sam.preprocessing import longest_side_size
 def fullest_slice(
     image: torch.Tensor, masks: Sequence[torch.Tensor], orientation: str, slice_axis: int, **others: Any
 ) -> list[np.ndarray]:
-    """The slice where the first masks cover most: the image (H, W, 3) uint8, then each of the masks (K, H, W) bool.
+    """Return the slice where the first masks cover most: the image (H, W, 3) uint8, then each of the masks (K, H, W) bool.
 
     Args:
         image: (1, X, Y, Z) of 0..255, oriented.
@@ -169,7 +169,7 @@ def _draw_tile(
     color: Color = LABEL_COLOR,
     boxes_xyxy: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
-    """The color is that of a single mask."""
+    """Return the color is that of a single mask."""
     height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
     size = (width * OVERSAMPLING, height * OVERSAMPLING)
     tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)

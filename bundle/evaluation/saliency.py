@@ -70,7 +70,7 @@ class ImageMeasures:
             self.rows.append(self.measure(probability.astype(np.float64).clip(0, 1), label > 0))
 
     def measure(self, probability: np.ndarray, label: np.ndarray) -> tuple[float, ...]:
-        """The values of `SALIENCY` of one image: probability (W, H), float64, and label (W, H), bool."""
+        """Return the values of `SALIENCY` of one image: probability (W, H), float64, and label (W, H), bool."""
         measures = (self.sod.MAE(), self.sod.Smeasure(), self.sod.Emeasure(), self.sod.WeightedFmeasure())
         for measure in measures:
             measure.step(probability, label, normalize=False)

@@ -98,7 +98,7 @@ class EvaluationSummary:
         print("\n".join(lines), flush=True)
 
     def _class_lines(self, details: Mapping[str, torch.Tensor]) -> list[str]:
-        """A line for each of several classes, and for one where distances were measured."""
+        """Return a line for each of several classes, and for one where distances were measured."""
         columns = {name: title for name, title in PER_CLASS.items() if name in details}
         if len(self.labels) < 2 and "val_hd95" not in columns:
             return []

@@ -86,11 +86,11 @@ class UNetBaseline(nn.Module):
         return SamSPOutput(logits, logits, boxes_xyxy, logits.new_zeros(logits.shape[:2]))
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits are at input resolution already."""
+        """Return the logits are at input resolution already."""
         return logits
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights, on the CPU; there are no adapters."""
+        """Return the weights, on the CPU; there are no adapters."""
         return {key: value.detach().cpu() for key, value in self.state_dict().items()}
 
     def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False) -> None:

@@ -33,7 +33,7 @@ BATCHES = (1, 3)
 LARGEST_DIFFERENCE, LARGE = 1e-3, 10.0
 LEAST_AGREEMENT = 0.999  # share of pixels that are marked alike
 # So many records are looked at for images with different boxes.
-LOOKED_AT = 24
+MOST_INPUTS = 24
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Agreement:
 
     @property
     def is_close(self) -> bool:
-        """Whether both are within their limits; not a number is not."""
+        """Return whether both are within their limits; not a number is not."""
         return self.share <= 1 and self.masks >= LEAST_AGREEMENT
 
 
@@ -69,10 +69,10 @@ def images_with_different_boxes(
         BundleError: there are not so many.
     """
     found: dict[tuple[float, ...], torch.Tensor] = {}
-    looked_at = min(len(dataset), LOOKED_AT)
+    looked_at = min(len(dataset), MOST_INPUTS)
     device = network.prompt_encoder.dense_pe.device
     for index in range(looked_at):
-        for image in _seen(network, inferer, dataset[index]["image"][None].to(device)):
+        for image in _encoder_inputs(network, inferer, dataset[index]["image"][None].to(device)):
             boxes_xyxy = network.segment(image[None]).boxes_xyxy
             found.setdefault(tuple(boxes_xyxy.flatten().tolist()), image)
             if len(found) == count:
@@ -83,8 +83,8 @@ def images_with_different_boxes(
     )
 
 
-def _seen(network: SamSP, inferer: Inferer, item: torch.Tensor) -> torch.Tensor:
-    """The images (n, 3, S, S) that an inferer gives to the encoder for an item."""
+def _encoder_inputs(network: SamSP, inferer: Inferer, item: torch.Tensor) -> torch.Tensor:
+    """Return the images (n, 3, S, S) that an inferer gives to the encoder for an item."""
     seen: list[torch.Tensor] = []
 
     def catch(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -99,7 +99,7 @@ def _seen(network: SamSP, inferer: Inferer, item: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def check(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[Agreement]:
+def check_export(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[Agreement]:
     """Compare a file with its network, for each size of a batch.
 
     Args:
@@ -116,7 +116,7 @@ def check(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[
         expected, found = network(images[:size]), run(images[:size])
         if found.shape != expected.shape:
             raise BundleError(f"{name} gives {tuple(found.shape)} where PyTorch gives {tuple(expected.shape)}.")
-        agreement = agree(found.to(expected), expected, network.exclusive)
+        agreement = compare(found.to(expected), expected, network.exclusive)
         if not agreement.is_close:
             raise BundleError(
                 f"{name} is not written, for it does not agree with PyTorch: {agreement}; expected at most "
@@ -127,7 +127,7 @@ def check(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[
     return agreements
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor, exclusive: bool) -> Agreement:
+def compare(found: torch.Tensor, expected: torch.Tensor, exclusive: bool) -> Agreement:
     """Compare logits (B, K, S, S) and the masks they mean."""
     same = label_map(found, exclusive) == label_map(expected, exclusive)
     worst = same.flatten(1).float().mean(dim=1).min()

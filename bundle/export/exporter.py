@@ -30,7 +30,7 @@ from monai.inferers import Inferer
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
-from bundle.export.check import Runner, check, images_with_different_boxes
+from bundle.export.check import Runner, check_export, images_with_different_boxes
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 
@@ -65,14 +65,14 @@ class Exporter:
     def __init__(self, network: SamSP, weights: str, format: str, output_dir: str, bundle_root: str) -> None:
         if format not in FORMATS:
             raise BundleError(f"format is '{format}', expected one of {', '.join(FORMATS)}.")
-        self.network = merged(network)
+        self.network = merge_for_export(network)
         self.weights = weights
         self.format = FORMATS[format]
         self.output_dir = Path(output_dir)
         self.configs = Path(bundle_root) / "configs"
 
     def run(self, dataset: Sequence[Mapping[str, Any]], inferer: Inferer, records: Sequence[Mapping[str, Any]]) -> Path:
-        """Export, check, report; returns the path of the file.
+        """Export, check and report; return the path of the file.
 
         Args:
             dataset: what an inference reads, to check with.
@@ -88,7 +88,7 @@ class Exporter:
         # The name is part of a TorchScript archive, so the file has it from the start, in a folder of its own.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.output_dir) as folder:
             self.format.write(self.network, Path(folder) / name, self._metadata_files())
-            agreements = check(self.format.load(Path(folder) / name), self.network, images, name)
+            agreements = check_export(self.format.load(Path(folder) / name), self.network, images, name)
             for path in sorted(Path(folder).iterdir()):  # ONNX beyond 2 GB keeps its weights in a second file
                 os.replace(path, self.output_dir / path.name)
         target = self.output_dir / name
@@ -99,7 +99,7 @@ class Exporter:
         return target
 
     def _metadata_files(self) -> dict[str, str]:
-        """Name and text of the JSON files that say what the network is and how its input is made."""
+        """Return the name and text of the JSON files that say what the network is and how its input is made."""
         names = ("metadata.json", "inference.json")
         metadata, inference = (json.loads((self.configs / name).read_text(encoding="utf-8")) for name in names)
         description = read_description(self.weights)
@@ -111,14 +111,14 @@ class Exporter:
         return {name: json.dumps(content, ensure_ascii=False) for name, content in extra_files.items()}
 
 
-def merged(network: SamSP) -> SamSP:
-    """The network in evaluation mode, without adapters and without gradients; one with adapters is copied."""
+def merge_for_export(network: SamSP) -> SamSP:
+    """Return the network in evaluation mode, without adapters and without gradients; one with adapters is copied."""
     network = copy.deepcopy(network).merge_lora() if network.has_lora else network
     return network.eval().requires_grad_(False)
 
 
 def metadata_of(network: SamSP, metadata: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of the bundle with the size and the classes of this network in ``network_data_format``."""
+    """Return the metadata of the bundle with the size and the classes of this network in ``network_data_format``."""
     result: dict[str, Any] = copy.deepcopy(dict(metadata))
     side = [network.image_size, network.image_size]
     entries = result["network_data_format"]
@@ -148,7 +148,7 @@ def write_torchscript(network: SamSP, path: Path, extra_files: Mapping[str, str]
     from monai.networks.utils import convert_to_torchscript
 
     with warnings.catch_warnings():
-        # What the tracer took for a constant shows in the check, which has batches of other sizes and other boxes.
+        # What the tracer took for a constant shows in the check, whose batches have other sizes and boxes.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -169,7 +169,7 @@ def load_torchscript(path: Path) -> Runner:
 
 @torch.no_grad()
 def write_torch_export(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
-    """A `torch.export` program with a free batch; the papers are extra files."""
+    """Return a `torch.export` program with a free batch; the papers are extra files."""
     program = torch.export.export(network, (_example(network),), dynamic_shapes=_batch(), strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
@@ -180,7 +180,7 @@ def write_torch_export(network: SamSP, path: Path, extra_files: Mapping[str, str
 
 
 def load_torch_export(path: Path) -> Runner:
-    """The program as a module."""
+    """Return the program as a module."""
     return torch.export.load(path).module()
 
 
@@ -209,7 +209,7 @@ def write_onnx(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> No
 
 
 def load_onnx(path: Path) -> Runner:
-    """The model in onnxruntime on the CPU, with as many threads as PyTorch has.
+    """Return the model in onnxruntime on the CPU, with as many threads as PyTorch has.
 
     Raises:
         BundleError: onnxruntime is missing.

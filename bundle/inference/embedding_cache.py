@@ -47,8 +47,8 @@ class EmbeddingCache:
     def __init__(self, mebibytes: float) -> None:
         if not mebibytes > 0:
             raise BundleError(f"embedding_cache is {mebibytes}, expected a number of MiB, 0 for no cache.")
-        self._passes = _Recent(int(mebibytes * 2**20))
-        self._embeddings = _Recent(int(mebibytes * 2**20))
+        self._passes = _LruTensors(int(mebibytes * 2**20))
+        self._embeddings = _LruTensors(int(mebibytes * 2**20))
         self._made_by: tuple[Any, ...] = ()
 
     def segment(self, image: torch.Tensor, network: SamSP, corrections: UserPrompts | None = None) -> SamSPOutput:
@@ -71,7 +71,7 @@ class EmbeddingCache:
         return SamSPOutput(*(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True)))
 
     def _rows(self, image: torch.Tensor, network: SamSP, keys: Sequence[bytes]) -> list[SamSPOutput]:
-        """Both passes of each image, (1, ...); those of new images in one batch."""
+        """Return both passes of each image, (1, ...); those of new images in one batch."""
         known = [self._passes.get(key) for key in keys]
         new = [place for place, row in enumerate(known) if row is None]
         rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
@@ -86,7 +86,7 @@ class EmbeddingCache:
         return [row for row in rows if row is not None]
 
     def _embedding(self, image: torch.Tensor, network: SamSP, key: bytes) -> torch.Tensor:
-        """E(x) of one image, (1, C, H, W)."""
+        """Return E(x) of one image, (1, C, H, W)."""
         kept = self._embeddings.get(key)
         if kept:
             return kept[0].to(image.device)
@@ -95,7 +95,7 @@ class EmbeddingCache:
         return embedding
 
 
-class _Recent:
+class _LruTensors:
     """Tuples of tensors, as many as there is room for; what was asked for longest ago goes first."""
 
     def __init__(self, limit: int) -> None:

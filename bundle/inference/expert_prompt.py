@@ -25,7 +25,7 @@ SPECK = 0.01
 
 
 def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
-    """The box that an expert would draw: around the foreground of a label, brought to the network's input.
+    """Return the box that an expert would draw: around the foreground of a label, brought to the network's input.
 
     Specks below `SPECK` of the foreground, as hand-drawn labels have them in corners, are not drawn around.
 
@@ -36,13 +36,13 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     Returns:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
-    upright = without_specks(strip_metadata(label).transpose(-2, -1)).float()
+    upright = remove_specks(strip_metadata(label).transpose(-2, -1)).float()
     height, width = upright.shape[-2:]
     return InputScale(height, width, image_size).boxes_to_input(boxes_from_logits(upright - 0.5, stride=1))
 
 
-def without_specks(masks: torch.Tensor) -> torch.Tensor:
-    """Masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
+def remove_specks(masks: torch.Tensor) -> torch.Tensor:
+    """Return the masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
     kept = torch.zeros_like(masks, dtype=torch.bool)
     for image, class_index in np.ndindex(*masks.shape[:2]):
         pieces, _ = ndimage.label(masks[image, class_index].cpu().numpy() > 0)

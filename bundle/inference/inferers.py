@@ -60,13 +60,13 @@ class SamSPInferer(Inferer):
             output = segment(inputs, network, label, corrections, self.cache)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
-            score = float(uncertainty.score(output, unwrap(network).exclusive).max()) if self.scored else None
+            score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if self.scored else None
         else:
             logits = network(strip_metadata(inputs))
-        return with_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
+        return attach_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
 
 
-def with_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
+def attach_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
     """Put a score, where there is one, into the metadata of a prediction."""
     if score is not None and isinstance(prediction, MetaTensor):
         prediction.meta[uncertainty.META_KEY] = score
@@ -80,7 +80,7 @@ def segment(
     corrections: UserPrompts | None = None,
     cache: EmbeddingCache | None = None,
 ) -> SamSPOutput:
-    """Both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
+    """Return both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
     image = strip_metadata(inputs)
     sam_sp = unwrap(network)
     given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
@@ -96,6 +96,6 @@ def segment(
 def prepare_labeled(
     batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
-    """A batch for MONAI's evaluator whose label goes to the inferer as well."""
+    """Return a batch for MONAI's evaluator whose label goes to the inferer as well."""
     image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
     return image, label, (label,), {}

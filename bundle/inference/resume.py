@@ -95,7 +95,7 @@ class Manifest:
 
 
 def _path(line: str) -> str | None:
-    """The path in a line; None where a kill cut it, which leaves no whole JSON string."""
+    """Return the path in a line; None where a kill cut it, which leaves no whole JSON string."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:

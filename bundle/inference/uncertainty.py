@@ -27,8 +27,8 @@ META_KEY = "uncertainty"
 DEFAULT = "doubt"
 
 
-def uncertainty(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, torch.Tensor]:
-    """Scores (B,) of the images of a batch, each higher where the mask is less to be trusted.
+def uncertainty_scores(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, torch.Tensor]:
+    """Return the scores (B,) of the images of a batch, each higher where the mask is less to be trusted.
 
     - ``disagreement``: the distillation term of the image, KL(p1 || p0), per pixel that either pass marks;
     - ``overlap``: 1 - Dice of the masks of y0 and y1; 0 where both are empty;
@@ -60,13 +60,13 @@ def uncertainty(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, to
     return {"disagreement": divergence / marked.sum(dim=1).clamp(min=1), **scores}
 
 
-def score(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
-    """The score (B,) of `uncertainty` that a server ranks images by."""
-    return uncertainty(output, exclusive)[DEFAULT]
+def ranking_score(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
+    """Return the score (B,) of `uncertainty_scores` that a server ranks images by."""
+    return uncertainty_scores(output, exclusive)[DEFAULT]
 
 
 def marked_pixels(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
-    """How many pixels y1 marks in each image of a batch, (B,); one at least."""
+    """Return the number of pixels y1 marks in each image of a batch, (B,); one at least."""
     return masks(output.refined, exclusive).flatten(1).sum(dim=1).clamp(min=1)
 
 
@@ -80,7 +80,7 @@ def score_of_slices(scores: torch.Tensor, pixels: torch.Tensor) -> float:
 
 
 def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Sum over the pixels of each image, (B,)."""
+    """Return the sum over the pixels of each image, (B,)."""
     student, teacher = log_probabilities(initial, exclusive), log_probabilities(refined, exclusive)
     return kl_divergence(teacher, student).flatten(1).sum(dim=1)
 

@@ -62,8 +62,8 @@ def add_user_prompts(
     return records
 
 
-def corrected(datalist: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records that bring corrections: with them an inference makes other masks."""
+def records_with_prompts(datalist: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records that bring corrections: with them an inference makes other masks."""
     return [record for record in datalist if record.get(BOXES) or record.get(POINTS)]
 
 
@@ -79,7 +79,7 @@ def _by_file(key: str, given: Mapping[str, Any] | str | None) -> Mapping[str, An
 
 
 def _by_name(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Records by the names of their files, with and without the ending."""
+    """Return the records by the names of their files, with and without the ending."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         file = str(record["image"])
@@ -126,7 +126,7 @@ class ReadUserPromptsd(MapTransform):
         self.weights, self.image_size = weights, image_size
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The corrections leave the record for the metadata, which hold an empty list where there are none."""
+        """Return the corrections leave the record for the metadata, which hold an empty list where there are none."""
         d: dict[Any, Any] = dict(data)
         read = {key: d.pop(key, None) for key in (BOXES, POINTS, *KINDS)}
         given = {key: value for key, value in read.items() if value}
@@ -143,11 +143,11 @@ class ReadUserPromptsd(MapTransform):
         return d
 
     def limits(self, image: MetaTensor) -> tuple[int, ...]:
-        """Width and height."""
+        """Return the width and height."""
         return image.shape[-1], image.shape[-2]
 
     def to_input(self, class_prompts: Mapping[int, ClassPrompts], image: MetaTensor) -> UserPrompts:
-        """Prompts in input pixels, at the place 0."""
+        """Return the prompts in input pixels, at the place 0."""
         scale = InputScale(image.shape[-2], image.shape[-1], self.image_size)
         return {
             (0, class_index): UserPrompt(
@@ -176,12 +176,12 @@ class ReadVolumeUserPromptsd(ReadUserPromptsd):
         self.axis = axis
 
     def limits(self, image: MetaTensor) -> tuple[int, ...]:
-        """Voxels along the axes of the file."""
+        """Return the voxels along the axes of the file."""
         to_file = np.abs(np.rint(_turn(image)[:3, :3]))
         return tuple(int(size) for size in to_file.T @ np.asarray(image.shape[1:]))
 
     def to_input(self, class_prompts: Mapping[int, ClassPrompts], image: MetaTensor) -> UserPrompts:
-        """Prompts in input pixels, by the place of their slice; raises `BundleError` for two boxes in one slice."""
+        """Return the prompts in input pixels, by the place of their slice; raises `BundleError` for two boxes in one slice."""
         turn = _turn(image)
         x_axis, y_axis = (axis for axis in range(3) if axis != self.axis)  # see `bundle.data.slices.take_slices`
         scale = InputScale(image.shape[1 + y_axis], image.shape[1 + x_axis], self.image_size)

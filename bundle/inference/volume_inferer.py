@@ -26,11 +26,11 @@ from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
-from bundle.inference.inferers import segment, with_score
+from bundle.inference.inferers import attach_score, segment
 from bundle.sam.preprocessing import longest_side_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
-from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_volume, within
+from bundle.sam_sp.user_prompts import UserPrompts, prompts_of_slices, user_prompts_of_volume
 
 
 class VolumeInferer(Inferer):
@@ -77,9 +77,9 @@ class VolumeInferer(Inferer):
         pixels: list[torch.Tensor] = []
         for places in self._batches(volume.shape[self.axis + 1]):
             images = take_slices(volume, places, self.axis, self.slices_as_rgb)
-            drawn, output = self._segment(images, network, within(corrections, places))
+            drawn, output = self._segment(images, network, prompts_of_slices(corrections, places))
             if self.scored:
-                scores.append(uncertainty.score(output, self.exclusive))
+                scores.append(uncertainty.ranking_score(output, self.exclusive))
                 pixels.append(uncertainty.marked_pixels(output, self.exclusive))
             if maps is None:
                 maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
@@ -88,7 +88,7 @@ class VolumeInferer(Inferer):
         assert maps is not None
         prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
         score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if self.scored else None
-        return with_score(prediction, score)
+        return attach_score(prediction, score)
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)

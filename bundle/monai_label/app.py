@@ -148,7 +148,7 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
         return {**super().init_scoring_methods(), **self._methods()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """The server's own, and first of all the least certain: clients offer the first."""
+        """Return the server's own, and first of all the least certain: clients offer the first."""
         methods = self._methods()
         return {**({STRATEGY: LeastCertain(methods)} if methods else {}), **super().init_strategies()}
 
@@ -158,7 +158,7 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
 
 
 def for_clicks(name: str, task: InferTask) -> InferTask:
-    """The same model, network included, as clients show it that offer clicks for some types of models alone.
+    """Return the same model, network included, as clients show it that offer clicks for some types of models alone.
 
     With DeepGrow they click foreground and background of one class, with DeepEdit classes by their names. Three
     dimensions: with two, clients would send the clicks of a single slice.

@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.checkpoints.base_weights import find_base_checkpoint
-from bundle.checkpoints.model_files import describe, publish_pair, read_class_labels, write_pair
+from bundle.checkpoints.model_files import describe_network, publish_pair, read_class_labels, write_pair
 from bundle.checkpoints.model_json import (
     PROMPTING,
     STRUCTURE,
@@ -129,7 +129,7 @@ def _kind_of(weights: Path) -> str:
 
 
 def _find_source(model: str, root: Path) -> Path | None:
-    """The trained model asked for; None where the bundle has none of that kind."""
+    """Return the trained model asked for; None where the bundle has none of that kind."""
     path = root / "models" / "model.pt" if model in KINDS else Path(model)
     if model in KINDS and (not path.is_file() or _kind_of(path) != model):
         return None
@@ -171,7 +171,7 @@ def _start_untrained(kind: str, labels: Sequence[str], root: Path, weights: Path
     torch.manual_seed(0)  # of the tokens of several classes
     base = find_base_checkpoint("vit_tiny", None, root / "models" / "base")
     network = SamSP(checkpoint=base, num_classes=len(labels), exclusive=True, trainable="decoder")
-    description = describe(
+    description = describe_network(
         network,
         labels={"0": "background", **{str(number): name for number, name in enumerate(labels, start=1)}},
         volume=volume_settings(dict.fromkeys(("orientation", "slice_axis", "slices_as_rgb", "intensity")), None)
@@ -237,7 +237,7 @@ def _merged(root: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _metadata(kind: str, root: Path, weights: Path) -> dict[str, Any]:
-    """The bundle's metadata with the classes of the model, from which the server takes names and numbers."""
+    """Return the bundle's metadata with the classes of the model, from which the server takes names and numbers."""
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     described = read_description(weights)
     labels = read_class_labels(str(weights))

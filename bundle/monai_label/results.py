@@ -73,6 +73,6 @@ def _extension(path: str, is_image: bool) -> str:
 
 
 def _as_one_slice(image: torch.Tensor, shape: torch.Size) -> MetaTensor:
-    """The image with metadata of a volume: the server takes the place of the mask from there."""
+    """Return the image with metadata of a volume: the server takes the place of the mask from there."""
     where = {MetaKeys.SPATIAL_SHAPE: np.asarray(shape), MetaKeys.ORIGINAL_AFFINE: LPS_TO_RAS.copy()}
     return MetaTensor(strip_metadata(image), meta={**getattr(image, "meta", {}), **where})

@@ -61,7 +61,7 @@ def require_installed(root: Path) -> None:
 
 
 def _required(root: Path) -> list[str]:
-    """Names of the packages in the requirement files; a line with a marker is for some versions of Python alone."""
+    """Return the names of the packages in the requirement files; a line with a marker is for some versions of Python alone."""
     lines = [line for name in REQUIREMENTS for line in (root / name).read_text(encoding="utf-8").splitlines()]
     return [re.split(r"[\[<>=;]", line)[0].strip() for line in lines if line and line[0] != "#" and ";" not in line]
 
@@ -99,14 +99,14 @@ class LabelServer:
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def command(self) -> list[str]:
-        """The command line; the module and not the script ``monailabel``, which breaks on spaces in paths."""
+        """Return the command line; the module and not the script ``monailabel``, which breaks on spaces in paths."""
         conf = {"models": ",".join(self.models), "zoo_source": "local", "sam2": "false"}
         words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(self.app)]
         words += ["--studies", self.studies, "--host", self.host, "--port", str(self.port)]
         return words + [word for key, value in conf.items() for word in ("--conf", key, value)]
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that it is started with."""
+        """Return the environment variables that it is started with."""
         settings = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONUTF8": "1",

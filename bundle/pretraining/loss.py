@@ -55,7 +55,7 @@ class PromptRoundsLoss(nn.Module):
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """IoU (N, M) of masks, logits (N, M, h, w), with a target (N, 1, h, w), both cut at one half."""
+    """Return the IoU (N, M) of masks, logits (N, M, h, w), with a target (N, 1, h, w), both cut at one half."""
     shown, wanted = logits > 0, target > 0.5
     both = (shown & wanted).flatten(2).sum(dim=2)
     either = (shown | wanted).flatten(2).sum(dim=2)

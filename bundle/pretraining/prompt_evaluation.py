@@ -127,7 +127,7 @@ class PromptEvaluationReport:
 
 
 def hull_share(mask: np.ndarray) -> float:
-    """Area of a mask (H, W), not empty, as a fraction of that of its convex hull."""
+    """Return the area of a mask (H, W), not empty, as a fraction of that of its convex hull."""
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     corners = [(x, row + end) for x, row in zip((*first, *last), (*rows, *rows), strict=True) for end in (0, 1)]
@@ -135,7 +135,7 @@ def hull_share(mask: np.ndarray) -> float:
 
 
 def _means(rows: Sequence[Row]) -> dict[str, Any]:
-    """Number of objects and mean IoU after each prompt."""
+    """Return the number of objects and mean IoU after each prompt."""
     if not rows:
         return {"objects": 0}
     means = np.mean([row.iou for row in rows], axis=0)
@@ -143,7 +143,7 @@ def _means(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _draw(image: torch.Tensor, evaluation: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
-    """One object of a scene (3, S, S): the scene, its label, the mask after its box, the mask after its point."""
+    """Return one object of a scene (3, S, S): the scene, its label, the mask after its box, the mask after its point."""
     picture = to_picture(image)
     target = evaluation.target[index : index + 1, :1].float()
     x, y = (int(value) for value in innermost_points(target)[0])

@@ -41,7 +41,7 @@ class PromptEvaluation(NamedTuple):
 
 
 def best_guess(round_output: PromptRound) -> torch.Tensor:
-    """The mask to show, (N, 1, h, w): the single one, or the best of three by predicted IoU after a lone point."""
+    """Return the mask to show, (N, 1, h, w): the single one, or the best of three by predicted IoU after a lone point."""
     best = 1 + round_output.iou[:, 1:].argmax(dim=1)
     index = torch.where(round_output.ambiguous, best, 0)
     return round_output.logits[torch.arange(len(index), device=index.device), index][:, None]

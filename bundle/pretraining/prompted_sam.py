@@ -89,10 +89,10 @@ class PromptedSam(nn.Module):
             return self.run_rounds(image, masks) if self.training else self.evaluate_prompts(image, masks)
 
     def run_rounds(self, image: torch.Tensor, masks: torch.Tensor) -> PromptRounds:
-        """All rounds about every object, see `forward`."""
+        """Return all rounds about every object, see `forward`."""
         stride = self.network.stride
         embedding = self._embed(image).repeat_interleave(masks.shape[1], dim=0)
-        by_box = shared_out(masks.shape[1], self.box_share).repeat(len(masks)).to(masks.device)
+        by_box = mark_share(masks.shape[1], self.box_share).repeat(len(masks)).to(masks.device)
         masks = masks.flatten(0, 1)[:, None].float()
         boxes_xyxy = noisy_boxes(boxes_of_masks(masks), self.network.image_size)
         target = F.avg_pool2d(masks, stride)
@@ -113,7 +113,7 @@ class PromptedSam(nn.Module):
         return PromptRounds(rounds, target)
 
     def evaluate_prompts(self, image: torch.Tensor, masks: torch.Tensor) -> PromptEvaluation:
-        """A perfect prompt about every object, its exact box and its innermost point; see `forward`."""
+        """Return a perfect prompt about every object, its exact box and its innermost point; see `forward`."""
         embedding = self._embed(image).expand(masks.shape[1], -1, -1, -1)
         masks = masks[0][:, None].float()
         boxes_xyxy = boxes_of_masks(masks)
@@ -134,7 +134,7 @@ class PromptedSam(nn.Module):
     def _decode(
         self, embedding: torch.Tensor, sparse: torch.Tensor, shown: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All four masks (N, 4, h, w) and their predicted IoU (N, 4); ``shown`` is the mask so far (N, 1, h, w)."""
+        """Return all four masks (N, 4, h, w) and their predicted IoU (N, 4); ``shown`` is the mask so far (N, 1, h, w)."""
         prompt_encoder = self.network.prompt_encoder
         if shown is None:
             dense = prompt_encoder.no_mask_embed.weight[:, :, None, None].expand_as(embedding)
@@ -185,7 +185,7 @@ class PromptedSam(nn.Module):
 def prepare_scene(
     batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
-    """A batch for MONAI's engines: the person has to know the objects, so the network gets them as well."""
+    """Return a batch for MONAI's engines: the person has to know the objects, so the network gets them as well."""
     image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
     return image, masks, (masks,), {}
 
@@ -205,7 +205,7 @@ def prompt_iou_handler(*channels: int) -> IgniteMetricHandler:
     return IgniteMetricHandler(MeanIoU(), output_transform=prompt_channels(*channels))
 
 
-def shared_out(count: int, share: float) -> torch.Tensor:
+def mark_share(count: int, share: float) -> torch.Tensor:
     """Mark a share of ``count`` rows, evenly spread and the first among them: bool, (count,)."""
     marked = torch.ceil(torch.arange(count + 1, dtype=torch.float64) * share)
     return marked[1:] > marked[:-1]

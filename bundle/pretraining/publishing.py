@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
-from bundle.checkpoints.model_files import copy_pair, describe, write_pair
+from bundle.checkpoints.model_files import copy_pair, describe_network, write_pair
 from bundle.core.command_line import bundle_command
 from bundle.pretraining.prompted_sam import PromptedSam
 from bundle.sam_sp.network import SamSP
@@ -67,7 +67,7 @@ class BasePublisher:
         state = self.evaluator.state
         self.network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
         network: SamSP = self.network.network
-        description = describe(
+        description = describe_network(
             network,
             pretrained_on="procedural scenes, no real image",
             recipe=self.recipe,

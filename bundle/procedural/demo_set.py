@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from bundle.core.distributed import first_of_node
+from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
 from bundle.core.provenance import MARKER
 from bundle.procedural.demo_drawing import draw_scene
@@ -77,7 +77,7 @@ def ensure_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) 
 
 def dataset_or_demo(dataset_dir: str | None, demo: str | os.PathLike[str]) -> str | Path:
     """Return the dataset that a user named, or the demo set, drawn into ``demo`` by one process a machine."""
-    return first_of_node(ensure_demo, demo) if dataset_dir is None else dataset_dir
+    return run_first_on_node(ensure_demo, demo) if dataset_dir is None else dataset_dir
 
 
 def _marker(count: int, seed: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ VALIDATION_SEED, TEST_SEED = 1, 2
 
 
 def training_scenes(folder: str | os.PathLike[str], count: int, seed: int) -> Path:
-    """The pool to train on, see `ensure_scenes`.
+    """Return the pool to train on, see `ensure_scenes`.
 
     Raises:
         BundleError: the seed is that of the validation or of the test.
@@ -95,14 +95,14 @@ def _draw(seed: int, size: int, index: int) -> Scene:
 
 
 def scene_records(pool: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """A datalist of a pool: where each scene is, and its kind."""
+    """Return a datalist of a pool: where each scene is, and its kind."""
     kinds = json.loads((Path(pool) / MARKER).read_text(encoding="utf-8"))["kinds"]
     return [{"pool": str(pool), "index": index, "kind": kind} for index, kind in enumerate(kinds)]
 
 
 @lru_cache(maxsize=8)
 def _open(pool: str, name: str) -> np.ndarray:
-    """The memory map, opened once in each process."""
+    """Return the memory map, opened once in each process."""
     return np.load(Path(pool) / name, mmap_mode="r")
 
 

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's attention layer: projections, windows and heads around one of the forms of attention."""
+"""SAM's attention layer: projections, windows and heads around one of the attention forms."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import torch
 from segment_anything.modeling.image_encoder import Attention as SamAttention
 from torch import nn
 
-from bundle.sam.attention_forms import AT_ONCE, Attend, Qkv, blocked_attention, choose_form, split_qkv_along
+from bundle.sam.attention_forms import UNBLOCKED, Attend, Qkv, blocked_attention, choose_form, split_qkv_along
 from bundle.sam.linear import Linear, linear
 
 
 class Attention(SamAttention):
-    """SAM's `Attention` with the same parameters and the same result, windows included.
+    """SAM's `Attention` with the same parameters and the same result, including its windows.
 
         scores[n, m] = q_n . k_m / sqrt(d) + q_n . R_h[y_n - y_m] + q_n . R_w[x_n - x_m]
 
-    with the unscaled q in the last two terms (Li et al., MViTv2, eq. 4). SAM cuts its tokens into windows before the
-    projection and pads them with zeros. Here q, k and v are computed for the real tokens alone and then cut: those of
-    a zero token are the bias of their projection, so the result is the same without work on the padding.
+    with the unscaled q in the last two terms (Li et al., MViTv2, eq. 4). SAM partitions its tokens into windows before
+    the projection and pads them with zeros. Here q, k and v are computed for the real tokens only and then partitioned:
+    for a zero token they equal the bias of the projection, so the result is the same without work on the padding.
 
-    Meta keeps one projection ``qkv``. `split_qkv` turns it into three layers ``q``, ``k`` and ``v``, so that adapters
-    can sit on q and v alone, and `fuse_qkv` turns them back, row for row.
+    Meta has one projection ``qkv``. `split_qkv` turns it into three layers ``q``, ``k`` and ``v``, so that adapters can
+    be attached to q and v only, and `fuse_qkv` reverses that, row for row.
 
     Args:
         dim: C.
         num_heads: heads of dim / num_heads = d channels.
         input_size: (H, W) of the tokens for global attention, or the window twice.
         window: tokens per side of a window; None for global attention.
-        form: which way to compute, see `choose_form`.
+        form: how to compute attention, see `choose_form`.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Attention(SamAttention):
         """tokens (B, H, W, C) -> (B, H, W, C)."""
         qkv = self._project(x)
         form = choose_form(self.form, x, self._scores(x))
-        return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, AT_ONCE[form]))
+        return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, UNBLOCKED[form]))
 
     def _scores(self, x: torch.Tensor) -> int:
-        """Scores of one image: each token with all of its window, or with all."""
+        """Return the number of scores of one image: each token with all tokens of its window, or of the image."""
         tokens = x.shape[1] * x.shape[2]
         return self.num_heads * tokens * (tokens if self.window is None else self.window**2)
 
     def _project(self, x: torch.Tensor) -> Qkv:
-        """tokens (B, H, W, C) -> q, k and v, the same each, without those of a window's padding."""
+        """tokens (B, H, W, C) -> q, k and v of the same shape, without the padding of windows."""
         if self.is_split:
             return self.q(x), self.k(x), self.v(x)
         layers = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
@@ -69,7 +69,7 @@ class Attention(SamAttention):
         return q, k, v
 
     def _padding(self) -> tuple[torch.Tensor, ...]:
-        """What q, k and v are of a token of zeros, (C,) each."""
+        """Return q, k and v of a token of zeros, (C,) each."""
         return (self.q.bias, self.k.bias, self.v.bias) if self.is_split else self.qkv.bias.chunk(3)
 
     def _windows(self, qkv: Qkv) -> Qkv:
@@ -81,13 +81,13 @@ class Attention(SamAttention):
         return q, k, v
 
     def _attend(self, qkv: Qkv, attend: Attend) -> torch.Tensor:
-        """Cut windows, attend, put them together again; q, k, v and the result (B, H, W, C)."""
+        """Partition into windows, attend, and join them again; q, k, v and the result are (B, H, W, C)."""
         q, k, v = self._windows(qkv)
         x = _join_heads(attend(q, k, v, self.rel_pos_h, self.rel_pos_w))
         return x if self.window is None else _unpartition(x, self.window, qkv[0].shape[1:3])
 
     def _attend_in_blocks(self, qkv: Qkv) -> torch.Tensor:
-        """`_attend` for one image after the other, and of each for one strip of windows after the other."""
+        """Run `_attend` for one image at a time, and in each for one strip of windows at a time."""
         return torch.cat([self._attend_image(image) for image in split_qkv_along(qkv, 1, dim=0)])
 
     def _attend_image(self, qkv: Qkv) -> torch.Tensor:
@@ -97,7 +97,7 @@ class Attention(SamAttention):
 
     @property
     def is_split(self) -> bool:
-        """Whether the projection is three layers."""
+        """Return whether the projection is split into three layers."""
         return "qkv" not in self._modules
 
     def split_qkv(self) -> None:
@@ -127,7 +127,7 @@ def _join_heads(t: torch.Tensor) -> torch.Tensor:
 
 
 def _partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, C) -> (B * windows, window, window, C), where ``fill`` (C,) stands outside of H x W."""
+    """(B, H, W, C) -> (B * windows, window, window, C), padded outside of H x W with ``fill`` (C,)."""
     b, h, w, c = t.shape
     pad_h, pad_w = -h % window, -w % window
     if pad_h or pad_w:
@@ -139,14 +139,14 @@ def _partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor
 
 
 def _unpartition(t: torch.Tensor, window: int, size: torch.Size) -> torch.Tensor:
-    """(B * windows, window, window, C) -> (B, H, W, C), without what was filled in; size is (H, W)."""
+    """(B * windows, window, window, C) -> (B, H, W, C), without the padding; size is (H, W)."""
     rows, columns = (-(-n // window) for n in size)
     t = t.unflatten(0, (-1, rows, columns)).transpose(2, 3)
     return t.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
 
 
 def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
-    """A Linear layer that owns a copy of weight (out, in) and bias (out,)."""
+    """Return a Linear layer that owns a copy of weight (out, in) and bias (out,)."""
     layer = Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return layer

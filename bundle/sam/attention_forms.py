@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Attention with decomposed relative positions, computed in four ways with one result."""
+"""Attention with decomposed relative positions, computed in four ways that give the same result."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 FORMS = ("auto", "plain", "bias", "fold", "blocks")
 
 
-# Scores that exist at one time in the form "blocks": 8 MiB in float32, so that they stay in the cache of a CPU.
+# Attention scores that exist at one time in the form "blocks": 8 MiB in float32, which fit into the cache of a CPU.
 BLOCK_SCORES = 2**21
 
 
-# Up to this many scores an image, 1 MiB in float32 (`vit_tiny` at 256 px), blocks save no memory worth their time.
+# Up to this many scores per image, 1 MiB in float32 (`vit_tiny` at 256 px), blocks save too little memory to be used.
 FEW_SCORES = 2**18
 
 
 def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
-    """The form to compute ``x`` in, where an image has that many scores.
+    """Return the form in which to compute the attention of ``x``, where an image has ``scores`` attention scores.
 
     ========  ====================================================  ===================================================
     plain     SAM's own code                                        the reference; several N x N matrices
@@ -50,7 +50,7 @@ def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
     ========  ====================================================  ===================================================
 
     "auto" is bias in a graph that is traced, compiled or exported, fold on a GPU, and on a CPU blocks, or plain where
-    there are few scores and a gradient would compute them twice.
+    there are few scores and the backward pass would compute them twice.
     """
     if form != "auto":
         return form
@@ -70,7 +70,7 @@ def require_form(form: str) -> None:
 def plain_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
 ) -> torch.Tensor:
-    """SAM's own computation, the reference of the other forms.
+    """Compute attention as SAM's own code does: the reference for the other forms.
 
     Args:
         q: (B, heads, H, W, d), unscaled queries.
@@ -92,7 +92,7 @@ def plain_attention(
 def bias_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
 ) -> torch.Tensor:
-    """Relative positions as one (B, heads, N, N) bias for the fused kernel; arguments of `plain_attention`."""
+    """Add relative positions as one (B, heads, N, N) bias in the fused kernel; arguments of `plain_attention`."""
     bias_h, bias_w = _relative_scores(q, rel_pos_h, rel_pos_w)
     bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2).flatten(2, 3)
     x = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=bias)
@@ -102,11 +102,11 @@ def bias_attention(
 def folded_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
 ) -> torch.Tensor:
-    """Relative positions as H + W more channels of q and k, so that no bias exists; arguments of `plain_attention`.
+    """Append relative positions to q and k as H + W channels, without any bias; arguments of `plain_attention`.
 
         Q = [q / sqrt(d), q . R_h, q . R_w],  K = [k, onehot(y), onehot(x)],  scores = Q K^T
 
-    Channels are filled up to a multiple of 8 and v to the same number, as the fused kernels of a GPU ask for.
+    Channels are padded to a multiple of 8 and v to the same number, as the fused kernels of a GPU require.
     """
     height, width, d = q.shape[2:]
     bias_h, bias_w = _relative_scores(q, rel_pos_h, rel_pos_w)
@@ -120,15 +120,16 @@ def folded_attention(
     return x[..., :d].unflatten(2, (height, width))
 
 
-AT_ONCE: dict[str, Attend] = {"plain": plain_attention, "bias": bias_attention, "fold": folded_attention}
+UNBLOCKED: dict[str, Attend] = {"plain": plain_attention, "bias": bias_attention, "fold": folded_attention}
 
 
 def blocked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor
 ) -> torch.Tensor:
-    """The plain computation over some rows of queries of some heads at a time; arguments of `plain_attention`.
+    """Compute plain attention for some rows of queries of some heads at a time; arguments of `plain_attention`.
 
-    At most `BLOCK_SCORES` scores exist at once. For a gradient only q, k and v are kept: each block is computed again.
+    At most `BLOCK_SCORES` scores exist at once. For the backward pass only q, k and v are kept: each block is computed
+    again.
     """
     height, width = q.shape[2:4]
     table_h, table_w = _relative_table(rel_pos_h, height), _relative_table(rel_pos_w, width)
@@ -184,12 +185,12 @@ def _relative_table(rel_pos: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _one_hot_positions(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of each token, (H, W, H) and (H, W, W)."""
+    """Return the row and column of each token, (H, W, H) and (H, W, W)."""
     y = torch.eye(height, dtype=like.dtype, device=like.device)[:, None].expand(-1, width, -1)
     x = torch.eye(width, dtype=like.dtype, device=like.device)[None].expand(height, -1, -1)
     return y, x
 
 
 def split_qkv_along(qkv: Qkv, size: int, dim: int) -> Iterator[Qkv]:
-    """q, k and v in pieces of ``size`` along ``dim``."""
+    """Split q, k and v into pieces of ``size`` along ``dim``."""
     return zip(*(t.split(size, dim=dim) for t in qkv), strict=True)

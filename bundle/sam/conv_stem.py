@@ -43,8 +43,8 @@ class StemStage(nn.Module):
 class ConvStem(nn.Module):
     """Convolutions in place of SAM's one-layer patch embedding, for training without a large data set.
 
-    Each width halves the resolution. A token is the sum of what all stages but the first see in its patch: edges
-    and texture reach it directly, context through the stages below.
+    Each width halves the resolution. A token is the sum of the features of its patch in all stages but the first: edges
+    and texture reach it directly, context through the later stages.
 
     Args:
         widths: channels of the stages, at strides 2, 4, ...
@@ -64,8 +64,8 @@ class ConvStem(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> tokens (B, S / patch, S / patch, C)."""
         x = self.stages[0](x)
-        seen = []
+        features = []
         for stage, patch in zip(self.stages[1:], self.patches, strict=True):
             x = stage(x)
-            seen.append(patch(x))
-        return torch.stack(seen).sum(dim=0).permute(0, 2, 3, 1)
+            features.append(patch(x))
+        return torch.stack(features).sum(dim=0).permute(0, 2, 3, 1)

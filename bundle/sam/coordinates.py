@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Coordinates, in one place: from pixels of an image to those of the network input, and back.
+"""Coordinates, in one place: from pixels of an image to pixels of the network input, and back.
 
-The center of the first pixel is (0, 0), x runs along the width. A box is its first and its last pixel, both inside; as
-an area it reaches half a pixel beyond each, which is why its last edge moves by one before and after scaling.
+The center of the first pixel is (0, 0), x runs along the width. A box is given by its first and its last pixel, both
+inclusive. As an area it extends half a pixel beyond each, so its last edge moves by one before and after scaling.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class InputScale:
         self.factors = np.array([self.input_width / width, self.input_height / height])  # x, y
 
     def point_to_input(self, xy: np.ndarray) -> tuple[float, float]:
-        """Bring the center of a pixel (2,) to the input."""
+        """Map the center of a pixel (2,) to the input."""
         x, y = (xy + 0.5) * self.factors - 0.5
         return float(x), float(y)
 
     def box_to_input(self, corners: np.ndarray) -> tuple[float, float, float, float]:
-        """Bring the first and the last pixel of a box (2, 2) to the input: x0, y0, x1, y1."""
+        """Map the first and the last pixel of a box (2, 2) to the input: x0, y0, x1, y1."""
         first = corners[0] * self.factors
-        last = np.maximum((corners[1] + 1) * self.factors - 1, first)  # a box of less than a pixel is a point
+        last = np.maximum((corners[1] + 1) * self.factors - 1, first)  # a box smaller than a pixel becomes a point
         return float(first[0]), float(first[1]), float(last[0]), float(last[1])
 
     def boxes_to_input(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Bring boxes (..., 4) to the input, as `box_to_input` does, in their own precision."""
+        """Map boxes (..., 4) to the input, as `box_to_input` does, in their own precision."""
         factors = torch.tensor(self.factors.tolist(), device=boxes_xyxy.device)
         first = boxes_xyxy[..., :2] * factors
         last = torch.maximum((boxes_xyxy[..., 2:] + 1) * factors - 1, first)
         return torch.cat([first, last], dim=-1)
 
     def box_to_image(self, box_xyxy: Sequence[float]) -> tuple[float, ...]:
-        """Bring a box from the input to the image, undoing scaling and padding.
+        """Map a box from the input to the image, undoing scaling and padding.
 
         Returns:
             x0, y0, x1, y1 in pixels of the image, not rounded, clipped to the image.

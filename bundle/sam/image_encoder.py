@@ -27,7 +27,7 @@ from bundle.sam.registry import SamSpec
 
 
 def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder:
-    """E with random weights. Windowed blocks keep SAM's window, the global ones see the whole image.
+    """Build the image encoder E with random weights. Windowed blocks keep SAM's window, global ones see all tokens.
 
     Args:
         spec: which SAM.
@@ -53,7 +53,7 @@ def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto")
         window = None if index in spec.global_blocks else spec.window_size
         side = window or tokens
         block.attn = Attention(spec.embed_dim, spec.num_heads, (side, side), window, attention)
-        block.window_size = 0  # the attention itself cuts windows, after its projection
+        block.window_size = 0  # the attention partitions into windows itself, after its projection
         block.mlp = Mlp(spec.embed_dim, 4 * spec.embed_dim)
     if spec.stem_widths:
         encoder.patch_embed = ConvStem(spec.stem_widths, spec.embed_dim, spec.patch_size)
@@ -61,10 +61,10 @@ def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto")
 
 
 class ImageEncoder(ImageEncoderViT):
-    """SAM's image encoder, optionally with activation checkpointing: of each block only the input is kept.
+    """SAM's image encoder, optionally with activation checkpointing, which keeps only the input of each block.
 
-    Set ``checkpointing`` to True to have the gradient compute each block a second time (Chen et al., Training Deep Nets
-    with Sublinear Memory Cost). Values and gradients stay the same.
+    With ``checkpointing`` the backward pass computes each block a second time (Chen et al., Training Deep Nets with
+    Sublinear Memory Cost). Values and gradients stay the same.
     """
 
     checkpointing: bool = False

@@ -18,10 +18,10 @@ from torch import nn
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b, as `torch.nn.functional.linear`.
+    """Compute x W^T + b, as `torch.nn.functional.linear` does.
 
-    On a CPU PyTorch gives float32 matrix products to MKL and convolutions to oneDNN, and on AMD processors with AVX-512
-    the second is about twice as fast, in both directions: see docs/explanation/performance.md. A 1 x 1
+    On a CPU PyTorch computes float32 matrix products with MKL and convolutions with oneDNN. On AMD processors with
+    AVX-512 oneDNN is about twice as fast, forward and backward: see docs/explanation/performance.md. A 1 x 1
     convolution over a row of tokens is the same product in the same precision.
 
     Args:
@@ -32,15 +32,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., out).
     """
-    if not _through_convolution(x):
+    if not _use_convolution(x):
         return F.linear(x, weight, bias)
     tokens = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, in, 1, tokens), channels last without a copy
     y = F.conv2d(tokens, weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def _through_convolution(x: torch.Tensor) -> bool:
-    """On a CPU and in float32, but not in an exported graph, where a reader expects a linear layer."""
+def _use_convolution(x: torch.Tensor) -> bool:
+    """Return True on a CPU in float32, except in an exported graph, where readers expect a linear layer."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32

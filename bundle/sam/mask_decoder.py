@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's mask decoder for batches of images with a prompt each."""
+"""SAM's mask decoder for batches of images, each with its own prompt."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bundle.sam.registry import SamSpec
 class BatchedMaskDecoder(MaskDecoder):
     """SAM's mask decoder for a batch of images that each have their own prompt.
 
-    SAM's own repeats one image's embedding for many prompts, and with a batch of images it multiplies the two. Here row
-    i of the embeddings belongs to row i of the prompts, and only the mask tokens asked for are decoded.
+    SAM's own decoder repeats one image's embedding for many prompts, and combines every image of a batch with every
+    prompt. Here row i of the embeddings belongs to row i of the prompts, and only requested mask tokens are decoded.
     """
 
     def forward(
@@ -33,14 +33,14 @@ class BatchedMaskDecoder(MaskDecoder):
         dense_prompt_embeddings: torch.Tensor,
         masks: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode the first mask tokens for each row.
+        """Decode the first ``masks`` mask tokens for each row.
 
         Args:
             image_embeddings: (N, C, H, W).
             image_pe: (1, C, H, W), the dense positional encoding.
             sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
             dense_prompt_embeddings: (N, C, H, W).
-            masks: M, how many tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
+            masks: M, the number of tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
 
         Returns:
             mask logits (N, M, 4H, 4W) and predicted IoU (N, M).
@@ -60,7 +60,7 @@ class BatchedMaskDecoder(MaskDecoder):
 
 
 def build_mask_decoder(spec: SamSpec) -> BatchedMaskDecoder:
-    """M with random weights."""
+    """Build the mask decoder M with random weights."""
     return BatchedMaskDecoder(
         transformer_dim=spec.prompt_dim,
         transformer=TwoWayTransformer(

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's MLP, some tokens at a time on a CPU."""
+"""SAM's MLP, which on a CPU takes some tokens at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MLP_TOKENS = 512
 
 
 class Mlp(MLPBlock):
-    """SAM's `MLPBlock`; without a gradient on a CPU some tokens at a time: the hidden layer never exists whole.
+    """SAM's `MLPBlock`; without a gradient on a CPU it takes some tokens at a time, which keeps the hidden layer small.
 
     Args:
         dim: C.

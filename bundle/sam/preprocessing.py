@@ -23,10 +23,10 @@ from monai.transforms import InvertibleTransform, MapTransform, NormalizeIntensi
 from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
 from PIL import Image
 
-# Of SAM's training images, red, green and blue of 0..255.
+# Mean and standard deviation of SAM's training images: red, green and blue in 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-# The same as ``model.json`` and exports say it.
+# The same values in the form that ``model.json`` and exports record.
 INTENSITY: Mapping[str, Any] = {"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]}
 
 
@@ -83,7 +83,7 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
     area and outline and lies on the same grid; picking the nearest pixel would shift and fray outlines.
 
     The inverse brings a prediction (any channel count, values (C, h, w)) back to the original size as float32:
-    bilinear without antialiasing and without aligned corners, as SAM does; nearest where `Invertd` is told so.
+    bilinear without antialiasing and without aligned corners, as SAM does; nearest where `Invertd` asks for it.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
 
     def _restore(self, prediction: torch.Tensor) -> torch.Tensor:
         applied = self.pop_transform(prediction)
-        how = applied[TraceKeys.EXTRA_INFO]
-        align_corners = None if how["align_corners"] == TraceKeys.NONE else how["align_corners"]
-        resize = Resize(applied[TraceKeys.ORIG_SIZE], mode=how["mode"], align_corners=align_corners)
+        extra = applied[TraceKeys.EXTRA_INFO]
+        align_corners = None if extra["align_corners"] == TraceKeys.NONE else extra["align_corners"]
+        resize = Resize(applied[TraceKeys.ORIG_SIZE], mode=extra["mode"], align_corners=align_corners)
         with resize.trace_transform(False):
             return resize(prediction)
 
@@ -134,12 +134,12 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
 class ToNetworkInputd(MapTransform, InvertibleTransform):
     """Normalize images (3, H, W) of 0..255 as SAM does, and pad them at the bottom and on the right to (3, S, S).
 
-    The inverse takes the padding off again.
+    The inverse removes the padding.
 
     Args:
         keys: images whose long side has S pixels.
         image_size: S.
-        mask_keys: masks (K, H, W) on the grid of the images, which are padded alike.
+        mask_keys: masks (K, H, W) on the grid of the images, which are padded in the same way.
     """
 
     def __init__(self, keys: KeysCollection, image_size: int, mask_keys: KeysCollection = ()) -> None:

@@ -21,11 +21,11 @@ from bundle.sam.registry import SamSpec
 
 
 class CachedPromptEncoder(PromptEncoder):
-    """SAM's prompt encoder, with the dense positional encoding computed once and not in each forward.
+    """SAM's prompt encoder, with the dense positional encoding computed once and not in each forward pass.
 
-    It is derived from a weight, so it is made anew when weights are loaded, and is itself not among them. Boxes alone,
-    or no prompt at all, are embedded without an empty tensor that SAM makes on a device of its own choice: a traced
-    graph then runs on every device.
+    The encoding follows from a weight: it is computed again when weights are loaded, and is not saved with them. Boxes
+    alone, or no prompt at all, are embedded without the empty tensor that SAM allocates on a fixed device, so that a
+    traced graph runs on every device.
     """
 
     dense_pe: torch.Tensor
@@ -49,7 +49,7 @@ class CachedPromptEncoder(PromptEncoder):
         return sparse, no_mask[..., None, None].expand(sparse.shape[0], -1, *self.image_embedding_size)
 
     def get_dense_pe(self) -> torch.Tensor:
-        """(1, C, H, W), one vector for each position of the embedding."""
+        """Return the positional encoding (1, C, H, W), one vector for each position of the embedding."""
         return self.dense_pe
 
 
@@ -58,7 +58,7 @@ def _renew_dense_pe(prompt_encoder: CachedPromptEncoder, _: Any) -> None:
 
 
 def build_prompt_encoder(spec: SamSpec, image_size: int) -> CachedPromptEncoder:
-    """P with random weights."""
+    """Build the prompt encoder P with random weights."""
     tokens = image_size // spec.patch_size
     return CachedPromptEncoder(
         embed_dim=spec.prompt_dim,

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The SAMs by name, and the numbers that tell one from another."""
+"""The registry of SAM backbones: their names and dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundle.core.errors import BundleError
 
 @dataclass(frozen=True)
 class SamSpec:
-    """The numbers that tell one SAM from another."""
+    """Dimensions of a SAM backbone."""
 
     embed_dim: int
     depth: int
@@ -56,7 +56,7 @@ SPECS: Mapping[str, SamSpec] = {
 
 
 def get_spec(sam: str) -> SamSpec:
-    """Look a SAM up by name; `BundleError` for an unknown one."""
+    """Return the dimensions of a SAM by name; `BundleError` for an unknown one."""
     if sam not in SPECS:
         raise BundleError(f"sam is '{sam}', expected one of {', '.join(SPECS)}.")
     return SPECS[sam]

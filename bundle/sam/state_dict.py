@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading weights in the key layout of Meta, and bringing them to another image size, strictly."""
+"""Read weights in Meta's key layout, and fit them to another image size, strictly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Read a plain state dict of tensors, with ``weights_only=True``; `BundleError` for anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a file that is no checkpoint raises depends on its bytes
+    except Exception as error:  # a file that is not a checkpoint raises whatever its bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} cannot be read as weights: {reason}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -36,10 +36,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def fit_state_dict(
     state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], global_blocks: Iterable[int], source: str
 ) -> dict[str, torch.Tensor]:
-    """Bring weights in Meta's key layout to another image size, or raise.
+    """Fit weights in Meta's key layout to another image size, or raise.
 
     The absolute position table (1, H, W, C) is resized bicubically. The relative ones (2n - 1, d) are resized linearly
-    in the global blocks, which are told by their index; in windowed blocks they do not depend on the image size.
+    in the global blocks, which are named by their index; in windowed blocks they do not depend on the image size.
     Nothing else may differ.
 
     Args:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From the logits of K classes to probabilities: each class for itself, or one of K and an implicit background."""
+"""From logits to probabilities and masks: independent classes, or exclusive ones with an implicit background."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 
 
 def log_probabilities(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Logarithms of the probabilities between which a pixel decides.
+    """Return the log-probabilities of the possible labels of each pixel.
 
     Args:
         logits: (B, K, ...), float32.
-        exclusive: the classes exclude each other, and the background has the logit 0.
+        exclusive: whether the classes exclude each other; the background then has the logit 0.
 
     Returns:
         exclusive: (B, K + 1, ...), the background first; their exponentials sum to 1 over dimension 1. Otherwise
@@ -33,16 +33,16 @@ def log_probabilities(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
 
 def probabilities(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Probability of each class, (B, K, ...); for one class both ways are the sigmoid."""
+    """Return the probability of each class, (B, K, ...); with one class it is the sigmoid, exclusive or not."""
     if exclusive and logits.shape[1] > 1:
         return log_probabilities(logits, exclusive)[:, 1:].exp()
     return torch.sigmoid(logits)
 
 
 def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """What is written and scored: exclusive a map (B, 1, ...) of 0..K, otherwise a map (B, K, ...) of 0 and 1; uint8.
+    """Return the label map that is written and scored, uint8: exclusive (B, 1, ...) of 0..K, else (B, K, ...) of 0, 1.
 
-    A class is marked where its logit is above 0, and among exclusive ones where it is the highest as well.
+    A pixel belongs to a class where its logit is above 0 and, among exclusive classes, the highest.
     """
     if not exclusive:
         return (logits > 0).to(torch.uint8)
@@ -51,7 +51,7 @@ def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
 
 def masks(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Where `label_map` marks each class, (B, K, ...), bool."""
+    """Return the mask of each class, (B, K, ...), bool: the pixels that `label_map` gives to it."""
     if not exclusive:
         return logits > 0
     numbers = torch.arange(1, logits.shape[1] + 1, device=logits.device)

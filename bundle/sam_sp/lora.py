@@ -29,7 +29,7 @@ def add_lora(encoder: ImageEncoderViT, rank: int = 4, alpha: float | None = None
 
         y = W x + b + (alpha / rank) * B A x,    A: (rank, in), random;  B: (out, rank), zero
 
-    B = 0, so the result is SAM itself until a step is taken (Hu et al., LoRA, section 4.1).
+    B = 0, so the result is SAM itself before the first step (Hu et al., LoRA, section 4.1).
 
     Args:
         encoder: an encoder of `bundle.sam.registry` with Meta's ``qkv`` layers; they become ``q``, ``k`` and ``v``.
@@ -45,18 +45,18 @@ def add_lora(encoder: ImageEncoderViT, rank: int = 4, alpha: float | None = None
 
 
 def split_qkv(encoder: ImageEncoderViT) -> None:
-    """Turn each block's ``qkv`` layer into ``q``, ``k`` and ``v``: the form that adapter files fit."""
+    """Turn each block's ``qkv`` layer into ``q``, ``k`` and ``v``: the layout that adapter files need."""
     for block in encoder.blocks:
         block.attn.split_qkv()
 
 
 def has_lora(encoder: ImageEncoderViT) -> bool:
-    """Whether `add_lora` was applied and not yet merged."""
+    """Return whether `add_lora` was applied and not yet merged."""
     return hasattr(encoder.blocks[0].attn, "q") and hasattr(encoder.blocks[0].attn.q, "lora_A")
 
 
 def reset_lora(encoder: ImageEncoderViT) -> None:
-    """Put the adapters back to their start: the encoder computes what its base weights say."""
+    """Reset the adapters to their initial state: the encoder computes what its base weights define."""
     for block in encoder.blocks:
         for layer in (block.attn.q, block.attn.v):
             layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)

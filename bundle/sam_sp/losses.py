@@ -22,7 +22,7 @@ from bundle.sam_sp.classes import log_probabilities, probabilities
 from bundle.sam_sp.output import SamSPOutput
 
 DIRECTIONS = ("teacher_student", "student_teacher")
-# Of the image: so much marked in an image without the class costs half of what an image without any overlap costs.
+# A fraction of the image: marking it where the class is absent costs half as much as a mask without any overlap.
 ABSENT_AREA = 0.01
 
 
@@ -34,17 +34,17 @@ class SelfDistillationLoss(nn.Module):
         teacher_student:  KL(p1 || p0) = p1 log(p1 / p0) + (1 - p1) log((1 - p1) / (1 - p0))
         student_teacher:  KL(p0 || p1)
 
-    The first has the gradient p0 - p1 (at T = 1), that of the second vanishes where y0 is confidently wrong. The result
+    The first has the gradient p0 - p1 (at T = 1); that of the second vanishes where y0 is confidently wrong. The result
     is scaled by T^2, so that the size of the gradient does not depend on T. Computed in float32 from logits through
     log-sigmoid: finite for every finite logit. The paper does not say which reading of KL(y0, y1) it means.
 
     Where classes exclude each other, p is the softmax over them and a background with the logit 0, and the divergence
-    that of this choice; for one class that is the same.
+    is that of this categorical distribution; for one class that is the same.
 
     Args:
         direction: "teacher_student" (default) or "student_teacher".
         temperature: T > 0.
-        exclusive: see above.
+        exclusive: whether the classes exclude each other, see above.
     """
 
     def __init__(self, direction: str = "teacher_student", temperature: float = 1.0, exclusive: bool = False) -> None:
@@ -68,32 +68,32 @@ class SelfDistillationLoss(nn.Module):
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of choices whose log-probabilities are along dimension 1, which is summed over."""
+    """Return KL(p || q) of categorical distributions, given as log-probabilities along dimension 1, summed over it."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 class SamSPLoss(nn.Module):
-    """L = Dice(y1, y) + distill_weight * KL(y0, y1), and what the paper does not have, on the low-resolution logits:
+    """L = Dice(y1, y) + distill_weight * KL(y0, y1) on low-resolution logits, with optional terms beyond the paper:
 
         + initial_weight * Dice(y0, y) + iou_weight * (predicted IoU - IoU(y1, y))^2 + correction_weight * Dice(yc, y)
 
     Dice is MONAI's, of the probabilities of each class in each image, then averaged; with ``batch_dice`` the images of
-    a batch count as one. Of a class that is not there, Dice has no gradient; m / (m + `ABSENT_AREA`) takes its place,
-    where m is the mean probability: what is marked there is wrong, however little it is. The label comes at input
-    resolution and is averaged over the area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0
-    and the loss reduces to Dice(y0, y).
+    a batch count as one. For a class that is absent, Dice has no gradient; m / (m + `ABSENT_AREA`) replaces it, where m
+    is the mean probability: any marked area is wrong there, however small. The label is at input resolution and is
+    averaged over the area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss
+    reduces to Dice(y0, y).
 
     Args:
         distill_weight: alpha of the paper, which does not give its value.
         distill_direction: see `SelfDistillationLoss`.
         distill_temperature: see `SelfDistillationLoss`.
         initial_weight: weight of a Dice term on y0, 0 in the paper.
-        iou_weight: weight of the squared error of the IoU that the network expects of y1, as in SAM's own training.
-        correction_weight: weight of a Dice term on yc, what a simulated person makes of y1 with a box or clicks. The
-            network has to be given the label then, see `bundle.sam_sp.simulated_user.simulate_correction`.
+        iou_weight: weight of the squared error of the IoU that the network predicts for y1, as in SAM's own training.
+        correction_weight: weight of a Dice term on yc, the logits after a simulated user corrected y1 with a box or
+            clicks. The network then needs the label, see `bundle.sam_sp.simulated_user.simulate_correction`.
         exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
-        batch_dice: one Dice of each class for the whole batch. Where many images lack a class, as slices of volumes do,
-            Dice of single images is easiest lowered by marking nothing anywhere, and training ends there.
+        batch_dice: one Dice per class for the whole batch. Where many images lack a class, as slices of volumes do, the
+            Dice loss of single images is lowered most easily by empty masks, and training gets stuck there.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class SamSPLoss(nn.Module):
             return loss
 
     def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean over images and classes, or over classes, a scalar."""
+        """Return the Dice loss, a scalar: the mean over images and classes, or over classes with ``batch_dice``."""
         probability = probabilities(logits, self.exclusive)
         if self.batch_dice:
             probability, target = (maps.transpose(0, 1).flatten(1, 2)[None] for maps in (probability, target))
@@ -148,8 +148,8 @@ class SamSPLoss(nn.Module):
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """IoU (B, K) of masks, logits (B, K, h, w), with targets of that shape cut at one half; 1 where both are empty."""
-    shown, wanted = logits > 0, target > 0.5
-    both = (shown & wanted).flatten(2).sum(dim=2)
-    either = (shown | wanted).flatten(2).sum(dim=2)
+    """Return the IoU (B, K) of masks, logits (B, K, h, w), with targets above one half; 1 where both are empty."""
+    predicted, foreground = logits > 0, target > 0.5
+    both = (predicted & foreground).flatten(2).sum(dim=2)
+    either = (predicted | foreground).flatten(2).sum(dim=2)
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)

@@ -30,40 +30,40 @@ from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import COMPONENTS, boxes_from_mask
 from bundle.sam_sp.simulated_user import simulate_correction
-from bundle.sam_sp.trained_parts import TRAINABLE, train_what_the_loss_reaches
+from bundle.sam_sp.trained_parts import TRAINABLE, set_trainable_parameters
 from bundle.sam_sp.user_prompts import Clicks, UserPrompts, apply_user_prompts
 
 PROMPTS = ("self", "none", "expert")
 
 
 class SamSP(nn.Module):
-    """Self-prompting SAM (SAM-SP, arXiv 2408.12364): an image goes in, without any prompt.
+    """Self-prompting SAM (SAM-SP, arXiv 2408.12364), which segments an image without any prompt.
 
         y0 = M(E(x), P(null));    y1 = M(E(x), P(SP(y0)))
 
     with one E(x), and the same M and P in both lines. In training mode `forward` returns a `SamSPOutput`, in evaluation
     mode the refined logits at input resolution. Self-prompting adds no parameter: for one class the parameters are
-    SAM's and the adapters'. For K > 1 classes each has a learned token that joins the null prompt and the box.
+    SAM's and the adapters'. With K > 1 classes each has a learned token that is added to the null prompt and the box.
 
     Args:
         sam: "vit_tiny", "vit_b", "vit_l" or "vit_h".
         checkpoint: weights of SAM in Meta's layout to start from; None for random weights.
-        image_size: S, a multiple of the patch; by default the one the SAM was made for.
+        image_size: S, a multiple of the patch; by default that of the SAM's own training.
         num_classes: K.
-        exclusive: of the classes at most one is right for a pixel: their probabilities are a softmax with an implicit
-            background, instead of a sigmoid for each. For one class that is the same.
+        exclusive: each pixel belongs to at most one class: probabilities are a softmax with an implicit background,
+            instead of a sigmoid for each class. For one class that is the same.
         trainable: "lora" adapts q and v of the encoder, "decoder" freezes it, "full" trains all of it. Prompt encoder
             and mask decoder are trained where the loss reaches them in all three.
         lora_rank: rank of the adapters.
         lora_alpha: scale of the adapters times the rank; the rank by default.
-        prompt: "self"; "none" for a single pass, where y1 is y0; "expert", in evaluation alone, for boxes that are
-            given to `segment`.
-        prompt_threshold: probability above which a pixel of y0 counts for the box.
+        prompt: "self"; "none" for a single pass, where y1 is y0; "expert", in evaluation only, for boxes that are
+            passed to `segment`.
+        prompt_threshold: probability above which a pixel of y0 is inside the box.
         prompt_margin: widens the box by this fraction of its size on each side.
         prompt_component: "all" draws the box around all of y0, "largest" around its largest connected piece.
         attention: how the encoder computes its attention, see `choose_form`; the result is the same.
-        checkpointing: keep only the input of each encoder block for the gradient, and compute the block again.
-        train_iou: also train what estimates the IoU of a mask: the loss has a term for it.
+        checkpointing: keep only the input of each encoder block, and compute the block again in the backward pass.
+        train_iou: also train the head that predicts the IoU of a mask: the loss has a term for it.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class SamSP(nn.Module):
             self.load_base(read_state_dict(checkpoint), str(checkpoint), new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
-        train_what_the_loss_reaches(self, trainable, prompt, train_iou)
+        set_trainable_parameters(self, trainable, prompt, train_iou)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
         """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S).
 
-        A label (B, K, S, S) is for training, and has a simulated user correct y1, see `simulate_correction`.
+        With a label (B, K, S, S), in training only, a simulated user corrects y1, see `simulate_correction`.
         """
         output = self.segment(image, label=label)
         return output if self.training else self.upsample(output.refined)
@@ -129,11 +129,11 @@ class SamSP(nn.Module):
         corrections: UserPrompts | None = None,
         label: torch.Tensor | None = None,
     ) -> SamSPOutput:
-        """Both passes on one embedding, in either mode, and where a user corrects them a third.
+        """Run both passes on one embedding, in either mode, and a third one where a user corrects them.
 
         Args:
             image: (B, 3, S, S).
-            expert_xyxy: boxes (B, K, 4) in input pixels in place of SP(y0); ``prompt: expert`` needs them.
+            expert_xyxy: boxes (B, K, 4) in input pixels instead of SP(y0); ``prompt: expert`` needs them.
             corrections: boxes and points of a user, see `apply_user_prompts`.
             label: (B, K, S, S), 0 or 1, for a simulated user, see `simulate_correction`.
 
@@ -152,14 +152,14 @@ class SamSP(nn.Module):
         return self.correct(embedding, output, corrections) if corrections else output
 
     def predict_from_embedding(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
-        """Both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
+        """Run both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
         initial, iou = self.decode(embedding, None)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
         refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
         return SamSPOutput(initial, refined, boxes_xyxy, iou)
 
     def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: UserPrompts) -> SamSPOutput:
-        """Decode y1 anew where a user says something, see `apply_user_prompts`."""
+        """Decode y1 again where a user gave prompts, see `apply_user_prompts`."""
         return apply_user_prompts(self.decode_class, embedding, output, corrections)
 
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
@@ -170,7 +170,7 @@ class SamSP(nn.Module):
     def decode(
         self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M(E(x), P(prompt)) for each image and class.
+        """Return M(E(x), P(prompt)) for each image and class.
 
         Args:
             embedding: E(x), (B, C, H, W).
@@ -192,11 +192,11 @@ class SamSP(nn.Module):
     def decode_class(
         self, embedding: torch.Tensor, class_index: int, box_xyxy: torch.Tensor | None, clicks: Clicks | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M(E(x), P(prompt)) for one image and class.
+        """Return M(E(x), P(prompt)) for one image and class.
 
         Args:
             embedding: E(x), (1, C, H, W).
-            class_index: place of the class, from 0.
+            class_index: index of the class, from 0.
             box_xyxy: (1, 4) in input pixels, or None.
             clicks: with one row, or None.
 
@@ -209,10 +209,10 @@ class SamSP(nn.Module):
     def _decode_rows(
         self, embedding: torch.Tensor, tokens: torch.Tensor | None, boxes: torch.Tensor | None, clicks: Clicks | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M(E(x), P(prompt)) of rows (N, C, H, W), with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, 1)."""
+        """Return M(E(x), P(prompt)) of N rows, with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, 1)."""
         points, mask = (None, None) if clicks is None else ((clicks.xy, clicks.label), clicks.mask)
         sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=mask)
-        n = embedding.shape[0]  # not len(): a trace would keep the number
+        n = embedding.shape[0]  # not len(): a trace would record it as a constant
         sparse, dense = sparse.expand(n, -1, -1), dense.expand(n, -1, -1, -1)  # the null prompt has one row
         if tokens is not None:
             sparse = torch.cat([tokens[:, None], sparse], dim=1)
@@ -225,7 +225,7 @@ class SamSP(nn.Module):
 
     @property
     def has_lora(self) -> bool:
-        """Whether the encoder has adapters that are not merged."""
+        """Return whether the encoder has adapters that are not merged."""
         return lora.has_lora(self.image_encoder)
 
     def merge_lora(self) -> SamSP:
@@ -235,7 +235,7 @@ class SamSP(nn.Module):
         return self
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights in Meta's key layout with the adapters folded in, on the CPU; the module stays as it is."""
+        """Return the weights in Meta's key layout with the adapters folded in, on the CPU; the module is unchanged."""
         return state_dicts.merged_state_dict(self)
 
     def load_base(self, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False) -> None:
@@ -245,7 +245,7 @@ class SamSP(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the merged layout (`load_base`) or, into a network with adapters, its own `state_dict`.
 
-        Always strict: callers that say ``strict=False`` would otherwise load nothing without a word.
+        Loading is always strict: for callers that pass ``strict=False`` it would otherwise silently load nothing.
 
         Raises:
             BundleError: names the keys that are missing, unexpected or of another shape.

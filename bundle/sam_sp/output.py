@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What both passes of the network return."""
+"""The output of both passes of the network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 
 
 class SamSPOutput(NamedTuple):
-    """Both passes. Logits are low-resolution, (B, K, S / s, S / s) with s = patch / 4."""
+    """Output of both passes. Logits have low resolution, (B, K, S / s, S / s) with s = patch / 4."""
 
     initial: torch.Tensor  # y0 = M(E(x), P(null))
     refined: torch.Tensor  # y1 = M(E(x), P(SP(y0)))
     boxes_xyxy: torch.Tensor  # SP(y0), (B, K, 4) in input pixels
-    iou: torch.Tensor  # SAM's own estimate of the IoU of y1, (B, K)
-    corrected: torch.Tensor | None = None  # in training with a simulated person: y1 after a correction, as y1
+    iou: torch.Tensor  # the IoU of y1 that SAM predicts, (B, K)
+    corrected: torch.Tensor | None = None  # in training with a simulated user: the logits after a correction of y1

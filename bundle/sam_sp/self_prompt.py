@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SP(): the self-prompt, a box from a network's own first mask (SAM-SP, section on self-prompting)."""
+"""SP(): the self-prompt, a box around the network's own first mask (SAM-SP, section on self-prompting)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPONENTS = ("all", "largest")
 
 
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First and last index of True along the last axis, and whether there is any; (..., n) -> three times (...)."""
+    """Return the first and last index of True along the last axis, and whether there is any: (..., n) -> 3 x (...)."""
     n = occupied.shape[-1]
     index = (
         torch.ones_like(occupied, dtype=torch.long).cumsum(dim=-1) - 1
@@ -38,11 +38,11 @@ def boxes_from_logits(
     margin: float = 0.0,
     component: str = "all",
 ) -> torch.Tensor:
-    """Box around the pixels where sigmoid(logits) > threshold, for each image and class.
+    """Return the box around the pixels with sigmoid(logits) > threshold, for each image and class.
 
     A low-resolution pixel i covers the input pixels stride * i ... stride * (i + 1) - 1, and both ends belong to the
-    box: SAM adds its own half pixel. Without any such pixel the box is the whole input, padding included. There is no
-    loop over images and no value leaves the device, so the function traces, exports and compiles. The box carries no
+    box: SAM adds its own half pixel. Without any such pixel the box is the whole input, including the padding. There is
+    no loop over images and no value leaves the device, so the function traces, exports and compiles. The box has no
     gradient.
 
     Args:
@@ -50,7 +50,7 @@ def boxes_from_logits(
         stride: input pixels per low-resolution pixel.
         threshold: probability above which a pixel is foreground.
         margin: widens the box on each side by this fraction of its own width and height, within the input.
-        component: "all" takes every such pixel, "largest" those of the largest connected piece.
+        component: "all" takes every such pixel, "largest" only the largest connected component.
 
     Returns:
         boxes_xyxy (B, K, 4), float32: x0, y0, x1, y1 in input pixels, x along the width.
@@ -62,12 +62,12 @@ def boxes_from_logits(
 
 
 def boxes_from_mask(mask: torch.Tensor, stride: int = 4, margin: float = 0.0, component: str = "all") -> torch.Tensor:
-    """As `boxes_from_logits`, of a mask (B, K, h, w), bool."""
+    """Return the boxes of `boxes_from_logits` for a mask (B, K, h, w), bool."""
     if component not in COMPONENTS:
         raise BundleError(f"prompt_component is '{component}', expected one of {', '.join(COMPONENTS)}.")
     height, width = mask.shape[-2:]
     mask = largest_component(mask) if component == "largest" else mask
-    x_first, x_last, found = _extent(mask.any(dim=-2))
+    x_first, x_last, marked = _extent(mask.any(dim=-2))
     y_first, y_last, _ = _extent(mask.any(dim=-1))
 
     first = torch.stack([x_first, y_first], dim=-1) * float(stride)
@@ -82,14 +82,14 @@ def boxes_from_mask(mask: torch.Tensor, stride: int = 4, margin: float = 0.0, co
 
     boxes_xyxy = torch.cat([first, last], dim=-1)
     whole = torch.cat([torch.zeros_like(limit), limit], dim=-1)
-    return torch.where(found[..., None], boxes_xyxy, whole)
+    return torch.where(marked[..., None], boxes_xyxy, whole)
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:
-    """Keep the largest piece of each mask, pixels being connected also across corners.
+    """Keep the largest connected component of each mask, with 8-connectivity.
 
-    Every pixel starts as a piece of its own; h + w times each takes over the highest number around it. A piece that
-    winds on for longer than that counts as several.
+    Every pixel starts with its own number; h + w times each takes the highest number of its neighborhood. A winding
+    component, with pixels more than h + w steps apart, counts as several.
 
     Args:
         mask: (B, K, h, w), bool.

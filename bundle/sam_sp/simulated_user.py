@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A simulated user: boxes drawn with some noise, points in an object, points where a mask is wrong."""
+"""A simulated user: noisy boxes, points in an object, points where a mask is wrong."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
 from bundle.sam_sp.user_prompts import Clicks
 
-# SAM draws its boxes with this much noise (Kirillov et al., Segment Anything, appendix A): a fraction of the side, with
-# a limit as a fraction of the image.
+# Noise of SAM's training boxes (Kirillov et al., Segment Anything, appendix A): a fraction of the side, limited to a
+# fraction of the image.
 BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 0.04
 
 
-# Of a simulated user, about one mask.
-MOST_CLICKS = 3
+MOST_CLICKS = 3  # of a simulated user on one mask
 # M(E(x), P(prompt)) for each image and class, see `bundle.sam_sp.network.SamSP.decode`.
 Decode = Callable[[torch.Tensor, torch.Tensor | None, Clicks | None], tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,13 +36,13 @@ Decode = Callable[[torch.Tensor, torch.Tensor | None, Clicks | None], tuple[torc
 def simulate_correction(
     decode: Decode, embedding: torch.Tensor, output: SamSPOutput, label: torch.Tensor, image_size: int, stride: int
 ) -> torch.Tensor:
-    """Return the logits (B, K, h, w) that a simulated user who knows the label makes of y1, in training.
+    """Return the logits (B, K, h, w) after a simulated user, who knows the label, corrected y1 in training.
 
-    Half of the times the user draws a box with some noise, then or otherwise clicks up to `MOST_CLICKS` times where
-    the mask is wrong.
+    In half of the calls the user draws a noisy box and adds up to `MOST_CLICKS` clicks where the mask is wrong;
+    otherwise there are clicks only, at least one.
 
     Args:
-        decode: decodes all images and classes.
+        decode: decodes prompts for all images and classes.
         embedding: E(x), (B, C, H, W).
         output: both passes.
         label: (B, K, S, S), 0 or 1.
@@ -54,20 +53,20 @@ def simulate_correction(
     target = F.avg_pool2d(masks, stride)
     by_box = bool(torch.rand(()) < 0.5)
     count = int(torch.randint(0 if by_box else 1, MOST_CLICKS + 1, ()))
-    boxes_xyxy, shown = None, output.refined
+    boxes_xyxy, logits = None, output.refined
     if by_box:
         boxes_xyxy = noisy_boxes(boxes_of_masks(masks), image_size)
-        shown, _ = decode(embedding, boxes_xyxy, None)
+        logits, _ = decode(embedding, boxes_xyxy, None)
     if count == 0:
-        return shown
-    mask = shown.detach().flatten(0, 1)[:, None]
+        return logits
+    mask = logits.detach().flatten(0, 1)[:, None]
     drawn = [corrective_points(mask, target, stride) for _ in range(count)]
     xy, labels = (torch.stack(values, dim=1) for values in zip(*drawn, strict=True))
     return decode(embedding, boxes_xyxy, Clicks(xy, labels, mask))[0]
 
 
 def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
-    """Exact boxes (N, 4), x0, y0, x1, y1 in pixels with both ends inside, of masks (N, 1, S, S)."""
+    """Return the exact boxes (N, 4) of masks (N, 1, S, S): x0, y0, x1, y1 in pixels, both ends inclusive."""
     return boxes_from_logits(masks - 0.5, stride=1)[:, 0]
 
 
@@ -92,7 +91,7 @@ def random_points(weight: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 def corrective_points(logits: torch.Tensor, target: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A point where mask and object differ.
+    """Draw a point at random where mask and object differ.
 
     Args:
         logits: mask so far (N, 1, h, w).
@@ -100,36 +99,36 @@ def corrective_points(logits: torch.Tensor, target: torch.Tensor, stride: int) -
         stride: input pixels per low-resolution pixel.
 
     Returns:
-        points (N, 2), x and y in input pixels, and labels (N,): 1 where something is missing, 0 where there is too
-        much. Where nothing differs, a point of the object.
+        points (N, 2), x and y in input pixels, and labels (N,): 1 where the mask misses the object, 0 where it goes
+        beyond it. Where nothing differs, a point of the object.
     """
-    wanted, shown = target > 0.5, logits > 0
-    wrong = wanted ^ shown
+    foreground, predicted = target > 0.5, logits > 0
+    wrong = foreground ^ predicted
     density = torch.where(wrong.flatten(1).any(dim=1)[:, None, None, None], wrong.float(), target)
     xy = random_points(density, stride)
     column, row = (xy / stride).long().unbind(1)
-    inside = wanted[torch.arange(len(xy), device=xy.device), 0, row, column]
+    inside = foreground[torch.arange(len(xy), device=xy.device), 0, row, column]
     return xy, inside.to(xy.dtype)
 
 
 def innermost_points(masks: torch.Tensor) -> torch.Tensor:
-    """The point (N, 2), x and y, that lies farthest from the outline of masks (N, 1, S, S): SAM's own first click."""
+    """Return the points (N, 2), x and y, farthest from the outline of masks (N, 1, S, S): SAM's own first clicks."""
     points = [_innermost(mask) for mask in masks[:, 0].cpu().numpy() > 0.5]
     return torch.tensor(points, dtype=torch.float32, device=masks.device)
 
 
-def corrective_click(shown: np.ndarray, wanted: np.ndarray) -> tuple[int, int, int] | None:
-    """Where an expert clicks first: the innermost pixel of the largest connected region where two masks differ.
+def corrective_click(predicted: np.ndarray, target: np.ndarray) -> tuple[int, int, int] | None:
+    """Return an expert's first click: the innermost pixel of the largest connected region where two masks differ.
 
     Args:
-        shown: (H, W), bool.
-        wanted: (H, W), bool.
+        predicted: (H, W), bool.
+        target: (H, W), bool.
 
     Returns:
-        x, y, and 1 where something is missing, 0 where there is too much; None where nothing differs.
+        x, y, and 1 where the prediction misses the target, 0 where it goes beyond it; None where nothing differs.
     """
     largest, size, label = None, 0, 0
-    for wrong, kind in ((wanted & ~shown, 1), (shown & ~wanted, 0)):
+    for wrong, kind in ((target & ~predicted, 1), (predicted & ~target, 0)):
         pieces, count = ndimage.label(wrong)
         sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
         if count and sizes.max() > size:
@@ -140,7 +139,7 @@ def corrective_click(shown: np.ndarray, wanted: np.ndarray) -> tuple[int, int, i
 
 
 def _innermost(mask: np.ndarray) -> tuple[int, int]:
-    """x and y of the pixel of a mask (H, W) farthest from its outline, the border of the image being one."""
+    """Return x and y of the pixel of a mask (H, W) farthest from its outline; the border of the image counts as one."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = divmod(int(distance.argmax()), mask.shape[1])
     return x, y

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The two layouts of weights: merged, which is Meta's, and with adapters apart from their base."""
+"""The two layouts of weights: merged, which is Meta's, and with adapters separate from their base."""
 
 from __future__ import annotations
 
@@ -36,26 +36,25 @@ def merged_state_dict(network: SamSP) -> dict[str, torch.Tensor]:
 def fit_base(
     network: SamSP, state: Mapping[str, torch.Tensor], source: str = "weights", new_classes: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Bring weights in Meta's key layout, of any image size, to the keys and shapes of a network.
+    """Fit weights in Meta's key layout, of any image size, to the keys and shapes of a network.
 
-    Adapters of the network go back to their start, so that it computes what the weights say.
+    The adapters of the network are reset, so that it computes exactly what the weights define.
 
     Args:
-        network: whose keys to return.
+        network: the network whose keys to return.
         state: the weights.
         source: what to call them in an error, a path for example.
-        new_classes: leave the tokens of the classes as they are: a SAM to start from has none, or others.
+        new_classes: keep the class tokens of the network: the SAM to start from has none, or others.
 
     Raises:
         BundleError: names the keys that are missing, unexpected or of another shape.
     """
-    adapted = network.has_lora
     reference = merged_state_dict(network)
     if new_classes:
         kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
         state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept
     fitted = fit_state_dict(state, reference, network.spec.global_blocks, source)
-    if adapted:
+    if network.has_lora:
         fitted = lora.split_state_dict(network.image_encoder, fitted)
         lora.reset_lora(network.image_encoder)
         fitted = {**network.state_dict(), **fitted}
@@ -63,7 +62,7 @@ def fit_base(
 
 
 def has_adapters(keys: Iterable[str]) -> bool:
-    """Return whether a state dict holds adapters apart from their base."""
+    """Return whether a state dict holds adapters separate from their base."""
     return any(".lora_A." in key for key in keys)
 
 
@@ -71,7 +70,7 @@ def require_fitting_adapters(network: SamSP, state: Mapping[str, torch.Tensor]) 
     """Raise a `BundleError` unless a state dict with adapters has the keys and shapes of the network."""
     if not network.has_lora:
         raise BundleError(
-            "These weights hold adapters apart from their base, but the network has none: build it with "
+            "These weights hold adapters separate from their base, but the network has none: build it with "
             "trainable 'lora', or take the merged model.pt."
         )
     reference = network.state_dict()

@@ -8,14 +8,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which parameters a training changes: those that the loss reaches, and no other."""
+"""The parameters that a training changes: those that the loss reaches, and no other."""
 
 from __future__ import annotations
 
 from torch import nn
 
 TRAINABLE = ("lora", "decoder", "full")
-# What the loss reaches outside the encoder. The iou token is among it because all output tokens attend to each other.
+# Parameters outside the encoder that the loss reaches. They include the IoU token because all output tokens attend to
+# each other.
 TRAINED_PARTS = (
     "prompt_encoder.no_mask_embed.",
     "mask_decoder.transformer.",
@@ -25,19 +26,19 @@ TRAINED_PARTS = (
     "mask_decoder.output_hypernetworks_mlps.0.",
     "class_tokens.",
 )
-# The two corners of a box; without a self-prompt nothing reaches them.
+# The two corners of a box; without a self-prompt no loss reaches them.
 TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
-# What estimates the IoU of a mask; nothing reaches it unless the loss has a term for it.
+# The head that predicts the IoU of a mask; it is trained only if the loss has a term for it.
 TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
 
 
-def train_what_the_loss_reaches(network: nn.Module, trainable: str, prompt: str, train_iou: bool) -> None:
-    """Leave requires_grad where the loss reaches a parameter that is to be trained, and nowhere else.
+def set_trainable_parameters(network: nn.Module, trainable: str, prompt: str, train_iou: bool) -> None:
+    """Set ``requires_grad`` of each parameter: True where it is to be trained and the loss reaches it.
 
     Args:
         network: a `SamSP`.
-        trainable: of the encoder: "lora" its adapters, "decoder" nothing, "full" all of it.
-        prompt: "none" leaves out the corners of a box.
+        trainable: what to train of the encoder: "lora" its adapters, "decoder" nothing, "full" all of it.
+        prompt: "none" leaves out the embeddings of a box's corners.
         train_iou: the loss has a term for the predicted IoU.
     """
     parts = TRAINED_PARTS + (() if prompt == "none" else TRAINED_WITH_BOX) + (TRAINED_WITH_IOU if train_iou else ())

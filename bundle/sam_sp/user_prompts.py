@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""User prompts: boxes and points for an image and class, in input pixels, and what they change."""
+"""User prompts: boxes and points for an image and class, in input pixels, and the masks decoded from them."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from monai.data import MetaTensor
 
 from bundle.sam_sp.output import SamSPOutput
 
-# In a record of a datalist, see `bundle.inference.user_prompt_reader`.
+# Keys in a record of a datalist, see `bundle.inference.user_prompt_reader`.
 BOXES, POINTS = "boxes", "points"
-# Where an image carries them, as text: the metadata of a batch are collated, which lists of any length are not.
+# Key of an image's metadata. The value is text, because lists of different lengths cannot be collated into a batch.
 META_KEY = "corrections"
 
 
 class UserPrompt(NamedTuple):
-    """What a person says about one class of one image, in input pixels, the center of the first pixel being (0, 0)."""
+    """A user's box and points for one class of one image, in input pixels; the center of the first is (0, 0)."""
 
     box_xyxy: tuple[float, float, float, float] | None = None  # both ends inclusive
     points_xyl: tuple[tuple[float, float, int], ...] = ()  # x, y, and 1 for foreground or 0 for background
 
 
 class Clicks(NamedTuple):
-    """Points of a user about N masks that they correct."""
+    """Points with which a user corrects N masks."""
 
     xy: torch.Tensor  # (N, P, 2), in input pixels
     label: torch.Tensor  # (N, P), 1 for foreground, 0 for background
     mask: torch.Tensor  # (N, 1, h, w), low-resolution logits
 
 
-# By the place of an image in its batch, or of a slice in its volume, and the place of a class, both from 0.
+# Keys: index of an image in its batch, or of a slice in its volume, and index of a class, both from 0.
 UserPrompts = Mapping[tuple[int, int], UserPrompt]
 
 
 def to_text(corrections: UserPrompts) -> str:
-    """JSON for the metadata of an image or a volume."""
-    return json.dumps([[*places, prompt.box_xyxy, prompt.points_xyl] for places, prompt in corrections.items()])
+    """Return user prompts as JSON, for the metadata of an image or a volume."""
+    return json.dumps([[*indices, prompt.box_xyxy, prompt.points_xyl] for indices, prompt in corrections.items()])
 
 
 def from_text(text: str) -> dict[tuple[int, int], UserPrompt]:
-    """What `to_text` wrote."""
+    """Return the user prompts that `to_text` wrote."""
     return {
-        (place, class_index): UserPrompt(
+        (index, class_index): UserPrompt(
             None if box is None else tuple(box), tuple((float(x), float(y), int(label)) for x, y, label in points)
         )
-        for place, class_index, box, points in json.loads(text)
+        for index, class_index, box, points in json.loads(text)
     }
 
 
 def user_prompts_of_images(inputs: torch.Tensor) -> UserPrompts:
-    """Those that the images (B, 3, S, S) of a batch carry, by the place in the batch; none where nobody read any."""
+    """Return the prompts in the metadata of images (B, 3, S, S), by their index in the batch; {} without any."""
     return {
         (index, class_index): prompt
         for index, text in enumerate(_texts(inputs))
@@ -71,22 +71,22 @@ def user_prompts_of_images(inputs: torch.Tensor) -> UserPrompts:
 
 
 def user_prompts_of_volume(inputs: torch.Tensor) -> UserPrompts:
-    """Those that a volume (1, 1, X, Y, Z) carries, by the place of the slice."""
-    return {places: prompt for text in _texts(inputs) for places, prompt in from_text(text).items()}
+    """Return the prompts in the metadata of a volume (1, 1, X, Y, Z), by the index of the slice."""
+    return {indices: prompt for text in _texts(inputs) for indices, prompt in from_text(text).items()}
 
 
-def within(corrections: UserPrompts, places: range) -> UserPrompts:
-    """Those of the slices at these places, counted from the first of them."""
+def prompts_of_slices(corrections: UserPrompts, slices: range) -> UserPrompts:
+    """Return the prompts of some consecutive slices, with indices from the first of these slices."""
     return {
-        (place - places.start, class_index): prompt
-        for (place, class_index), prompt in corrections.items()
-        if place in places
+        (index - slices.start, class_index): prompt
+        for (index, class_index), prompt in corrections.items()
+        if index in slices
     }
 
 
 def _texts(inputs: torch.Tensor) -> list[str]:
-    found: Any = inputs.meta.get(META_KEY, []) if isinstance(inputs, MetaTensor) else []
-    return [found] if isinstance(found, str) else list(found)
+    texts: Any = inputs.meta.get(META_KEY, []) if isinstance(inputs, MetaTensor) else []
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 # M(E(x), P(prompt)) for one image and class, see `bundle.sam_sp.network.SamSP.decode_class`.
@@ -96,19 +96,19 @@ DecodeClass = Callable[[torch.Tensor, int, torch.Tensor | None, Clicks | None], 
 def apply_user_prompts(
     decode_class: DecodeClass, embedding: torch.Tensor, output: SamSPOutput, prompts: UserPrompts
 ) -> SamSPOutput:
-    """Decode y1 anew for the images and classes that a user says something about; all others stay as they are.
+    """Decode y1 again for the images and classes that a user gave prompts for; all others stay as they are.
 
         box:     y1 = M(E(x), P(box))
-        points:  y1 = M(E(x), P(points, mask of the y1 before)), with the box where the user gave one
+        points:  y1 = M(E(x), P(points, mask of the previous y1)), with the user's box if there is one
 
-    With points the self-prompt is left out: where y1 has to be corrected, that box is often what is wrong. The mask as
-    a prompt keeps what was right.
+    With points the self-prompt is left out: where y1 has to be corrected, that box is often wrong itself. The mask
+    prompt keeps the parts of y1 that were right.
 
     Args:
-        decode_class: decodes one image and class.
+        decode_class: decodes prompts for one image and class.
         embedding: E(x), (B, C, H, W).
-        output: both passes.
-        prompts: by image and class, in input pixels.
+        output: of both passes.
+        prompts: in input pixels, by image and class.
     """
     refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
     for (image, index), prompt in prompts.items():

@@ -25,13 +25,13 @@ from bundle.core.settings import parse_boolean
 
 
 def use_cpu_amp(amp: bool | str, device: torch.device) -> bool:
-    """Whether training takes bfloat16 on a CPU: asked for, and the CPU is faster in it."""
+    """Return whether training takes bfloat16 on a CPU: asked for, and the CPU is faster in it."""
     return parse_boolean(amp, "amp") and device.type == "cpu" and is_faster_in_bfloat16()
 
 
 @cache
 def is_faster_in_bfloat16(repeats: int = 15) -> bool:
-    """Whether this CPU has instructions for bfloat16, and a product of an encoder's shape takes less time with them.
+    """Return whether this CPU has instructions for bfloat16, and a product of an encoder's shape takes less time with them.
 
     Having them says little: an EPYC takes half the time of float32, a Xeon whose AMX a virtual machine hides twice the
     time. The best of some tries, in turns, is not a matter of what else the machine does.

@@ -29,7 +29,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def is_exchanged(name: str) -> bool:
-    """Whether a weight goes from site to site: adapters, and of prompt encoder and mask decoder what is trained."""
+    """Return whether a weight goes from site to site: adapters, and of prompt encoder and mask decoder what is trained."""
     return ".lora_" in name or name.startswith((*TRAINED_PARTS, *TRAINED_WITH_BOX))
 
 
@@ -68,19 +68,19 @@ class ExchangedPart(Filter):
 
 
 def exchanged_weights(network: SamSP) -> dict[str, torch.Tensor]:
-    """A copy of what sites exchange, on the CPU."""
+    """Return a copy of what sites exchange, on the CPU."""
     return {key: value.detach().cpu().clone() for key, value in network.state_dict().items() if is_exchanged(key)}
 
 
 def exchanged_bytes(network: SamSP) -> int:
-    """Bytes that a site receives in a round, and sends: four for each number."""
+    """Return the bytes that a site receives in a round, and sends: four for each number."""
     return 4 * sum(value.numel() for key, value in network.state_dict().items() if is_exchanged(key))
 
 
 def federated_average(
     weights: Weights, differences: Sequence[Weights], steps: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """FedAvg (McMahan et al., 2017): weights + the mean of the sites' differences, weighted by their steps."""
+    """Return FedAvg (McMahan et al., 2017): weights + the mean of the sites' differences, weighted by their steps."""
     total = sum(steps)
     return {
         name: value + sum(d[name] * (count / total) for d, count in zip(differences, steps, strict=True))

@@ -21,7 +21,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters alone, in two groups: weight decay on matrices and kernels, none on biases and norms."""
+    """Return trainable parameters alone, in two groups: weight decay on matrices and kernels, none on biases and norms."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},

@@ -23,7 +23,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from bundle.checkpoints.adapters import write_adapters
-from bundle.checkpoints.model_files import describe, lineage, publish_pair, write_pair
+from bundle.checkpoints.model_files import describe_network, publish_pair, read_lineage, write_pair
 from bundle.core.command_line import bundle_command
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
@@ -77,7 +77,7 @@ class Publisher:
         self.command = dict(command or {})
         self.labels = dict(labels or {"1": "foreground"})
         self.volume = volume
-        self.started_from = lineage(weights)  # now: publishing may replace that file
+        self.started_from = read_lineage(weights)  # now: publishing may replace that file
         metadata = self.bundle_root / "configs" / "metadata.json"
         self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
 
@@ -108,7 +108,7 @@ class Publisher:
     def _description(self, network: SamSP, engine: SupervisedTrainer) -> dict[str, Any]:
         state = self.evaluator.state
         validated = state.best_metric_epoch > 0
-        return describe(
+        return describe_network(
             network,
             labels={"0": "background", **self.labels},
             volume=self.volume,

@@ -25,7 +25,7 @@ from bundle.sam_sp.losses import SamSPLoss
 
 
 def steps_of(fraction: float, total_steps: int, name: str) -> int:
-    """How many steps a fraction of the training is; `BundleError` unless it lies between 0 and 1."""
+    """Return the number of steps a fraction of the training is; `BundleError` unless it lies between 0 and 1."""
     if not 0 <= fraction <= 1:
         raise BundleError(f"{name} is {fraction}, expected a fraction of the training between 0 and 1.")
     return math.ceil(fraction * total_steps)

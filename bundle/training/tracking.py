@@ -26,7 +26,7 @@ from bundle.evaluation.panel_saver import PanelSaver
 
 
 def run_name() -> str:
-    """Name of a run by the time it started: MONAI gives one name to all, and goes on with a run that broke off."""
+    """Return the name of a run by the time it started: MONAI gives one name to all, and goes on with a run that broke off."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -97,7 +97,7 @@ def recorded_settings(artifacts: Iterable[str]) -> dict[str, Any]:
 
 
 def loss_of_step(output: Mapping[str, Any]) -> float:
-    """The loss in the output of a trainer."""
+    """Return the loss in the output of a trainer."""
     return float(output["loss"])
 
 

@@ -64,7 +64,7 @@ class Case:
 
 
 def cases_of(task: str, sam: str, image_size: int) -> list[Case]:
-    """All implementations of a task; they are timed in turns."""
+    """Return all implementations of a task; they are timed in turns."""
     return [Case(task, sam, image_size, implementation) for implementation in IMPLEMENTATIONS[task]]
 
 
@@ -83,7 +83,7 @@ def make_step(case: Case) -> Step:
 
 @lru_cache(maxsize=1)
 def source_network(sam: str, image_size: int) -> SamSP:
-    """Random weights with adapters and position tables that are not zero; every implementation starts from them."""
+    """Return random weights with adapters and position tables that are not zero; every implementation starts from them."""
     torch.manual_seed(0)
     network = SamSP(sam=sam, image_size=image_size, trainable="lora", lora_rank=RANK)
     for name, parameter in network.named_parameters():
@@ -93,7 +93,7 @@ def source_network(sam: str, image_size: int) -> SamSP:
 
 
 def build_network(case: Case, trainable: str = "lora", **arguments: Any) -> SamSP:
-    """SamSP with the weights of `source_network`: with adapters, or for "full" with merged ones in SAM's layers."""
+    """Return SamSP with the weights of `source_network`: with adapters, or for "full" with merged ones in SAM's layers."""
     source = source_network(case.sam, case.image_size)
     network = SamSP(sam=case.sam, image_size=case.image_size, trainable=trainable, lora_rank=RANK, **arguments)
     network.load_state_dict(source.state_dict() if trainable == "lora" else source.merged_state_dict())
@@ -106,7 +106,7 @@ def random_image(image_size: int) -> torch.Tensor:
 
 
 def _encoder(case: Case) -> Step:
-    """Encoder inference; "merged" went through `merge_lora`, "vanilla" never had adapters."""
+    """Return encoder inference; "merged" went through `merge_lora`, "vanilla" never had adapters."""
     image = random_image(case.image_size)
     encoder: nn.Module
     if case.implementation == SEGMENT_ANYTHING:
@@ -215,7 +215,7 @@ def initial_logits(network: SamSP, image: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def output_differences(sam: str, image_size: int) -> dict[str, float]:
-    """Largest absolute difference of merged inference from the reference with the same weights."""
+    """Return the largest absolute difference of merged inference from the reference with the same weights."""
     case, image = Case("difference", sam, image_size, "merged"), random_image(image_size)
     network, reference = build_network(case).merge_lora().eval(), merged_reference(source_network(sam, image_size))
     embedding = network.image_encoder(image) - reference.image_encoder(image)
@@ -224,7 +224,7 @@ def output_differences(sam: str, image_size: int) -> dict[str, float]:
 
 
 def training_differences(sam: str, image_size: int) -> dict[str, float]:
-    """Difference of training from the reference: y0, and the gradients of all A and B relative to their maximum.
+    """Return the difference of training from the reference: y0, and the gradients of all A and B relative to their maximum.
 
     The gradients are those of one scalar, the mean of y0 weighted at random. Both are the worse of with and without
     checkpointing.

@@ -44,7 +44,7 @@ EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 def time_in_turns(steps: Mapping[str, Step], repeats: int, report: Callable[[str], object]) -> dict[str, list[float]]:
-    """Seconds of each step: one round to warm up, then ``repeats`` rounds A B C, A B C, ...
+    """Return the seconds of each step: one round to warm up, then ``repeats`` rounds A B C, A B C, ...
 
     Args:
         steps: what to measure.
@@ -62,7 +62,7 @@ def time_in_turns(steps: Mapping[str, Step], repeats: int, report: Callable[[str
 
 
 def peak_memory_mib(case: Case) -> float | None:
-    """Peak resident memory of one step above that of the process with the network built; None where not on Linux.
+    """Return the peak resident memory of one step above that of the process with the network built; None where not on Linux.
 
     The kernel's high-water mark is set back before the step. A network of 64 px has run the same code before, so that
     libraries, threads and kernels are there, and what was freed has gone back to the system. Run it through
@@ -86,7 +86,7 @@ def _status_kib(key: str) -> int:
 
 
 def data_wait(epochs: int, **knobs: Any) -> dict[str, float]:
-    """Share of a training step spent waiting for data: the default training on the demo set, without its first epoch.
+    """Return the share of a training step spent waiting for data: the default training on the demo set, without its first epoch.
 
     Ignite's stock `BasicTimeProfiler` on the trainer of ``configs/train.json``.
 
@@ -176,7 +176,7 @@ def _cpu_model() -> str:
 
 @torch.no_grad()
 def peak_gflops(repeats: int = 10) -> dict[str, float]:
-    """The machine's float32 peak in GFLOP/s, best of all: `torch.matmul`, and the same product as a 1 x 1 convolution.
+    """Return the machine's float32 peak in GFLOP/s, best of all: `torch.matmul`, and the same product as a 1 x 1 convolution.
 
     The two go to different libraries, and on some processors one is twice as fast as the other.
     """
@@ -190,7 +190,7 @@ def peak_gflops(repeats: int = 10) -> dict[str, float]:
 
 
 def encoder_gflop(sam: str, image_size: int) -> float:
-    """Multiplications and additions of the encoder's products for one image, without work on the padding of windows.
+    """Return the multiplications and additions of the encoder's products for one image, without work on the padding of windows.
 
     Stem, projections, MLP, relative positions, scores, weighted values and neck. In a windowed block each real token
     attends to all positions of its window, as in SAM.

@@ -131,14 +131,14 @@ class UpsampledDice(nn.Module):
 
 
 def merged_reference(network: SamSP) -> ReferenceSam:
-    """The reference with the weights of a network, adapters merged."""
+    """Return the reference with the weights of a network, adapters merged."""
     reference = ReferenceSam(network.spec, network.image_size)
     reference.load_state_dict(network.merged_state_dict(), strict=True)
     return reference.eval()
 
 
 def adapted_reference(network: SamSP, rank: int) -> ReferenceSam:
-    """The reference with the base weights and the adapters of a network that has adapters, ready for training."""
+    """Return the reference with the base weights and the adapters of a network that has adapters, ready for training."""
     reference = ReferenceSam(network.spec, network.image_size)
     reference.load_state_dict(base_state_dict(network), strict=True)
     reference.add_lora(rank)
@@ -149,7 +149,7 @@ def adapted_reference(network: SamSP, rank: int) -> ReferenceSam:
 
 
 def adapter_parameters(network: SamSP | ReferenceSam) -> list[nn.Parameter]:
-    """A and B of q, then A and B of v, block by block."""
+    """Return a and B of q, then A and B of v, block by block."""
     parameters: list[nn.Parameter] = []
     for block in network.image_encoder.blocks:
         if isinstance(network, ReferenceSam):
@@ -163,7 +163,7 @@ def adapter_parameters(network: SamSP | ReferenceSam) -> list[nn.Parameter]:
 
 
 def base_state_dict(network: SamSP) -> dict[str, torch.Tensor]:
-    """The weights below the adapters in Meta's layout."""
+    """Return the weights below the adapters in Meta's layout."""
     state = network.merged_state_dict()
     for index, block in enumerate(network.image_encoder.blocks):
         attention = block.attn

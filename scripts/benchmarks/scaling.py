@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks.scaling", description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes (1 2)")
     parser.add_argument("--images", type=int, default=240, help="to train on and to infer (%(default)s)")
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tasks(images: Path, folder: Path, processes: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The knobs of a training and of an inference."""
+    """Return the knobs of a training and of an inference."""
     shared = {"dataset_dir": str(images), "device": "cpu", "num_workers": 0}
     share = options.batch_size // processes
     training = {
@@ -108,12 +108,12 @@ def tasks(images: Path, folder: Path, processes: int, options: argparse.Namespac
 
 
 def images_of(task: str, options: argparse.Namespace) -> int:
-    """How many images all processes together have in a task."""
+    """Return the number of images all processes together have in a task."""
     return options.epochs * options.images if task == "training" else options.images + 2 * HELD_OUT
 
 
 def run(task: str, processes: int, knobs: Mapping[str, Any]) -> float:
-    """Seconds that the engine of the first process took.
+    """Return the seconds that the engine of the first process took.
 
     Raises:
         BundleError: the command failed.

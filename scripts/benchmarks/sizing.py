@@ -80,7 +80,7 @@ def activation_bytes(sam: str, image_size: int, checkpointing: bool = False, hal
 
 
 def images_that_fit(gpu: Gpu, sam: str, image_size: int = 1024, checkpointing: bool = False) -> int:
-    """Images of a training step in mixed precision."""
+    """Return the images of a training step in mixed precision."""
     all_of_them, trained = parameters(sam)
     free = (USABLE * gpu.gib - CUDA_GIB) * GIB - 6 * all_of_them - 12 * trained
     return max(0, int(free / activation_bytes(sam, image_size, checkpointing, half=True)))

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="vit_b at 512 and vit_tiny at 256 px, in 3 minutes")
     parser.add_argument("--only", type=_parts, metavar="PART,...", help=f"some of {', '.join(PARTS)}")
@@ -122,7 +122,7 @@ def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, s
 def measure_group(
     task: str, sam: str, size: int, options: argparse.Namespace, result: dict[str, Any], progress: tqdm
 ) -> list[dict[str, Any]]:
-    """The rows of one group."""
+    """Return the rows of one group."""
 
     def report(name: str) -> None:
         progress.set_postfix_str(f"{task} {sam} {size} {name}")
@@ -149,7 +149,7 @@ def measure_group(
 
 
 def peak_memory(case: Case, report: Callable[[str], object]) -> float | None:
-    """Peak memory in MiB above the built network, or None with a message where the process did not survive."""
+    """Return the peak memory in MiB above the built network, or None with a message where the process did not survive."""
     report(f"memory of {case.implementation}")
     try:
         return measure.memory_in_own_process(case)
@@ -161,7 +161,7 @@ def peak_memory(case: Case, report: Callable[[str], object]) -> float | None:
 def make_row(
     case: Case, reference: Case, seconds: dict[str, list[float]], memory: dict[str, float | None]
 ) -> dict[str, Any]:
-    """One line of the table; ratios are to the first implementation of the task."""
+    """Return one line of the table; ratios are to the first implementation of the task."""
     times, reference_times = seconds[case.implementation], seconds[reference.implementation]
     by_round = [a / b for a, b in zip(times, reference_times, strict=True)]
     peak, reference_peak = memory.get(case.implementation), memory.get(reference.implementation)

@@ -46,7 +46,7 @@ BARS = (
 
 
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each bar whose cases were measured, with its value and whether it is met."""
+    """Return each bar whose cases were measured, with its value and whether it is met."""
     rows = {(r["task"], r["sam"], r["image_size"], r.get("implementation")): r for r in result["rows"]}
     checked = []
     for bar in BARS:
@@ -79,7 +79,7 @@ def _check(name: str, value: float, limit: float) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All tables, one under the other."""
+    """Return all tables, one under the other."""
     machine = result["machine"]
     cpu = f"{machine['cpu']} ({machine['instructions']})" if "instructions" in machine else machine["cpu"]
     text = [f"{cpu}, {machine['cores']} cores, {machine['threads']} threads, PyTorch {machine['torch']}"]
@@ -114,7 +114,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def sizes(result: dict[str, Any]) -> str:
-    """Time and memory of an image, for each network and size that was measured."""
+    """Return time and memory of an image, for each network and size that was measured."""
     rows = {(r["sam"], r["image_size"], r["task"], r["implementation"]): r for r in result["rows"] if "seconds" in r}
     columns = (("inference", "sam_sp"), ("training", "sam_sp"), ("training", "sam_sp_checkpointing"))
     lines = []

@@ -37,7 +37,7 @@ from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import sha256_of, write_atomically
 from bundle.data.datalists import stems_sha256
 from bundle.data.folder_pairs import pair_folder
-from bundle.inference.uncertainty import uncertainty
+from bundle.inference.uncertainty import uncertainty_scores
 from bundle.sam_sp.network import SamSP
 from scripts.experiments.polyps.bootstrap import RESAMPLES, Interval, paired_interval, quantiles
 from scripts.experiments.polyps.cells import ROOT, write_cell
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.corrections",
         description=__doc__,
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_records(folder: Path, split: Path, count: int | None = None) -> list[dict[str, str]]:
-    """Records of the listed images.
+    """Return the records of the listed images.
 
     Raises:
         BundleError: an image of the list is not there.
@@ -104,7 +104,7 @@ def chosen_records(folder: Path, split: Path, count: int | None = None) -> list[
 
 
 def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Dice of each image by what a person said, and its scores without a label.
+    """Return the Dice of each image by what a person said, and its scores without a label.
 
     Raises:
         BundleError: the network has several classes.
@@ -118,7 +118,7 @@ def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, A
         for name, value in correct(network, sample).items():
             corrected.setdefault(name, []).append(round(value, 4))
         with torch.inference_mode():
-            found = uncertainty(network.segment(sample.image), network.exclusive)
+            found = uncertainty_scores(network.segment(sample.image), network.exclusive)
         for name, score in found.items():
             scores.setdefault(name, []).append(round(float(score), 6))
     return {"dice": corrected, "scores": scores}
@@ -140,7 +140,7 @@ def write_tables(records: Path, document: Path) -> None:
 
 
 def corrections_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Mean Dice by what a person said, and the paired difference from what the network does alone."""
+    """Return the mean Dice by what a person said, and the paired difference from what the network does alone."""
     lines = []
     for cell in cells:
         base = np.array([cell["dice"]["y1"]])
@@ -151,7 +151,7 @@ def corrections_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def scores_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Spearman's rank correlation of each score with Dice; the lower, the better a score finds bad masks."""
+    """Return Spearman's rank correlation of each score with Dice; the lower, the better a score finds bad masks."""
     lines = [
         [name, *(with_interval(rank_correlation(cell["scores"][name], cell["dice"]["y1"])) for cell in cells)]
         for name in cells[0]["scores"]
@@ -160,7 +160,7 @@ def scores_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rank_correlation(scores: Sequence[float], dice: Sequence[float]) -> Interval:
-    """Spearman's rho with its bootstrap interval over images; 0 where all scores are equal."""
+    """Return Spearman's rho with its bootstrap interval over images; 0 where all scores are equal."""
     values = np.array([scores, dice])
     drawn = np.random.default_rng(0).integers(0, values.shape[1], size=(RESAMPLES // 10, values.shape[1]))
     low, high = quantiles(np.array([_rho(*values[:, index]) for index in drawn]))

@@ -36,7 +36,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the knobs in it."""
+    """Return the command line, and the knobs in it."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.federated_sites",
         description=__doc__,
@@ -160,7 +160,7 @@ def made_with(sites: Sites, plan: Plan) -> dict[str, Any]:
 
 
 def list_sha256(stems: Sequence[str]) -> str:
-    """sha256 of the sorted stems."""
+    """Return the sha256 of the sorted stems."""
     return stems_sha256([{"image": stem} for stem in stems])
 
 
@@ -184,7 +184,7 @@ def read_states(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_rounds(name: str, sites: Sites, plan: Plan, states: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The rounds that are left; writes ``work/NAME/rounds.pt`` after each.
+    """Return the rounds that are left; writes ``work/NAME/rounds.pt`` after each.
 
     Returns:
         The states after the last round, and the network with its weights.
@@ -215,7 +215,7 @@ def run_rounds(name: str, sites: Sites, plan: Plan, states: dict[str, Any]) -> t
 def write_model(network: SamSP, sites: Sites, plan: Plan, folder: Path) -> None:
     """Write the pair ``model.pt``, and ``train.txt`` with the images of all sites."""
     stems = [stem for members in sites.values() for stem in members]
-    description = describe(
+    description = describe_network(
         network,
         labels={"0": "background", "1": "polyp"},
         intensity=INTENSITY,
@@ -228,7 +228,7 @@ def write_model(network: SamSP, sites: Sites, plan: Plan, folder: Path) -> None:
 
 
 def start_site(site: str, stems: Sequence[str], folder: Path, plan: Plan, state: Mapping[str, Any] | None) -> MonaiAlgo:
-    """A site with its own data and optimizer, as it was after its last round."""
+    """Return a site with its own data and optimizer, as it was after its last round."""
     write_list(folder / f"{site}.txt", list(stems))
     knobs = {
         **plan.knobs,
@@ -273,7 +273,7 @@ def one_round(member: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> tuple[d
 
 
 def test_scores(name: str, plan: Plan) -> dict[str, float]:
-    """Dice of y1 of each image of the common test."""
+    """Return the Dice of y1 of each image of the common test."""
     folder = plan.work / name
     configs = [str(ROOT / "configs" / file) for file in ("train.json", "evaluate.json")]
     split = {"train": str(folder / "train.txt"), "validation": 0, "test": str(plan.test)}
@@ -287,7 +287,7 @@ def test_scores(name: str, plan: Plan) -> dict[str, float]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Mean Dice of each model on each test, and what the federation has more than each site alone, in Markdown."""
+    """Return the mean Dice of each model on each test, and what the federation has more than each site alone, in Markdown."""
     dice = {name: model["dice"] for name, model in result["models"].items()}
     tests = list(dice[TOGETHER])
     lines = [

@@ -44,7 +44,7 @@ from bundle.data.folder_pairs import pair_folder
 from bundle.inference import uncertainty
 from bundle.training.checkpoints import LAST
 from scripts.experiments.polyps.bootstrap import interval, paired_interval
-from scripts.experiments.polyps.cells import ROOT, base_sha256, call, evaluation_knobs, shown, write_cell
+from scripts.experiments.polyps.cells import ROOT, base_sha256, call, evaluation_settings, shown, write_cell
 from scripts.experiments.polyps.corrected import read_sample
 from scripts.experiments.polyps.data import read_list, write_list
 from scripts.experiments.polyps.experiment import BATCH_SIZE, KNOBS
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the knobs in it."""
+    """Return the command line, and the knobs in it."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.learning_curves",
         description=__doc__,
@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def run_all(study: Study, seeds: Sequence[int], jobs: int) -> None:
-    """The first trainings of all seeds, then the orders of all seeds side by side; the first that fails ends it."""
+    """Return the first trainings of all seeds, then the orders of all seeds side by side; the first that fails ends it."""
 
     def start(seed: int) -> None:
         run_round(study, "start", seed, study.sizes[0], None)
@@ -187,7 +187,7 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     if not (folder / "model.pt").is_file():
         resume = {"resume": True} if (folder / LAST).is_file() else {}
         call("training", {**training, **resume}, ROW, folder, study.threads)
-    testing = evaluation_knobs(data, folder / "model.pt", folder / "test")
+    testing = evaluation_settings(data, folder / "model.pt", folder / "test")
     if not (folder / "test" / "measures.json").is_file():
         call("evaluating", testing, ROW, folder / "test", study.threads, "evaluate", "measure")
     measured = json.loads((folder / "test" / "measures.json").read_text(encoding="utf-8"))
@@ -203,7 +203,7 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
 
 
 def choose(study: Study, order: str, seed: int, size: int, before: str | None) -> list[str]:
-    """The labels of a round: those of the round before, and as many more as there are to be."""
+    """Return the labels of a round: those of the round before, and as many more as there are to be."""
     if before is None:
         return sorted(np.random.default_rng(seed).permutation(study.pool)[:size].tolist())
     labeled = read_list(study.work / before / "train.txt")
@@ -222,7 +222,7 @@ def scores_of(study: Study, stems: Sequence[str], weights: Path) -> dict[str, fl
     network = load_weights(build_network(str(weights)), str(weights)).eval()
     records = {Path(record["image"]).stem: record for record in pair_folder(study.folder).records}
     samples = ((stem, read_sample(records[stem], network.image_size).image) for stem in stems)
-    return {stem: float(uncertainty.score(network.segment(image))) for stem, image in samples}
+    return {stem: float(uncertainty.ranking_score(network.segment(image))) for stem, image in samples}
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -254,13 +254,13 @@ def seeds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[
 
 
 def rounds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[Mapping[str, Any]]:
-    """The trainings of an order with so many labels, by seed."""
+    """Return the trainings of an order with so many labels, by seed."""
     found = [cell for cell in cells if cell["labels"] == size and cell["order"] in (order, "start")]
     return sorted(found, key=lambda cell: cell["seed"])
 
 
 def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Mean Dice by the number of labels, and the paired difference where both orders have the same seeds."""
+    """Return the mean Dice by the number of labels, and the paired difference where both orders have the same seeds."""
     lines = []
     for size in sorted({cell["labels"] for cell in cells}):
         first, second = (dice_of(cells, order, size) for order in ORDERS)
@@ -273,7 +273,7 @@ def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_curves(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Mean Dice over the number of labels: a line for the mean, a dot for each seed."""
+    """Return the mean Dice over the number of labels: a line for the mean, a dot for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

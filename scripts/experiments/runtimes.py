@@ -31,7 +31,7 @@ from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
 from bundle.export.check import Runner
-from bundle.export.exporter import FORMATS, merged
+from bundle.export.exporter import FORMATS, merge_for_export
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 from scripts import onnx_demo
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", help="text file with the names of the test images; by default a tenth")
     parser.add_argument("--count", type=int, help="only so many of them, the first")
     options = parser.parse_args(arguments)
-    network = merged(load_weights(build_network(options.weights), options.weights))
+    network = merge_for_export(load_weights(build_network(options.weights), options.weights))
     if network.num_classes > 1:
         raise BundleError(f"{options.weights} has {network.num_classes} classes; the table is of one.")
     records = load_datalists(options.dataset_dir, {"test": options.test} if options.test else None)["test"]
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_runtimes(network: SamSP, folder: Path) -> dict[str, Runner]:
-    """The network in each runtime, PyTorch first; files go to ``folder``."""
+    """Return the network in each runtime, PyTorch first; files go to ``folder``."""
     runtimes: dict[str, Runner] = {EAGER: network}
     names = {"torchscript": "TorchScript", "torch_export": "torch.export", "onnx": "ONNX in onnxruntime"}
     for name, title in names.items():
@@ -73,7 +73,7 @@ def make_runtimes(network: SamSP, folder: Path) -> dict[str, Runner]:
 
 
 def quantize(source: Path, target: Path) -> Path:
-    """Weights of matrix products as int8, activations quantized as they come, by onnxruntime's own tool.
+    """Return the weights of matrix products as int8, activations quantized as they come, by onnxruntime's own tool.
 
     Of the 8 bits of a weight 7 are used: on a CPU with AVX2 alone sums of two products saturate otherwise.
     """
@@ -85,7 +85,7 @@ def quantize(source: Path, target: Path) -> Path:
 
 
 def openvino_runner(path: Path, precision: str | None) -> Runner:
-    """An ONNX file in OpenVINO on the CPU; by default it takes bfloat16 where the CPU has instructions for it."""
+    """Return an ONNX file in OpenVINO on the CPU; by default it takes bfloat16 where the CPU has instructions for it."""
     try:
         import openvino
     except ImportError as error:
@@ -103,7 +103,7 @@ def openvino_runner(path: Path, precision: str | None) -> Runner:
 def measure_runtimes(
     runtimes: Mapping[str, Runner], network: SamSP, records: Sequence[Mapping[str, str]]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Dice at original resolution and seconds of the network alone, of each image, runtimes in turns."""
+    """Return the Dice at original resolution and seconds of the network alone, of each image, runtimes in turns."""
     facts = {"image_size": network.image_size, "num_classes": 1, "intensity": INTENSITY}
     dice: dict[str, list[float]] = {name: [] for name in runtimes}
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}
@@ -122,7 +122,7 @@ def measure_runtimes(
 
 
 def markdown(dice: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]], weights: str) -> str:
-    """The table; times are medians, the ratio is to PyTorch eager in the same run."""
+    """Return the table; times are medians, the ratio is to PyTorch eager in the same run."""
     machine, reference = measure.machine(), median(seconds[EAGER])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     lines = [

@@ -20,8 +20,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from bundle.checkpoints.adapters import DECODER, DESCRIPTION, merge, read_adapters, write_adapters
-from bundle.checkpoints.model_files import describe, load_weights
+from bundle.checkpoints.adapters import DECODER, DESCRIPTION, merge_adapters, read_adapters, write_adapters
+from bundle.checkpoints.model_files import describe_network, load_weights
 from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
@@ -52,11 +52,11 @@ def trained(toy: str, base: Path, **arguments: float) -> SamSP:
 @pytest.mark.parametrize("arguments", [{}, {"num_classes": 2, "lora_rank": 2, "lora_alpha": 8, "image_size": 96}])
 def test_artefacts_and_their_base_give_the_same_masks(toy: str, base: Path, arguments: dict, tmp_path: Path) -> None:
     network = trained(toy, base, **arguments)
-    folder = write_adapters(network, tmp_path / "new" / "adapter", describe(network))
+    folder = write_adapters(network, tmp_path / "new" / "adapter", describe_network(network))
     image = torch.randn(2, 3, network.image_size, network.image_size)
     assert torch.equal(read_adapters(folder, str(base), tmp_path)(image), network(image))
 
-    pair = merge(folder, str(base), tmp_path, tmp_path / "merged")
+    pair = merge_adapters(folder, str(base), tmp_path, tmp_path / "merged")
     again = load_weights(build_network(str(pair)), str(pair)).eval()
     torch.testing.assert_close(again(image), network(image), rtol=1e-4, atol=1e-4)
     expected = network.merged_state_dict()
@@ -68,7 +68,7 @@ def test_artefacts_and_their_base_give_the_same_masks(toy: str, base: Path, argu
 def test_stock_peft_and_safetensors_read_them(toy: str, base: Path, tmp_path: Path) -> None:
     """Nothing of `bundle.checkpoints.adapters` on the reading side."""
     network = trained(toy, base)
-    folder = write_adapters(network, tmp_path / "adapter", describe(network))
+    folder = write_adapters(network, tmp_path / "adapter", describe_network(network))
     plain = SamSP(toy, checkpoint=str(base), trainable="full").eval()
     torch.nn.Module.load_state_dict(plain, load_file(folder / DECODER), strict=False)
     lora.split_qkv(plain.image_encoder)
@@ -79,7 +79,7 @@ def test_stock_peft_and_safetensors_read_them(toy: str, base: Path, tmp_path: Pa
 
 def test_adapters_of_vit_b_take_less_than_a_megabyte(tmp_path: Path) -> None:
     network = SamSP("vit_b", image_size=64, trainable="lora")
-    folder = write_adapters(network, tmp_path, describe(network))
+    folder = write_adapters(network, tmp_path, describe_network(network))
     small = sum((folder / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors"))
     assert 4 * 147_456 < small < 1e6
     assert (folder / DECODER).stat().st_size < 25e6
@@ -89,7 +89,7 @@ def test_adapters_of_vit_b_take_less_than_a_megabyte(tmp_path: Path) -> None:
 
 def test_another_base_or_half_a_folder_is_refused(toy: str, base: Path, tmp_path: Path) -> None:
     network = trained(toy, base)
-    folder = write_adapters(network, tmp_path / "adapter", describe(network))
+    folder = write_adapters(network, tmp_path / "adapter", describe_network(network))
     other = tmp_path / "other.pt"
     torch.save(randomize(SamSP(toy, trainable="full"), seed=3).state_dict(), other)
     with pytest.raises(BundleError, match=r"trained on another base than .*other.pt"):

@@ -38,7 +38,7 @@ from tests.conftest import randomize
 def pair(toy: str, tmp_path: Path) -> Path:
     network = randomize(SamSP(sam=toy, prompt_threshold=0.4, trainable="lora"))
     return weights.write_pair(
-        network.merged_state_dict(), weights.describe(network, note="x"), tmp_path / "a" / "model.pt"
+        network.merged_state_dict(), weights.describe_network(network, note="x"), tmp_path / "a" / "model.pt"
     )
 
 
@@ -66,18 +66,18 @@ def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
 
     def trained(name: str, start: Path | None) -> Path:
         seen = {"train_images": 3, "train_stems_sha256": stems_sha256(lists[name])}
-        behind = weights.lineage(str(start) if start else None)
+        behind = weights.read_lineage(str(start) if start else None)
         state = randomize(SamSP(sam=toy, trainable="lora"))
-        described = weights.describe(state, trained_on=seen, started_from=behind)
+        described = weights.describe_network(state, trained_on=seen, started_from=behind)
         return weights.write_pair(state.merged_state_dict(), described, tmp_path / f"{len(behind)}_{name}" / "model.pt")
 
     first = trained("a", None)
     second = trained("b", first)
     third = trained("b", second)
-    assert [step["sha256"] for step in weights.lineage(str(third))] == [
+    assert [step["sha256"] for step in weights.read_lineage(str(third))] == [
         weights.sha256_of(path) for path in (third, second, first)
     ]
-    assert weights.lineage(str(first)) == [
+    assert weights.read_lineage(str(first)) == [
         {"sha256": weights.sha256_of(first), "trained_on": weights.read_description(first)["trained_on"]}
     ]
     for path, name, words in (
@@ -91,7 +91,7 @@ def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
         assert said.count("Warning") == (words is not None) and (words or "") in said
     bare = tmp_path / "official.pt"
     torch.save({}, bare)
-    assert weights.lineage(str(bare)) == [{"sha256": weights.sha256_of(bare)}]
+    assert weights.read_lineage(str(bare)) == [{"sha256": weights.sha256_of(bare)}]
 
 
 CONTRADICTIONS = [({"sam": "vit_b"}, "sam is 'vit_b'.*'toy'"), ({"image_size": 128}, "image_size is 128.*64")]

@@ -203,7 +203,7 @@ def test_a_mask_from_3d_slicer_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     assert reader.verify_suffix(str(path))
     np.testing.assert_array_equal(reader.get_data(reader.read(str(path)))[0], mask.T)
     for affine, shape, said in (
-        (np.eye(4), (7, 5, 1), "lies turned or mirrored to its image"),
+        (np.eye(4), (7, 5, 1), "is rotated or mirrored relative to its image"),
         (np.diag([-1.0, -1.0, 1.0, 1.0]), (7, 5, 2), "has 2 slices"),
     ):
         nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), affine), path)

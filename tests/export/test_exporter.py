@@ -23,11 +23,11 @@ import pytest
 import torch
 from monai.data import load_net_with_metadata
 
-from bundle.checkpoints.model_files import describe
+from bundle.checkpoints.model_files import describe_network
 from bundle.core.errors import BundleError
 from bundle.export import exporter as exports
-from bundle.export.check import BATCHES, agree, check, images_with_different_boxes
-from bundle.export.exporter import FORMATS, Exporter, merged
+from bundle.export.check import BATCHES, check_export, compare, images_with_different_boxes
+from bundle.export.exporter import FORMATS, Exporter, merge_for_export
 from bundle.inference.inferers import SamSPInferer
 from bundle.sam.preprocessing import PIXEL_MEAN
 from bundle.sam_sp.classes import probabilities
@@ -79,9 +79,9 @@ def test_each_format_computes_what_the_network_with_adapters_computes(
     network = toy_network(toy, **VARIANTS[variant])
     images = images_with_different_boxes(network, as_dataset(squares(6)), SamSPInferer())
     path = tmp_path / f"model{FORMATS[name].suffix}"
-    FORMATS[name].write(merged(network), path, PAPERS)
+    FORMATS[name].write(merge_for_export(network), path, PAPERS)
     assert network.has_lora  # the caller's network keeps its adapters
-    agreements = check(FORMATS[name].load(path), network, images, path.name)
+    agreements = check_export(FORMATS[name].load(path), network, images, path.name)
     assert [agreement.images for agreement in agreements] == list(BATCHES)
     assert b"/bundle/sam_sp/self_prompt.py" not in path.read_bytes()  # nor any other path of this machine
 
@@ -101,12 +101,12 @@ def test_an_empty_first_mask_and_a_box_share_a_batch(toy: str) -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_network_is_tied_to_no_device(toy: str) -> None:
     with torch.no_grad():
-        traced = torch.jit.trace(merged(toy_network(toy, **VARIANTS[HARDEST])), squares(2), check_trace=False)
+        traced = torch.jit.trace(merge_for_export(toy_network(toy, **VARIANTS[HARDEST])), squares(2), check_trace=False)
     assert "Device = prim::Constant" not in str(traced.inlined_graph)
 
 
 def exporter(network: SamSP, weights: Path, output_dir: Path, format: str = "torchscript") -> Exporter:
-    description = describe(network, labels={"0": "background", "1": "polyp"}, sha256="")
+    description = describe_network(network, labels={"0": "background", "1": "polyp"}, sha256="")
     weights.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
     return Exporter(network, str(weights), format, str(output_dir), str(ROOT))
 
@@ -162,13 +162,13 @@ def test_an_unknown_format_and_a_missing_package_are_refused(
 
 def test_agreement() -> None:
     expected = torch.tensor([-1.0, 1.0, 2.0, -3.0]).reshape(1, 1, 2, 2)
-    assert agree(expected + 5e-4, expected, False).is_close
-    assert not agree(expected + 2e-3, expected, False).is_close  # same mask, other logits
+    assert compare(expected + 5e-4, expected, False).is_close
+    assert not compare(expected + 2e-3, expected, False).is_close  # same mask, other logits
     large = expected * 30
-    assert agree(large * (1 + 9e-5), large, False).is_close  # rounding
-    assert not agree(large * (1 + 2e-4), large, False).is_close
+    assert compare(large * (1 + 9e-5), large, False).is_close  # rounding
+    assert not compare(large * (1 + 2e-4), large, False).is_close
     sure = torch.tensor([-80.0, 1.0, 2.0, -3.0]).reshape(1, 1, 2, 2)  # rounding is that of the largest logit everywhere
-    assert agree(sure + 7e-3, sure, False).is_close and not agree(sure + 9e-3, sure, False).is_close
-    flipped = agree(torch.where(expected == 1, -1e-4, expected), expected, False)
+    assert compare(sure + 7e-3, sure, False).is_close and not compare(sure + 9e-3, sure, False).is_close
+    flipped = compare(torch.where(expected == 1, -1e-4, expected), expected, False)
     assert flipped.masks == 0.75 and flipped.logits > 1
-    assert not agree(expected * float("nan"), expected, False).is_close
+    assert not compare(expected * float("nan"), expected, False).is_close

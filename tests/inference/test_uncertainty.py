@@ -15,7 +15,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.inference.uncertainty import marked_pixels, score, score_of_slices, uncertainty
+from bundle.inference.uncertainty import marked_pixels, ranking_score, score_of_slices, uncertainty_scores
 from bundle.sam_sp.classes import label_map, masks
 from bundle.sam_sp.losses import SelfDistillationLoss
 from bundle.sam_sp.output import SamSPOutput
@@ -33,26 +33,26 @@ def square(x0: int, y0: int, x1: int, y1: int, confidence: float = 8.0) -> torch
 
 
 def test_scores_of_known_masks() -> None:
-    same = uncertainty(output_of(square(2, 2, 8, 8), square(2, 2, 8, 8)))
+    same = uncertainty_scores(output_of(square(2, 2, 8, 8), square(2, 2, 8, 8)))
     assert {name: round(float(value), 3) for name, value in same.items()} == {
         "disagreement": 0.0, "overlap": 0.0, "iou": 0.25, "doubt": 0.002, "fragments": 0.0,
     }  # fmt: skip
-    half = uncertainty(output_of(square(2, 2, 8, 8), square(2, 2, 5, 8)))
+    half = uncertainty_scores(output_of(square(2, 2, 8, 8), square(2, 2, 5, 8)))
     assert float(half["overlap"]) == pytest.approx(1 / 3)
     pixels = 36
     expected = SelfDistillationLoss()(square(2, 2, 8, 8), square(2, 2, 5, 8)) * 256 / pixels
     assert float(half["disagreement"]) == pytest.approx(float(expected), rel=1e-4)
-    assert float(uncertainty(output_of(square(2, 2, 8, 8), square(2, 2, 8, 8, 0.2)))["doubt"]) > 1
+    assert float(uncertainty_scores(output_of(square(2, 2, 8, 8), square(2, 2, 8, 8, 0.2)))["doubt"]) > 1
     two = torch.maximum(square(0, 0, 4, 3), square(8, 8, 10, 10))  # 12 and 4 pixels
-    assert float(uncertainty(output_of(two, two))["fragments"]) == pytest.approx(0.25)
+    assert float(uncertainty_scores(output_of(two, two))["fragments"]) == pytest.approx(0.25)
 
 
 def test_an_empty_first_mask_is_fragmented_and_nothing_is_not_a_number() -> None:
     nothing = square(0, 0, 0, 0)
-    scores = uncertainty(output_of(nothing, nothing))
+    scores = uncertainty_scores(output_of(nothing, nothing))
     assert float(scores["fragments"]) == 1 and float(scores["overlap"]) == 0
     assert all(torch.isfinite(value).all() and value.shape == (1,) for value in scores.values())
-    assert torch.equal(score(output_of(nothing, nothing)), scores["doubt"])
+    assert torch.equal(ranking_score(output_of(nothing, nothing)), scores["doubt"])
 
 
 def test_a_class_that_wins_narrowly_is_marked_and_in_doubt() -> None:
@@ -63,7 +63,7 @@ def test_a_class_that_wins_narrowly_is_marked_and_in_doubt() -> None:
     logits = torch.cat([torn, other], dim=1)
     assert masks(logits, True)[0].flatten(1).sum(dim=1).tolist() == [36, 4]
     assert torch.equal(masks(logits, True).byte().argmax(dim=1, keepdim=True) + 1, label_map(logits, True).clamp(min=1))
-    assert float(score(output_of(logits, logits), True)) > 0.3
+    assert float(ranking_score(output_of(logits, logits), True)) > 0.3
     assert int(marked_pixels(output_of(logits, logits), True)) == 40
 
 
@@ -71,7 +71,7 @@ def test_a_volume_is_in_as_much_doubt_as_all_its_pixels_together() -> None:
     """And not as the mean of its slices, of which those at the end of an object have a few pixels."""
     slices = torch.cat([square(2, 2, 12, 12, 4.0), square(5, 5, 6, 6, 0.1), square(0, 0, 0, 0)])
     output = output_of(slices, slices)
-    found = score_of_slices(score(output), marked_pixels(output))
+    found = score_of_slices(ranking_score(output), marked_pixels(output))
     p1 = torch.sigmoid(slices)
     inside = int((slices > 0).sum())
     assert found == pytest.approx(float(torch.minimum(p1, 1 - p1).sum()) / (inside + 1), rel=1e-4)
@@ -81,9 +81,9 @@ def test_a_volume_is_in_as_much_doubt_as_all_its_pixels_together() -> None:
 def test_a_class_that_is_not_there_does_not_count(exclusive: bool) -> None:
     there, absent = square(2, 2, 8, 8), square(0, 0, 0, 0)
     initial, refined = torch.cat([there, absent], dim=1), torch.cat([square(2, 2, 5, 8), absent], dim=1)
-    found = uncertainty(output_of(initial, refined), exclusive)
-    alone = uncertainty(output_of(there, square(2, 2, 5, 8)), exclusive)
+    found = uncertainty_scores(output_of(initial, refined), exclusive)
+    alone = uncertainty_scores(output_of(there, square(2, 2, 5, 8)), exclusive)
     for name in ("overlap", "fragments", "doubt"):
         assert float(found[name]) == pytest.approx(float(alone[name]), abs=1e-3), name
-    batch = uncertainty(output_of(torch.cat([there, absent]), torch.cat([there, there])))
+    batch = uncertainty_scores(output_of(torch.cat([there, absent]), torch.cat([there, there])))
     assert batch["overlap"].tolist() == pytest.approx([0, 1]) and batch["fragments"].tolist() == [0, 1]

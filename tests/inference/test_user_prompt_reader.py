@@ -24,12 +24,12 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import BundleError, find_bundle_error
 from bundle.data.datalists import inference_datalist
 from bundle.data.slices import take_slices
 from bundle.inference.expert_prompt import expert_boxes
-from bundle.inference.user_prompt_reader import add_user_prompts, corrected
+from bundle.inference.user_prompt_reader import add_user_prompts, records_with_prompts
 from bundle.sam.preprocessing import to_network_input
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.user_prompts import UserPrompt, user_prompts_of_images, user_prompts_of_volume
@@ -54,7 +54,7 @@ def one(toy: str, tmp_path: Path) -> str:
 def model(folder: Path, *names: str) -> Path:
     network = SamSP(sam="toy", num_classes=len(names), exclusive=True, trainable="decoder")
     labels = {str(number): name for number, name in enumerate(("background", *names))}
-    return write_pair(network.merged_state_dict(), describe(network, labels=labels), folder / "model.pt")
+    return write_pair(network.merged_state_dict(), describe_network(network, labels=labels), folder / "model.pt")
 
 
 def preprocessed(weights: str, record: Mapping[str, Any], *mixins: str) -> Any:
@@ -251,7 +251,7 @@ def test_names_of_files_and_json(tmp_path: Path) -> None:
     assert found[0] == {"image": "/x/a.png", "boxes": [1, 2, 3, 4]}
     assert found[1] == {"image": "/x/b.jpg", "points": {"foreground": [[1, 2]]}} and found[2] == records[2]
     assert add_user_prompts(records, None, None) == records
-    assert corrected(found) == found[:2] and corrected([{**found[0], "boxes": None}]) == []
+    assert records_with_prompts(found) == found[:2] and records_with_prompts([{**found[0], "boxes": None}]) == []
 
     def refuse(sentence: str, boxes: Any, given: list[dict[str, Any]] = records) -> None:
         with pytest.raises(BundleError, match=sentence):

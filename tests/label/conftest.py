@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.sam_sp.network import SamSP
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of one class: the embedded SAM at a small size, which marks something in every picture."""
     network = SamSP(checkpoint=str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), image_size=128, trainable="decoder")
-    described = describe(network, labels={"0": "background", "1": "polyp"}, version="test")
+    described = describe_network(network, labels={"0": "background", "1": "polyp"}, version="test")
     return write_pair(network.merged_state_dict(), described, tmp_path_factory.mktemp("image") / "model.pt")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.checkpoints.volume_settings import DEFAULTS
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
@@ -34,7 +34,7 @@ VOLUME = dict(DEFAULTS)
 def pair(folder: Path, name: str = "model.pt", labels: tuple[str, ...] = ("polyp",), **described: Any) -> Path:
     network = SamSP(sam="toy", image_size=64, num_classes=len(labels), exclusive=True, trainable="decoder")
     names = {"0": "background", **{str(number): label for number, label in enumerate(labels, start=1)}}
-    text = {**describe(network, labels=names, version="test"), **described}
+    text = {**describe_network(network, labels=names, version="test"), **described}
     return write_pair(network.merged_state_dict(), text, folder / name)
 
 

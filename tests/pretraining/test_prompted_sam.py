@@ -21,7 +21,7 @@ from bundle.pretraining import prompted_sam as pretraining
 from bundle.pretraining.loss import PromptRoundsLoss
 from bundle.pretraining.prompt_evaluation import hull_share
 from bundle.pretraining.prompt_rounds import PromptEvaluation, PromptRound, PromptRounds, best_guess
-from bundle.pretraining.prompted_sam import PromptedSam, shared_out
+from bundle.pretraining.prompted_sam import PromptedSam, mark_share
 from bundle.sam_sp.network import SamSP
 from tests.conftest import randomize
 from tests.squares import BOXES, squares
@@ -219,4 +219,4 @@ def test_share_of_the_convex_hull() -> None:
 
 @pytest.mark.parametrize(("share", "marked"), [(0.5, "10101010"), (0.75, "11101110"), (0, "00000000"), (1, "11111111")])
 def test_a_share_of_the_prompts_is_boxes(share: float, marked: str) -> None:
-    assert "".join(str(int(one)) for one in shared_out(8, share)) == marked
+    assert "".join(str(int(one)) for one in mark_share(8, share)) == marked

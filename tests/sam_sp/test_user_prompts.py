@@ -26,10 +26,10 @@ from bundle.sam_sp.user_prompts import (
     META_KEY,
     Clicks,
     UserPrompt,
+    prompts_of_slices,
     to_text,
     user_prompts_of_images,
     user_prompts_of_volume,
-    within,
 )
 from tests.conftest import randomize
 
@@ -115,8 +115,8 @@ def test_slices_of_a_volume_are_counted_from_the_first_of_a_batch() -> None:
     given = {(3, 0): UserPrompt(BOX), (7, 1): UserPrompt(None, POINTS), (8, 0): UserPrompt(BOX, POINTS)}
     volume = MetaTensor(torch.zeros(1, 1, 4, 4, 12), meta={META_KEY: to_text(given)})
     assert user_prompts_of_volume(volume) == given
-    assert within(given, range(4, 8)) == {(3, 1): UserPrompt(None, POINTS)}
-    assert within(given, range(0, 3)) == {}
+    assert prompts_of_slices(given, range(4, 8)) == {(3, 1): UserPrompt(None, POINTS)}
+    assert prompts_of_slices(given, range(0, 3)) == {}
 
 
 @pytest.mark.parametrize("seed", range(6))

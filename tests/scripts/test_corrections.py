@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.checkpoints.model_files import describe, load_weights, write_pair
+from bundle.checkpoints.model_files import describe_network, load_weights, write_pair
 from bundle.checkpoints.network_builder import build_network
 from bundle.core.errors import BundleError
 from bundle.inference import uncertainty
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.simulated_user import corrective_click
 from scripts.experiments import corrections as interaction_table
-from scripts.experiments.polyps.corrected import dice, read_sample, shown_mask
+from scripts.experiments.polyps.corrected import dice, predicted_mask, read_sample
 from scripts.experiments.polyps.report import fill, read_json_files
 from tests.conftest import RECORDS, ROOT, SHARED_DATA
 from tests.workflows.commands import EVALUATE, command
@@ -51,7 +51,8 @@ def test_an_expert_clicks_into_the_middle_of_the_largest_error() -> None:
 def test_images_masks_and_dice_are_those_of_an_evaluation(dataset: Path, root: Path) -> None:
     network = SamSP(checkpoint=str(BASE), image_size=128, trainable="decoder").eval()
     labels = {"0": "background", "1": "polyp"}
-    pair = write_pair(network.merged_state_dict(), describe(network, labels=labels, trained_on={}), root / "model.pt")
+    description = describe_network(network, labels=labels, trained_on={})
+    pair = write_pair(network.merged_state_dict(), description, root / "model.pt")
     lists = {"test": [{"image": str(path), "label": str(dataset / "masks" / f"{path.stem}.png")}
                       for path in sorted((dataset / "images").iterdir())[:5]]}  # fmt: skip
     (root / "list.json").write_text(json.dumps({"training": lists["test"][:1], "validation": [], **lists}), "utf-8")
@@ -66,7 +67,7 @@ def test_images_masks_and_dice_are_those_of_an_evaluation(dataset: Path, root: P
         for record in lists["test"]:
             sample = read_sample(record, 128)
             found.append(
-                dice(shown_mask(network, network.segment(sample.image).refined, sample.label.shape), sample.label)
+                dice(predicted_mask(network, network.segment(sample.image).refined, sample.label.shape), sample.label)
             )
     assert found == pytest.approx(expected, abs=2e-3)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.data.image_files import open_mask
 from bundle.data.volume_files import open_volume
 from bundle.sam_sp.network import SamSP
@@ -35,7 +35,7 @@ POINTS = {"procedural_0003": {"foreground": [[40, 30], [60, 50]], "background": 
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The embedded SAM at a small size, which understands boxes and points."""
     network = SamSP(checkpoint=str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), image_size=128, trainable="decoder")
-    described = describe(network, labels={"0": "background", "1": "polyp"}, version="test")
+    described = describe_network(network, labels={"0": "background", "1": "polyp"}, version="test")
     return str(write_pair(network.merged_state_dict(), described, tmp_path_factory.mktemp("model") / "model.pt"))
 
 
@@ -73,7 +73,7 @@ def test_a_box_changes_the_slices_it_reaches_through(tmp_path: Path) -> None:
     volumes = write_blocks(tmp_path / "data", count=1)
     (tmp_path / "root" / "configs").mkdir(parents=True)
     network = SamSP(checkpoint=str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), image_size=64, trainable="decoder")
-    pair = write_pair(network.merged_state_dict(), describe(network, labels={"1": "a"}), tmp_path / "model.pt")
+    pair = write_pair(network.merged_state_dict(), describe_network(network, labels={"1": "a"}), tmp_path / "model.pt")
 
     def label_map(name: str, **said: Any) -> np.ndarray:
         places = {"dataset_dir": str(volumes), "weights": str(pair), "output_dir": str(tmp_path / name)}

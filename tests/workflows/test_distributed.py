@@ -35,7 +35,7 @@ from monai.data import DistributedSampler
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle.checkpoints.model_files import describe, write_pair
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core import distributed
 from bundle.core.errors import BundleError, find_bundle_error
 from bundle.evaluation import saliency as measures
@@ -77,7 +77,8 @@ def untrained(tmp_path: Path) -> Path:
     """A weights file of random weights."""
     torch.manual_seed(0)
     network = SamSP(image_size=64, trainable="decoder")
-    return write_pair(network.merged_state_dict(), describe(network, version="0"), tmp_path / "untrained" / "model.pt")
+    description = describe_network(network, version="0")
+    return write_pair(network.merged_state_dict(), description, tmp_path / "untrained" / "model.pt")
 
 
 def torchrun(processes: int, *words: str, seconds: float = 400, fails: bool = False) -> str:
@@ -325,7 +326,7 @@ def test_a_unet_is_trained_by_several_too(alone: None) -> None:
 
 @pytest.mark.parametrize("files", [PARALLEL, [*EVALUATE, MULTI_EVALUATE], SHARDED])
 def test_one_process_makes_the_procedural_set(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
-    monkeypatch.setattr(demo_set, "first_of_node", lambda *call: call)
+    monkeypatch.setattr(demo_set, "run_first_on_node", lambda *call: call)
     assert parsed(files).get_parsed_content("dataset_root") == (demo_set.ensure_demo, f"{ROOT}/data/demo")
 
 

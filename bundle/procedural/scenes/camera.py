@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bundle.procedural.scenes.clutter import write_text
-from bundle.procedural.scenes.stage import Array, Stage, cut
+from bundle.procedural.scenes.stage import Array, Stage, cut_noise
 
 
 def illuminate(stage: Stage) -> None:
@@ -30,7 +30,7 @@ def illuminate(stage: Stage) -> None:
     tilt = rng.normal(0, 0.2, 2).astype(np.float32)
     stage.picture *= np.exp(tilt[0] * at)[None, :] * np.exp(tilt[1] * at)[:, None]
     if rng.random() < 0.25:
-        patches = cut(stage, "smooth", stage.everywhere)
+        patches = cut_noise(stage, "smooth", stage.everywhere)
         stage.picture *= 1 - np.float32(rng.uniform(0.15, 0.5)) * np.clip(0.5 + 2 * patches, 0, 1)
 
 

@@ -16,36 +16,38 @@ import numpy as np
 
 from bundle.procedural import demo_drawing as demo
 from bundle.procedural.scenes.painting import paint
-from bundle.procedural.scenes.shapes import anywhere
-from bundle.procedural.scenes.stage import Stage, cut
-from bundle.procedural.scenes.surfaces import Look, around, close_to, natural_color, vessels
+from bundle.procedural.scenes.shapes import random_shape
+from bundle.procedural.scenes.stage import Stage, cut_noise
+from bundle.procedural.scenes.surfaces import Look, mean_color_at, natural_color, vary_color, vessels
 
 
-def distract(stage: Stage) -> None:
+def add_ground_clutter(stage: Stage) -> None:
     """Add specks and lines to the ground of a picture, each in a minority of scenes."""
     rng = stage.rng
     color = natural_color(rng, rng.random())[:, None, None]
     if rng.random() < 0.25:
-        specks = np.clip((cut(stage, "middle", stage.everywhere) - 2.2) * 3, 0, 1)
+        specks = np.clip((cut_noise(stage, "middle", stage.everywhere) - 2.2) * 3, 0, 1)
         stage.picture += specks * (color - stage.picture)
     if rng.random() < 0.2:
         stage.picture += np.float32(rng.uniform(0.2, 0.8)) * vessels(stage) * (color - stage.picture)
 
 
-def litter(stage: Stage) -> None:
+def add_endoscopy_clutter(stage: Stage) -> None:
     """Add residue, wet highlights and bubbles to an endoscopic picture, each in a part of the scenes."""
     rng = stage.rng
     if rng.random() < 0.25:
-        amount = np.clip((cut(stage, "coarse", stage.everywhere) - rng.uniform(1.5, 2.3)) * 2, 0, 0.8)
-        tint = close_to(rng, demo.RESIDUE_COLOR, 0.3)[:, None, None]
+        amount = np.clip((cut_noise(stage, "coarse", stage.everywhere) - rng.uniform(1.5, 2.3)) * 2, 0, 0.8)
+        tint = vary_color(rng, demo.RESIDUE_COLOR, 0.3)[:, None, None]
         stage.picture += amount.astype(np.float32) * (tint * stage.picture.mean() * 2 - stage.picture)
     if rng.random() < 0.5:
-        wet = np.clip(cut(stage, "smooth", stage.everywhere), 0, 1) * (cut(stage, "coarse", stage.everywhere) + 0.4)
-        glint = np.clip(4 * (wet * cut(stage, "fine", stage.everywhere) - rng.uniform(1.2, 3.0)), 0, 1)
+        wet = np.clip(cut_noise(stage, "smooth", stage.everywhere), 0, 1) * (
+            cut_noise(stage, "coarse", stage.everywhere) + 0.4
+        )
+        glint = np.clip(4 * (wet * cut_noise(stage, "fine", stage.everywhere) - rng.uniform(1.2, 3.0)), 0, 1)
         stage.picture += glint.astype(np.float32) * np.float32(rng.uniform(0.5, 1)) * (1 - stage.picture)
     for _ in range(int(rng.choice([0, 3, 10], p=[0.7, 0.2, 0.1]))):
-        bubble = anywhere(stage, {"ellipse": 1.0}, stage.unit * rng.uniform(2, 7))
-        base = around(stage, bubble)
+        bubble = random_shape(stage, {"ellipse": 1.0}, stage.unit * rng.uniform(2, 7))
+        base = mean_color_at(stage, bubble)
         paint(stage, bubble, Look(base, base, outline=-0.4, outline_width=1.2, gloss=0.9, relief=0.6, opacity=0.7))
 
 

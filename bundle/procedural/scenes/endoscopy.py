@@ -21,11 +21,11 @@ from scipy import ndimage
 
 from bundle.procedural import demo_drawing as demo
 from bundle.procedural.scenes.camera import develop
-from bundle.procedural.scenes.clutter import litter
+from bundle.procedural.scenes.clutter import add_endoscopy_clutter
 from bundle.procedural.scenes.painting import fill, paint, paint_parts
-from bundle.procedural.scenes.shapes import ROUND_SHAPES, Shape, anywhere, power_radius
-from bundle.procedural.scenes.stage import Array, Stage, cut, gradient, offsets
-from bundle.procedural.scenes.surfaces import Look, around, close_to, natural_color, random_look, vessels
+from bundle.procedural.scenes.shapes import ROUND_SHAPES, Shape, power_radius, random_shape
+from bundle.procedural.scenes.stage import Array, Stage, cut_noise, gradient, offsets
+from bundle.procedural.scenes.surfaces import Look, mean_color_at, natural_color, random_look, vary_color, vessels
 
 DEMO_SEED = 10_000  # added to the seed, so that no scene equals a picture of the demo set
 
@@ -56,13 +56,13 @@ def paint_endoscopy(stage: Stage) -> NDArray[np.uint8]:
     rng = stage.rng
     paint_wall(stage)
     for _ in range(int(rng.integers(0, 3))):
-        fold = anywhere(stage, {"crescent": 0.6, "strip": 0.4}, stage.size * rng.uniform(0.2, 0.5))
+        fold = random_shape(stage, {"crescent": 0.6, "strip": 0.4}, stage.size * rng.uniform(0.2, 0.5))
         paint(stage, fold, bump_look(stage, fold), "object" if rng.random() < 0.6 else "")
     for _ in range(int(rng.integers(1, 4))):
         paint_polyp(stage)
     if rng.random() < 0.25:
         paint_instrument(stage)
-    litter(stage)
+    add_endoscopy_clutter(stage)
     seen = field_of_view(stage)
     stage.picture *= seen
     stage.objects[seen < 0.5] = 0
@@ -74,7 +74,7 @@ def paint_wall(stage: Stage) -> None:
     """Cover the picture with a wall, its vessels and the light on it."""
     rng = stage.rng
     color = mucosa_color(rng) if rng.random() < 0.85 else natural_color(rng, rng.beta(1, 2))
-    fill(stage, replace(random_look(stage, color, soft=True), other=close_to(rng, color, 0.2)))
+    fill(stage, replace(random_look(stage, color, soft=True), other=vary_color(rng, color, 0.2)))
     absorbed = np.array([0.4, 1, 1], np.float32)[:, None, None] * np.float32(rng.uniform(0, 0.5))
     stage.picture *= 1 - absorbed * vessels(stage)
     stage.picture *= wall_light(stage)
@@ -91,14 +91,14 @@ def wall_light(stage: Stage) -> Array:
     rng = stage.rng
     x0, y0 = rng.uniform(-0.4, 1.4, 2) * stage.size
     x, y = offsets(stage.everywhere, x0, y0)
-    warp = np.float32(rng.uniform(0.02, 0.12)) * cut(stage, "smooth", stage.everywhere)
+    warp = np.float32(rng.uniform(0.02, 0.12)) * cut_noise(stage, "smooth", stage.everywhere)
     r = np.hypot(x, y) * np.float32(1 / stage.size) * np.exp(warp) + np.float32(0.02)
     light = 1.25 / (1 + (np.float32(rng.uniform(0.0, 0.45)) / r) ** 2)
     phase = np.float32(rng.uniform(2, 7)) * np.sqrt(r)
     saw = phase - np.floor(phase)
-    strength = np.float32(rng.uniform(0, 0.6)) * (0.6 + 0.6 * cut(stage, "smooth", stage.everywhere))
+    strength = np.float32(rng.uniform(0, 0.6)) * (0.6 + 0.6 * cut_noise(stage, "smooth", stage.everywhere))
     light *= 1 - np.clip(strength, 0, 0.8) * saw ** np.float32(rng.uniform(1.5, 6))
-    relief = cut(stage, "smooth", stage.everywhere) * np.float32(rng.uniform(2, 14) * stage.unit)
+    relief = cut_noise(stage, "smooth", stage.everywhere) * np.float32(rng.uniform(2, 14) * stage.unit)
     dx, dy = gradient(relief)
     return light * np.clip(1 - dx * np.float32(stage.light[0]) - dy * np.float32(stage.light[1]), 0.3, 1.5)
 
@@ -106,7 +106,7 @@ def wall_light(stage: Stage) -> Array:
 def paint_polyp(stage: Stage) -> None:
     """Paint a polyp, in half of the cases in the middle of the picture; a large one may have parts."""
     rng, size = stage.rng, stage.size
-    polyp = anywhere(stage, ROUND_SHAPES, power_radius(stage, 0.07, 0.42, 0.4))
+    polyp = random_shape(stage, ROUND_SHAPES, power_radius(stage, 0.07, 0.42, 0.4))
     if rng.random() < 0.5:
         polyp = replace(polyp, x=(polyp.x + size) / 3, y=(polyp.y + size) / 3)
     cover = paint(stage, polyp, bump_look(stage, polyp), "object")
@@ -117,11 +117,11 @@ def paint_polyp(stage: Stage) -> None:
 def bump_look(stage: Stage, shape: Shape) -> Look:
     """Return the surface of a polyp or fold: near the wall's color, wet, with a relief."""
     rng = stage.rng
-    base = close_to(rng, around(stage, shape), rng.choice([0.06, 0.15, 0.35]))
+    base = vary_color(rng, mean_color_at(stage, shape), rng.choice([0.06, 0.15, 0.35]))
     flat = rng.random() < 0.25  # without a sharp outline
     return replace(
         random_look(stage, base, soft=True),
-        other=close_to(rng, base, 0.25),
+        other=vary_color(rng, base, 0.25),
         opacity=rng.uniform(0.75, 1.0) if flat else 1.0,
         relief=rng.uniform(0.1, 0.4) if flat else rng.uniform(0.15, 1.1),
         bump=rng.uniform(0, 0.6),

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from bundle.procedural.scenes.painting import fill, paint
 from bundle.procedural.scenes.scanners import develop_slice, develop_ultrasound
-from bundle.procedural.scenes.shapes import ROUND_SHAPES, SHAPES, Shape, anywhere, power_radius
+from bundle.procedural.scenes.shapes import ROUND_SHAPES, SHAPES, Shape, power_radius, random_shape
 from bundle.procedural.scenes.stage import Array, Stage, pick
-from bundle.procedural.scenes.surfaces import SOFT_TEXTURES, Look, around
+from bundle.procedural.scenes.surfaces import SOFT_TEXTURES, Look, mean_color_at
 
 
 def paint_gray(stage: Stage) -> NDArray[np.uint8]:
@@ -60,11 +60,11 @@ def paint_body(stage: Stage, everywhere: bool) -> tuple[Shape, Array]:
 def paint_organ(stage: Stage, body: Shape, inside: Array, layer: str) -> None:
     """Paint an organ within the cover (S, S) of a body; a large one that is an object may have lesions."""
     rng, size = stage.rng, stage.size
-    organ = anywhere(stage, SHAPES if rng.random() < 0.25 else ROUND_SHAPES, power_radius(stage, 0.09, 0.4, 0.3))
+    organ = random_shape(stage, SHAPES if rng.random() < 0.25 else ROUND_SHAPES, power_radius(stage, 0.09, 0.4, 0.3))
     if body.radius < size:
         x, y = rng.normal(0, 0.4, 2) * body.radius * 0.8 + (body.x, body.y)
         organ = replace(organ, x=float(x), y=float(y))
-    near = around(stage, replace(organ, radius=1.0))  # not the black outside the body
+    near = mean_color_at(stage, replace(organ, radius=1.0))  # not the black outside the body
     step = rng.choice([-1, 1]) * rng.uniform(0.05, 0.25 if rng.random() < 0.6 else 0.6)
     look = gray_look(stage, float(np.clip(near[0] + step, 0.02 if rng.random() < 0.2 else 0.08, 0.95)))
     cover = paint(stage, organ, look, layer, inside)
@@ -82,7 +82,7 @@ def paint_lesions(stage: Stage, organ: Shape, cover: Array) -> None:
         x, y = organ.x + reach * np.cos(turn), organ.y + reach * np.sin(turn)
         lesion = Shape(pick(rng, ROUND_SHAPES), float(x), float(y), float(share * organ.radius))
         step = rng.choice([-1, 1]) * rng.uniform(0.06, 0.35)
-        look = gray_look(stage, float(np.clip(around(stage, lesion)[0] + step, 0.02, 0.95)))
+        look = gray_look(stage, float(np.clip(mean_color_at(stage, lesion)[0] + step, 0.02, 0.95)))
         paint(stage, lesion, look, "part", cover)
 
 

@@ -46,13 +46,13 @@ def clean_map(labels: NDArray[np.int16], seen: Array) -> NDArray[np.uint8]:
         if sizes.max() < WHOLE * sizes.sum() or not SMALLEST <= area <= LARGEST:
             continue
         wide = tuple(slice(max(0, side.start - REACH - 1), side.stop + REACH + 1) for side in box)
-        if shows(labels[wide] == label, seen[wide]):
+        if is_visible(labels[wide] == label, seen[wide]):
             number += 1
             clean[box][kept[pieces]] = number
     return clean
 
 
-def shows(region: NDArray[np.bool_], seen: Array) -> bool:
+def is_visible(region: NDArray[np.bool_], seen: Array) -> bool:
     """Return whether a region (H, W) can be told from what lies around it in a picture (H, W, 3) of 0 to 255.
 
     It can by another mean color, or else by more change across its outline than there is around it, or by its grain.

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.procedural.scenes.camera import develop, illuminate
-from bundle.procedural.scenes.clutter import distract
+from bundle.procedural.scenes.clutter import add_ground_clutter
 from bundle.procedural.scenes.painting import fill, paint, paint_parts
-from bundle.procedural.scenes.shapes import SHAPES, anywhere, power_radius
+from bundle.procedural.scenes.shapes import SHAPES, power_radius, random_shape
 from bundle.procedural.scenes.stage import Stage
-from bundle.procedural.scenes.surfaces import close_to, hidden_look, natural_color, random_look
+from bundle.procedural.scenes.surfaces import hidden_look, natural_color, random_look, vary_color
 
 
 def paint_leaves(stage: Stage) -> NDArray[np.uint8]:
@@ -29,12 +29,12 @@ def paint_leaves(stage: Stage) -> NDArray[np.uint8]:
     vivid = rng.beta(1, 1.5)
     palette = [natural_color(rng, vivid) for _ in range(int(rng.integers(2, 7)))]
     fill(stage, random_look(stage, palette[0]))
-    distract(stage)
+    add_ground_clutter(stage)
     radii = leaf_radii(stage)
     hidden = rng.choice([0.1, 0.35, 0.8], p=[0.5, 0.35, 0.15])
     for radius in radii:
-        shape = anywhere(stage, SHAPES, radius)
-        color = close_to(rng, palette[int(rng.integers(len(palette)))], 0.2)
+        shape = random_shape(stage, SHAPES, radius)
+        color = vary_color(rng, palette[int(rng.integers(len(palette)))], 0.2)
         look = hidden_look(stage, shape) if rng.random() < hidden else random_look(stage, color)
         cover = paint(stage, shape, look, "object")
         if radius > 0.12 * stage.size and rng.random() < 0.4:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.procedural.scenes.shapes import SHAPES, Shape, box_around, shape_depth
-from bundle.procedural.scenes.stage import Array, Box, Stage, cut, gradient, offsets, pick
+from bundle.procedural.scenes.stage import Array, Box, Stage, cut_noise, gradient, offsets, pick
 from bundle.procedural.scenes.surfaces import Look, hidden_look, natural_color, random_look, surface
 
 
@@ -64,7 +64,7 @@ def paint(stage: Stage, shape: Shape, look: Look, layer: str = "", inside: Array
         colors += glints(stage, form, look)
     canvas += (alpha * np.float32(look.opacity)) * (colors - canvas)
     cover[box] = alpha
-    claim(stage, alpha >= 0.5, box, layer)
+    label_pixels(stage, alpha >= 0.5, box, layer)
     return cover
 
 
@@ -76,7 +76,7 @@ def place(stage: Stage, shape: Shape, box: Box) -> Form:
     return Form(shape, box, depth, slope_x, slope_y, distance)
 
 
-def claim(stage: Stage, covered: NDArray[np.bool_], box: Box, layer: str) -> None:
+def label_pixels(stage: Stage, covered: NDArray[np.bool_], box: Box, layer: str) -> None:
     """Give the covered pixels of a box to a new object or part; an object hides the parts below it, too."""
     if layer == "part":
         stage.painted += 1
@@ -115,7 +115,7 @@ def glints(stage: Stage, form: Form, look: Look) -> Array:
     """Return the highlights (H, W) of a glossy surface, which mirrors the light where its slope is right."""
     dx, dy = relief_slopes(form, max(look.relief, 0.15), look.rim)
     ripple = np.float32(stage.rng.uniform(0.02, 0.25))
-    dx, dy = dx + ripple * cut(stage, "coarse", form.box), dy + ripple * cut(stage, "coarse", form.box)
+    dx, dy = dx + ripple * cut_noise(stage, "coarse", form.box), dy + ripple * cut_noise(stage, "coarse", form.box)
     miss = (dx + np.float32(stage.light[0] / 2)) ** 2 + (dy + np.float32(stage.light[1] / 2)) ** 2
     sharp = np.float32(stage.rng.uniform(20, 90))
     return np.float32(look.gloss) * np.clip(2 * np.exp(-sharp * miss) - 0.5, 0, 1)

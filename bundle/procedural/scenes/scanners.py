@@ -18,14 +18,14 @@ from scipy import ndimage
 
 from bundle.procedural.scenes.camera import blur, to_image
 from bundle.procedural.scenes.clutter import write_text
-from bundle.procedural.scenes.stage import Array, Stage, cut
+from bundle.procedural.scenes.stage import Array, Stage, cut_noise
 
 
 def develop_slice(stage: Stage) -> NDArray[np.uint8]:
     """Return the picture (1, S, S) as an image (S, S, 3) of CT or MR: bias field, blur, Rician noise and a window."""
     rng = stage.rng
     blur(stage)
-    bias = np.float32(rng.choice([0.0, rng.uniform(0.05, 0.3)])) * cut(stage, "smooth", stage.everywhere)
+    bias = np.float32(rng.choice([0.0, rng.uniform(0.05, 0.3)])) * cut_noise(stage, "smooth", stage.everywhere)
     stage.picture *= np.exp(bias)
     spread = np.float32(rng.uniform(0.005, 0.07))
     noise = spread * rng.standard_normal((2, stage.size, stage.size), dtype=np.float32)

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import ndimage
 
-from bundle.procedural.scenes.stage import Array, Box, Stage, cut, offsets, pick, rotate
+from bundle.procedural.scenes.stage import Array, Box, Stage, cut_noise, offsets, pick, rotate
 
 SHAPES = {
     "ellipse": 0.16, "blob": 0.24, "lobes": 0.12, "polygon": 0.13, "superellipse": 0.09, "crescent": 0.06,
@@ -39,7 +39,7 @@ class Shape:
     radius: float
 
 
-def anywhere(stage: Stage, kinds: dict[str, float], radius: float) -> Shape:
+def random_shape(stage: Stage, kinds: dict[str, float], radius: float) -> Shape:
     """Return a shape at a random place, its center in the picture."""
     x, y = stage.rng.uniform(0, stage.size, 2)
     return Shape(pick(stage.rng, kinds), float(x), float(y), radius)
@@ -77,7 +77,7 @@ def shape_depth(stage: Stage, shape: Shape, box: Box) -> Array:
     else:
         depth = star_depth(rng, x, y, shape.kind)
     if rng.random() < 0.3:  # a rough or wavy outline
-        rough = cut(stage, str(rng.choice(["coarse", "smooth"])), box)
+        rough = cut_noise(stage, str(rng.choice(["coarse", "smooth"])), box)
         depth += np.float32(rng.uniform(0.01, 0.08)) * rough
     return depth
 

@@ -52,12 +52,12 @@ class Stage:
 
     @property
     def unit(self) -> float:
-        """Pixels of this picture per pixel of one of side 256, for which lengths are given."""
+        """Return the pixels of this picture per pixel of one of side 256, for which lengths are given."""
         return self.size / 256
 
     @property
     def everywhere(self) -> Box:
-        """The box of the whole picture."""
+        """Return the box of the whole picture."""
         return slice(0, self.size), slice(0, self.size)
 
 
@@ -107,7 +107,7 @@ def draw_cells(rng: np.random.Generator, size: int) -> Array:
     return (cells - cells.mean()) / cells.std()
 
 
-def cut(stage: Stage, name: str, box: Box) -> Array:
+def cut_noise(stage: Stage, name: str, box: Box) -> Array:
     """Return a piece (H, W) of a noise field from a random place, at its own scale or half of it, or transposed."""
     rng, size = stage.rng, stage.size
     stride = 2 if rng.random() < 0.3 else 1

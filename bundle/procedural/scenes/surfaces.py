@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from bundle.procedural.scenes.shapes import Shape, box_around
-from bundle.procedural.scenes.stage import Array, Box, Stage, cut, gradient, offsets, pick, rotate
+from bundle.procedural.scenes.stage import Array, Box, Stage, cut_noise, gradient, offsets, pick, rotate
 
 TEXTURES = {
     "plain": 0.14, "noise": 0.36, "stripes": 0.11, "grid": 0.05, "wood": 0.08, "spots": 0.1, "cells": 0.07,
@@ -65,13 +65,13 @@ def natural_color(rng: np.random.Generator, saturation: float) -> Array:
     return np.clip(color, 0.02, 1).astype(np.float32)
 
 
-def close_to(rng: np.random.Generator, color: Array, spread: float) -> Array:
+def vary_color(rng: np.random.Generator, color: Array, spread: float) -> Array:
     """Return a color (C,) near another one: a little lighter or darker, and tinted."""
     change = rng.normal(0, spread) + rng.normal(0, spread / 2, len(color))
     return np.clip(color * np.exp(change), 0.01, 1.1).astype(np.float32)
 
 
-def around(stage: Stage, shape: Shape) -> Array:
+def mean_color_at(stage: Stage, shape: Shape) -> Array:
     """Return the mean color (C,) of the picture where a shape is about to be painted."""
     box = box_around(stage, shape, 4)
     if box is None:
@@ -88,7 +88,7 @@ def random_look(stage: Stage, base: Array, soft: bool = False) -> Look:
     if not soft and rng.random() < 0.3:
         other = natural_color(rng, rng.random())
     else:
-        other = close_to(rng, base, rng.uniform(0.1, 0.6))
+        other = vary_color(rng, base, rng.uniform(0.1, 0.6))
     return Look(
         base=base,
         other=other,
@@ -110,14 +110,14 @@ def random_look(stage: Stage, base: Array, soft: bool = False) -> Look:
 def hidden_look(stage: Stage, shape: Shape, spread: float = 0.12) -> Look:
     """Return a surface of about the color around it: texture, relief or a rim must tell it apart."""
     rng = stage.rng
-    look = random_look(stage, close_to(rng, around(stage, shape), spread), soft=rng.random() < 0.5)
-    other = close_to(rng, look.base, 0.25)
+    look = random_look(stage, vary_color(rng, mean_color_at(stage, shape), spread), soft=rng.random() < 0.5)
+    other = vary_color(rng, look.base, 0.25)
     cue = rng.choice(["relief", "outline", "texture"])
     if cue == "relief":
         return replace(look, other=other, relief=rng.uniform(0.35, 1.2), ambient=rng.uniform(0.2, 0.5))
     if cue == "outline":
         return replace(look, other=other, outline=rng.choice([-1, 1]) * rng.uniform(0.2, 0.5))
-    return replace(look, other=close_to(rng, look.base, 0.6), contrast=0.5)
+    return replace(look, other=vary_color(rng, look.base, 0.6), contrast=0.5)
 
 
 # --- textures ----------------------------------------------------------------------------------------------------
@@ -135,22 +135,24 @@ def texture(stage: Stage, kind: str, box: Box) -> Array:
     """Return a texture (H, W), most of it between -1.5 and 1.5."""
     rng = stage.rng
     if kind == "plain":
-        return 0.15 * cut(stage, "fine", box)
+        return 0.15 * cut_noise(stage, "fine", box)
     if kind == "noise":
         first, second = rng.choice(["fine", "middle", "coarse", "smooth"], 2)
         share = np.float32(rng.random())
-        return share * cut(stage, first, box) + (1 - share) * cut(stage, second, box)
+        return share * cut_noise(stage, first, box) + (1 - share) * cut_noise(stage, second, box)
     if kind == "cells":
-        return cut(stage, "cells", box)
+        return cut_noise(stage, "cells", box)
     if kind == "spots":
-        return np.clip(2 * cut(stage, str(rng.choice(["fine", "middle", "coarse"])), box) - rng.uniform(0, 3), -1, 1.5)
+        return np.clip(
+            2 * cut_noise(stage, str(rng.choice(["fine", "middle", "coarse"])), box) - rng.uniform(0, 3), -1, 1.5
+        )
     if kind == "wood":
-        return np.sin(np.float32(rng.uniform(4, 16)) * cut(stage, "smooth", box))
+        return np.sin(np.float32(rng.uniform(4, 16)) * cut_noise(stage, "smooth", box))
     along, across = rotate(*offsets(box, box[1].start, box[0].start), rng.uniform(0, 2 * np.pi))
     if kind == "gradient":
-        return (along - along.mean()) * np.float32(2 / max(along.shape)) + 0.1 * cut(stage, "middle", box)
+        return (along - along.mean()) * np.float32(2 / max(along.shape)) + 0.1 * cut_noise(stage, "middle", box)
     wave = np.float32(2 * np.pi / (stage.unit * np.exp(rng.uniform(np.log(4), np.log(32)))))
-    warp = np.float32(rng.uniform(0, 2.5)) * cut(stage, "smooth", box)
+    warp = np.float32(rng.uniform(0, 2.5)) * cut_noise(stage, "smooth", box)
     lines = np.sin(wave * along + warp)
     if kind == "grid":
         lines = lines * np.sin(wave * across + warp) * 1.5
@@ -159,6 +161,8 @@ def texture(stage: Stage, kind: str, box: Box) -> Array:
 
 def vessels(stage: Stage) -> Array:
     """Return how much vessel each pixel (S, S) shows: zero lines of noise, fading in and out."""
-    noise = ndimage.uniform_filter(cut(stage, "coarse", stage.everywhere), 5)
+    noise = ndimage.uniform_filter(cut_noise(stage, "coarse", stage.everywhere), 5)
     slope = np.hypot(*gradient(noise)) * np.float32(stage.unit * stage.rng.uniform(0.8, 1.6))
-    return np.exp(-((noise / (slope + 1e-4)) ** 2)) * np.clip(0.3 + 0.6 * cut(stage, "smooth", stage.everywhere), 0, 1)
+    return np.exp(-((noise / (slope + 1e-4)) ** 2)) * np.clip(
+        0.3 + 0.6 * cut_noise(stage, "smooth", stage.everywhere), 0, 1
+    )

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.procedural.scenes.camera import develop, illuminate
-from bundle.procedural.scenes.clutter import distract
+from bundle.procedural.scenes.clutter import add_ground_clutter
 from bundle.procedural.scenes.painting import fill, paint
 from bundle.procedural.scenes.shapes import ROUND_SHAPES, SHAPES, Shape
 from bundle.procedural.scenes.stage import Array, Stage, pick
-from bundle.procedural.scenes.surfaces import Look, close_to, natural_color, random_look
+from bundle.procedural.scenes.surfaces import Look, natural_color, random_look, vary_color
 
 
 def paint_tissue(stage: Stage) -> NDArray[np.uint8]:
@@ -31,7 +31,7 @@ def paint_tissue(stage: Stage) -> NDArray[np.uint8]:
     style = str(rng.choice(["stain", "dark", "free"]))
     ground, cell = tissue_colors(rng, style)
     fill(stage, random_look(stage, ground, soft=True))
-    distract(stage)
+    add_ground_clutter(stage)
     radius = stage.size * np.exp(rng.uniform(np.log(0.085), np.log(0.28)))
     pitch = radius * rng.uniform(1.2, 2.4)
     like = cell_look(stage, cell, style)
@@ -43,7 +43,7 @@ def paint_tissue(stage: Stage) -> NDArray[np.uint8]:
             continue
         y, x = places[order] + rng.normal(0, 0.25 * pitch, 2)
         shape = Shape(pick(rng, kinds), float(x), float(y), float(radius * rng.lognormal(0, 0.15)))
-        look = replace(like, base=close_to(rng, like.base, 0.1), other=close_to(rng, like.other, 0.1))
+        look = replace(like, base=vary_color(rng, like.base, 0.1), other=vary_color(rng, like.other, 0.1))
         cover = paint(stage, shape, look, "object")
         if nested:
             paint_nucleus(stage, shape, look, cover, bright=style == "dark")
@@ -59,13 +59,13 @@ def tissue_colors(rng: np.random.Generator, style: str) -> tuple[Array, Array]:
         ground, cell = np.full(3, rng.uniform(0.01, 0.12)), natural_color(rng, 0.9) + 0.2
     else:
         ground, cell = natural_color(rng, rng.beta(1, 2)), natural_color(rng, rng.beta(1, 2))
-    return close_to(rng, ground, 0.15), close_to(rng, cell, 0.2)
+    return vary_color(rng, ground, 0.15), vary_color(rng, cell, 0.2)
 
 
 def cell_look(stage: Stage, color: Array, style: str) -> Look:
     """Return the surface all cells of a scene resemble, often with an outline: it tells those apart that touch."""
     look = random_look(stage, color, soft=True)
-    look = replace(look, other=close_to(stage.rng, color, 0.35), shadow=look.shadow * (style == "free"))
+    look = replace(look, other=vary_color(stage.rng, color, 0.35), shadow=look.shadow * (style == "free"))
     if abs(look.outline) < 0.1 and style != "dark":
         look = replace(look, outline=stage.rng.uniform(-0.3, 0.5))
     return look

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Mean of the values and its percentile interval at `LEVEL`.
+    """Return the mean of the values and its percentile interval at `LEVEL`.
 
     Args:
         values: (seeds, images). Images are drawn anew, and every seed keeps them: an image that is hard for one seed is
@@ -42,7 +42,7 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def quantiles(drawn: np.ndarray) -> tuple[float, float]:
-    """Percentile interval at `LEVEL` of what was drawn."""
+    """Return the percentile interval at `LEVEL` of what was drawn."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -71,13 +71,13 @@ class Cell:
 
 
 def cells_of(rows: Sequence[Row]) -> list[Cell]:
-    """All cells, first seeds first: a table of one seed is there early."""
+    """Return all cells, first seeds first: a table of one seed is there early."""
     pairs = [(row, seed) for row in rows for seed in (row.seeds or (None,))]
     return [Cell(row, seed) for row, seed in sorted(pairs, key=lambda pair: pair[1] or 0)]
 
 
 def is_done(cell: Cell, plan: Plan) -> bool:
-    """Whether the JSON file of a cell is there.
+    """Return whether the JSON file of a cell is there.
 
     Raises:
         BundleError: it is, but of another pre-trained SAM or of other knobs than its row has now.
@@ -135,7 +135,7 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
 
 
 def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = None) -> dict[str, Any]:
-    """The knobs of a training; it resumes where one was begun."""
+    """Return the knobs of a training; it resumes where one was begun."""
     folder = plan.work / cell.name
     options = {
         **plan.knobs,
@@ -151,19 +151,19 @@ def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = 
 
 
 def evaluation_options(plan: Plan, weights: Path, folder: Path, prompt: str | None) -> dict[str, Any]:
-    """The knobs of an evaluation on all test images."""
+    """Return the knobs of an evaluation on all test images."""
     data = {key: plan.knobs[key] for key in ("dataset_dir", "split")}
-    return evaluation_knobs(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
+    return evaluation_settings(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
 
 
-def evaluation_knobs(data: Mapping[str, Any], weights: Path, folder: Path) -> dict[str, Any]:
-    """The knobs of an evaluation of some data without pictures, in this process alone."""
+def evaluation_settings(data: Mapping[str, Any], weights: Path, folder: Path) -> dict[str, Any]:
+    """Return the knobs of an evaluation of some data without pictures, in this process alone."""
     places = {"weights": os.path.relpath(weights, ROOT), "output_dir": os.path.relpath(folder, ROOT)}
     return {**data, **places, "panels": 0, "num_workers": 0}
 
 
 def by_test(measured: Mapping[str, Sequence[Any]], tests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The values of each measure for each test, in the order of the test's sorted stems."""
+    """Return the values of each measure for each test, in the order of the test's sorted stems."""
     place = {stem: index for index, stem in enumerate(measured["stem"])}
     return {
         test: {
@@ -182,7 +182,7 @@ def write_cell(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _layout(value: Any, start: str) -> str:
-    """JSON of a value; ``start`` is the line break and the indentation that it stands at."""
+    """Return JSON of a value; ``start`` is the line break and the indentation that it stands at."""
     inner = start + " "
     if isinstance(value, Mapping) and any(isinstance(item, (Mapping, list)) for item in value.values()):
         return (
@@ -203,7 +203,7 @@ def _words(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> l
 
 
 def shown(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
-    """The command line that `call` runs, for a person to repeat."""
+    """Return the command line that `call` runs, for a person to repeat."""
     return shlex.join(["python", *_words(run_id, options, row, *others)])
 
 

@@ -50,7 +50,7 @@ def read_sample(record: Mapping[str, str], image_size: int) -> Sample:
     return Sample(Path(record["image"]).stem, image[None], mask > mask_threshold(mask))
 
 
-def shown_mask(network: SamSP, logits_low: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def predicted_mask(network: SamSP, logits_low: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     """Low-resolution logits (1, 1, h, w) -> the mask on the image's own grid, (H, W), bool."""
     height, width = longest_side_size(shape[0], shape[1], network.image_size)
     inside = network.upsample(logits_low)[..., :height, :width]
@@ -65,7 +65,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def correct(network: SamSP, sample: Sample, clicks: int = CLICKS) -> dict[str, float]:
-    """Dice of y1, after each of some clicks, after the box of an expert, and after clicks on top of it."""
+    """Return the Dice of y1, after each of some clicks, after the box of an expert, and after clicks on top of it."""
     expert = expert_boxes(torch.from_numpy(sample.label.T.copy())[None, None], network.image_size)[0, 0]
     with torch.inference_mode():
         embedding, before = network.image_encoder(sample.image), network.segment(sample.image)
@@ -80,12 +80,12 @@ def correct(network: SamSP, sample: Sample, clicks: int = CLICKS) -> dict[str, f
 def click_after_click(
     network: SamSP, sample: Sample, embedding: torch.Tensor, before: SamSPOutput, box: Any, clicks: int
 ) -> list[float]:
-    """Dice with no click, one, and so on; each click is where the mask before it is most wrong."""
+    """Return the Dice with no click, one, and so on; each click is where the mask before it is most wrong."""
     scale = InputScale(sample.label.shape[0], sample.label.shape[1], network.image_size)
     prompt, scores = UserPrompt(box), []
     for _ in range(clicks + 1):
         given = {(0, 0): prompt} if prompt != UserPrompt() else {}
-        mask = shown_mask(network, network.correct(embedding, before, given).refined, sample.label.shape)
+        mask = predicted_mask(network, network.correct(embedding, before, given).refined, sample.label.shape)
         scores.append(dice(mask, sample.label))
         click = corrective_click(mask, sample.label)
         if click is not None:

@@ -44,11 +44,11 @@ class Polyps:
 
     @property
     def all_tests(self) -> list[str]:
-        """Every test image once, sorted."""
+        """Return every test image once, sorted."""
         return sorted({stem for stems in self.tests.values() for stem in stems})
 
     def split(self, root: Path) -> dict[str, str]:
-        """The knob ``split``, relative to a working directory."""
+        """Return the knob ``split``, relative to a working directory."""
         return {part: os.path.relpath(self.folder / f"{part}.txt", root) for part in ("train", "validation", "test")}
 
 
@@ -79,7 +79,7 @@ def lay_out(folder: Path, kvasir: Path, clinicdb: Path, splits: Path) -> Polyps:
 
 
 def write_list(path: Path, stems: Sequence[str]) -> None:
-    """One stem a line."""
+    """Return one stem a line."""
     text = "\n".join(stems) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -117,14 +117,14 @@ def _rank(name: str) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """Stems of a list file; `BundleError` where it is missing."""
+    """Return the stems of a list file; `BundleError` where it is missing."""
     if not path.is_file():
         raise BundleError(f"{path} does not exist; expected PraNet's list, one stem a line.")
     return path.read_text(encoding="utf-8").split()
 
 
 def sequences_of(path: Path) -> dict[str, str]:
-    """The video sequence of each frame of CVC-ClinicDB, by the stem it has in the joint dataset.
+    """Return the video sequence of each frame of CVC-ClinicDB, by the stem it has in the joint dataset.
 
     Raises:
         BundleError: there is no such file.

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the knobs in it."""
+    """Return the command line, and the knobs in it."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.polyps",
         description=__doc__,
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def measured_paces(plan: Plan, path: Path) -> dict[str, float]:
-    """Seconds of a step of each pace, measured once: later runs keep them, and so the numbers of epochs.
+    """Return the seconds of a step of each pace, measured once: later runs keep them, and so the numbers of epochs.
 
     A row that has come since is measured beside one that is there, whose seconds then stand for how fast the machine
     is today.

@@ -37,7 +37,7 @@ def config_files(row: Row, *others: str) -> list[str]:
 def measure_paces(
     rows: Sequence[Row], records: Sequence[Mapping[str, str]], knobs: Mapping[str, Any], threads: int, turns: int = 7
 ) -> dict[str, float]:
-    """Median seconds of a training step for each pace, measured in turns: data, forward, loss, backward, optimizer.
+    """Return the median seconds of a training step for each pace, measured in turns: data, forward, loss, backward, optimizer.
 
     Args:
         rows: of any paces.
@@ -58,7 +58,7 @@ def measure_paces(
 
 
 def training_steps(row: Row, records: Sequence[Mapping[str, str]], knobs: Mapping[str, Any]) -> Callable[[], None]:
-    """A function that trains `STEPS` steps, with all parts taken from the configs."""
+    """Return a function that trains `STEPS` steps, with all parts taken from the configs."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS.parent / path) for path in config_files(row)])
     with tempfile.TemporaryDirectory() as folder:

@@ -80,7 +80,7 @@ def write_report(records: Path, document: Path) -> None:
 
 
 def read_cells(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The cells of each row, by seed."""
+    """Return the cells of each row, by seed."""
     found: dict[str, list[dict[str, Any]]] = {}
     for cell in read_json_files(folder):
         found.setdefault(cell["row"], []).append(cell)
@@ -106,7 +106,7 @@ def values_of(cells: Sequence[Mapping[str, Any]], test: str, measure: str, promp
 
 
 def main_table(cells: Cells) -> str:
-    """Dice and IoU of y1 on the three tests, with intervals on the first."""
+    """Return the Dice and IoU of y1 on the three tests, with intervals on the first."""
     head = [
         "",
         "seeds",
@@ -139,7 +139,7 @@ def saliency_table(cells: Cells) -> str:
 
 
 def passes_table(cells: Cells) -> str:
-    """Dice of y0, of y1, and of y1 under the expert's box; IoU of SP's box with the true one."""
+    """Return the Dice of y0, of y1, and of y1 under the expert's box; IoU of SP's box with the true one."""
     lines = []
     for name in (
         "pretrained",
@@ -163,7 +163,7 @@ def passes_table(cells: Cells) -> str:
 
 
 def difference_table(cells: Cells) -> str:
-    """Differences of Dice of y1, image by image, with their intervals."""
+    """Return the differences of Dice of y1, image by image, with their intervals."""
     lines = [
         [what, f"`{first}` - `{second}`", *(_difference(cells[first], cells[second], test) for test in TESTS)]
         for what, first, second in PAIRS
@@ -185,7 +185,7 @@ def difference_table(cells: Cells) -> str:
 
 
 def sweep_table(cells: Cells) -> str:
-    """One seed each: validation, and Dice of both passes on Kvasir-SEG and on the sequences."""
+    """Return one seed each: validation, and Dice of both passes on Kvasir-SEG and on the sequences."""
     rows = [ROWS["sam_sp"], ROWS["self"], *GROUPS["sweeps"]]
     first = {row.name: cells[row.name][:1] for row in rows if row.name in cells}
     lines = [
@@ -207,7 +207,7 @@ def sweep_table(cells: Cells) -> str:
 
 
 def rate_table(cells: Cells) -> str:
-    """Validation Dice of the learning rates that were tried."""
+    """Return the validation Dice of the learning rates that were tried."""
     rows = [*GROUPS["rates"], ROWS["sam_sp"], ROWS["full"], ROWS["unet"]]
     lines = [[row.title, _validation(cells[row.name][:1])] for row in rows if row.name in cells]
     return in_markdown(["seed 0", "validation Dice"], lines)
@@ -265,7 +265,7 @@ def _difference(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str
 
 
 def with_interval(found: Interval, sign: str = "") -> str:
-    """A mean and its interval with three digits."""
+    """Return a mean and its interval with three digits."""
     return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
@@ -279,7 +279,7 @@ def _validation(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def in_markdown(head: Iterable[Any], lines: Iterable[Iterable[Any]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     rows = [list(head), *(list(line) for line in lines)]
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def pace(self) -> str:
-        """Rows of one pace take the same time for a step; adapters of any rank, and losses of as many passes, do."""
+        """Return the rows of one pace take the same time for a step; adapters of any rank, and losses of as many passes, do."""
         if self.unet:
             return "unet"
         corrected = "_corrected" if self.knobs.get("correction_weight") else ""
@@ -139,7 +139,7 @@ ROWS = {row.name: row for rows in GROUPS.values() for row in rows}
 
 
 def choose_rows(names: list[str] | None) -> list[Row]:
-    """The rows or groups asked for, in the order of the table; all of them by default.
+    """Return the rows or groups asked for, in the order of the table; all of them by default.
 
     Raises:
         BundleError: there is no such row or group.
