@@ -181,3 +181,5 @@ def check_install(words: Sequence[str]) -> None:
             assert (ROOT / word).is_file(), word
         elif found := re.fullmatch(r"\.\[(.+)\]", word):
             assert set(found[1].split(",")) <= extras, word
+        elif "==" in word:
+            assert word in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(), word

@@ -10,8 +10,8 @@
 # limitations under the License.
 """The commands and the Python of README and guides, run as they stand there, at a tiny size.
 
-A block marked ``run`` is executed in this process, line after line, in a copy of what the commands need. ``pip
-install`` is left out: the environment of the tests has those packages. What is marked otherwise is checked by
+A block marked ``run`` is executed in this process, line after line, in a copy of what the commands need. Making and
+filling an environment is left out: that of the tests has all packages. What is marked otherwise is checked by
 ``tests/docs/test_command_lines.py`` only.
 """
 
@@ -103,7 +103,7 @@ def lines(page: Path, marker: str) -> list[str]:
 def execute(line: str) -> None:
     """Run one line of a page."""
     words = shlex.split(line)
-    if words[:2] == ["pip", "install"]:
+    if words[:2] == ["pip", "install"] or words[:3] == ["python", "-m", "venv"] or words[0] == ".":
         return
     if words[0] == "echo":
         subprocess.run(line, shell=True, check=True)
