@@ -41,7 +41,8 @@ def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(stems).encode()).hexdigest()
 
 
-JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
+# "testing" is what Auto3DSeg calls it.
+JSON_KEYS = {"training": "train", "validation": "validation", "test": "test", "testing": "test"}
 
 
 def load_datalists(
@@ -51,12 +52,14 @@ def load_datalists(
 
     `dataset_dir` is a folder with ``images/`` and ``masks/`` or ``labels/``, or a MONAI datalist JSON. In a folder,
     image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys ``training``,
-    ``validation`` and ``test`` and paths relative to its own folder; with ``training`` alone it is split like a folder,
-    and where only ``validation`` is missing, it is carved out of ``training``. A ``test`` list of paths without labels,
-    as in the Medical Segmentation Decathlon, is for inference and ignored here.
+    ``validation`` and ``test`` (or ``testing``) and paths relative to its own folder; with ``training`` alone it is
+    split like a folder, and where only ``validation`` is missing, it is carved out of ``training``. With ``test`` alone
+    it is a set to evaluate a model on. A ``test`` list without labels, as in the Medical Segmentation Decathlon, is for
+    inference and ignored here.
 
     `split` is a mapping; every key is optional and paths are relative to the working directory:
 
+    - ``test``: "all" takes every pair, to evaluate a model on a set that it was not trained on.
     - ``train``, ``validation``, ``test``: a list file, one stem or file name a line, ``#`` starts a comment line.
       ``validation`` and ``test`` may also be a count, or a fraction below 1 of the training pairs, carved out of them.
     - ``groups``: a CSV with the columns ``stem`` and one other; groups are carved out as a whole.
@@ -112,7 +115,10 @@ def class_names(
     if read is None:
         count = 1 if num_classes is None else num_classes
         return {"1": "foreground"} if count == 1 else {str(number): f"class {number}" for number in range(1, count + 1)}
+    if not isinstance(read, Mapping):
+        raise BundleError(f"labels is {read!r}; expected names for the numbers from 1 on, such as {{'1': 'polyp'}}.")
     by_number = {str(key): str(value) for key, value in read.items() if str(key) != "0"}
+    by_number = dict(sorted(by_number.items(), key=lambda item: (len(item[0]), item[0])))  # JSON objects have no order
     if list(by_number) != [str(number) for number in range(1, len(by_number) + 1)]:
         raise BundleError(
             f"labels is {dict(read)!r}; expected names for the numbers from 1 on, such as {{'1': 'polyp'}}."
@@ -143,9 +149,13 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     for key, value in content.items():
         holds_records = isinstance(value, list) and any(isinstance(item, dict) for item in value)
         if key not in JSON_KEYS and holds_records:
-            raise BundleError(f"{path} has a list {key!r}; expected 'training', 'validation' and 'test' only.")
+            raise BundleError(
+                f"{path} has a list {key!r}; expected 'training', 'validation', 'test' or 'testing' only."
+            )
         if key in JSON_KEYS and not isinstance(value, list):
             raise BundleError(f"{path} has a {type(value).__name__} under {key!r}; expected a list.")
+    if "test" in content and "testing" in content:
+        raise BundleError(f"{path} has both 'test' and 'testing'; expected one of them.")
     return {part: content[key] for key, part in JSON_KEYS.items() if key in content}
 
 
@@ -166,6 +176,8 @@ def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others:
 def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, list[Record]]:
     labeled = {part: items for part, items in _read_json(path).items() if not _is_unlabeled(part, items)}
     lists = {part: _json_records(path, items, ("image", "label")) for part, items in labeled.items()}
+    if list(lists) == ["test"] and not split:  # a set to evaluate a model on, as that of another hospital
+        return {"train": [], "validation": [], "test": lists["test"]}
     if not lists.get("train"):
         raise BundleError(
             f"{path} has no entry under 'training'; expected a MONAI datalist with image and label paths."
@@ -181,7 +193,12 @@ def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, li
 
 
 def _is_unlabeled(part: str, items: Sequence[Any]) -> bool:
-    return part == "test" and bool(items) and all(isinstance(item, str) for item in items)
+    """Return whether a test list is for inference alone: paths, or records without a label."""
+    return (
+        part == "test"
+        and bool(items)
+        and all(isinstance(item, str) or (isinstance(item, dict) and "label" not in item) for item in items)
+    )
 
 
 def _json_images(path: Path) -> list[dict[str, Any]]:

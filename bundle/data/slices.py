@@ -25,12 +25,41 @@ from monai.transforms import (
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
 )
+from monai.utils import ImageMetaKey, convert_to_dst_type
 
 from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
 
 # Ways to fill the three channels of an image from a slice.
 SLICES_AS_RGB = ("neighbors", "repeat")
+
+
+class ReplaceNonFinited(MapTransform):
+    """Give voxels that are NaN or infinite the smallest of the other values, and say how many there were.
+
+    One such voxel would make every percentile NaN, and with it the whole image.
+
+    Raises:
+        BundleError: no value of the volume is finite.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            finite = torch.isfinite(strip_metadata(d[key]))
+            if finite.all():
+                continue
+            name = getattr(d[key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, key)
+            if not finite.any():
+                raise BundleError(f"{name} holds no finite value; expected intensities.")
+            count = int((~finite).sum())
+            print(
+                f"Warning: {name} holds {count} voxels that are NaN or infinite; they count as its smallest value.",
+                flush=True,
+            )
+            smallest = strip_metadata(d[key])[finite].min()
+            d[key] = convert_to_dst_type(torch.where(finite, strip_metadata(d[key]), smallest), d[key])[0]
+        return d
 
 
 def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[float]]) -> Compose:
@@ -46,11 +75,11 @@ def intensity_transform(keys: KeysCollection, intensity: Mapping[str, Sequence[f
     """
     kind, limits = next(iter(intensity.items()), ("", ())) if isinstance(intensity, Mapping) else ("", ())
     ordered = len(limits) == 2 and limits[0] < limits[1]
-    as_float = CastToTyped(keys, torch.float32)
+    as_float: list[Any] = [ReplaceNonFinited(keys), CastToTyped(keys, torch.float32)]
     if kind == "window" and ordered:
-        return Compose([as_float, ScaleIntensityRanged(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
+        return Compose([*as_float, ScaleIntensityRanged(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
     if kind == "percentiles" and ordered and limits[0] >= 0 and limits[1] <= 100:
-        return Compose([as_float, ScaleIntensityRangePercentilesd(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
+        return Compose([*as_float, ScaleIntensityRangePercentilesd(keys, limits[0], limits[1], 0.0, 255.0, clip=True)])
     raise BundleError(
         f"intensity is {intensity!r}, expected {{'window': [-160, 240]}}, as for CT, or {{'percentiles': [0.5, "
         "99.5]}, as for MR."

@@ -38,6 +38,10 @@ SPLIT_FORM = "{'train': 'train.txt', 'validation': 100, 'test': 'test.txt', 'gro
 DEFAULT_FRACTION = 0.1
 
 
+# For ``test``: every pair.
+ALL = "all"
+
+
 def check_split_keys(split: object) -> None:
     """Raise a `BundleError` where a split is not a mapping or has an unknown key."""
     if split is None:
@@ -55,6 +59,8 @@ def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) ->
     Raises:
         BundleError: a list is missing, has an unknown or repeated name, or an amount cannot be carved out.
     """
+    if split.get("test") == ALL:
+        return _all_for_the_test(stems, split)
     requests = {part: _parse_request(part, split[part]) for part in PARTS if part in split}
     parts = {part: _read_list(path, stems, source) for part, path in requests.items() if isinstance(path, Path)}
     _refuse_shared(parts, requests)
@@ -68,10 +74,17 @@ def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) ->
     else:
         defaults = {"validation": DEFAULT_FRACTION}
     _carve_parts(parts, amounts, {part: share for part, share in defaults.items() if part not in requests}, groups)
-    if not parts["train"]:
+    if not parts["train"] and set(requests) != {"test"}:  # a list of all pairs is a set to evaluate a model on
         raise BundleError(f"split leaves nothing for training: its lists name all {len(stems)} pairs of {source}.")
     _warn_of_shared_groups(parts, groups)
     return parts
+
+
+def _all_for_the_test(stems: Sequence[str], split: Mapping[str, Any]) -> dict[str, list[str]]:
+    others = [key for key in split if key != "test"]
+    if others:
+        raise BundleError(f"split has 'all' for test, which leaves nothing for {', '.join(others)}; leave them out.")
+    return {"train": [], "validation": [], "test": list(stems)}
 
 
 def _parse_request(part: str, value: object) -> Path | int | float:

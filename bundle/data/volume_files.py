@@ -50,6 +50,7 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)  # PyTorch takes the order of this machine alone
     return values, np.asarray(image.affine, dtype=np.float64)
 
 
@@ -71,19 +72,35 @@ def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _series_values(files: Sequence[str]) -> np.ndarray:
-    """Return the values (columns, rows, slices) of a DICOM series in the order of its files."""
+    """Return the values (columns, rows, slices) of a DICOM series in the order of its files.
+
+    Slices are read one by one: each has a rescale slope and intercept of its own, and ITK's reader of series takes the
+    type of the values from the first, so that others are cut to whole numbers or wrap around.
+    """
+    slices = [_slice_values(file) for file in files]
+    other = next((file for file, values in zip(files, slices, strict=True) if values.shape != slices[0].shape), None)
+    if other is not None:
+        raise BundleError(f"{other} has another size than {files[0]}; expected slices of equal rows and columns.")
+    return np.stack(slices, axis=-1)
+
+
+def _slice_values(file: str) -> np.ndarray:
+    """Return the rescaled values (columns, rows) of a DICOM file, integers where slope and intercept are."""
     import SimpleITK as sitk
 
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
     try:
-        image = reader.Execute()
+        image = sitk.ReadImage(file)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise BundleError(f"The DICOM series of {files[0]} cannot be read ({reason}).") from error
+        raise BundleError(f"{file} cannot be read as a DICOM slice ({reason}).") from error
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise BundleError(f"The DICOM series of {files[0]} is in color; expected one value per voxel.")
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+        raise BundleError(f"{file} is in color; expected one value per voxel.")
+    values = sitk.GetArrayFromImage(image)
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 2:
+        raise BundleError(f"{file} holds {len(values)} frames; expected a DICOM series with a file for each slice.")
+    return values.T
 
 
 def _require_3d(name: str, shape: Sequence[int]) -> None:

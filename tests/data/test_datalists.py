@@ -253,7 +253,7 @@ LISTS = {
         ({"test": "unknown.txt"}, r"unknown\.txt names stems without a pair.*2: nobody, noone"),
         ({"test": "twice.txt"}, r"more than once \(1: img1\)"),
         ({"test": "empty.txt"}, r"empty\.txt names nothing"),
-        ({"test": "all.txt"}, "nothing for training: .* all 30 pairs"),
+        ({"validation": "all.txt"}, "nothing for training: .* all 30 pairs"),
         ({"test": "missing.txt"}, r"missing\.txt cannot be read \(No such file"),
         ({"train": 100}, "100 for train; expected a list file"),
         ({"validation": -1}, "-1 for validation; expected"),
@@ -361,7 +361,7 @@ def test_json_and_folder_split_alike(tmp_path: Path) -> None:
     ("content", "split", "message"),
     [
         ([], None, "holds a list; expected an object"),
-        ({"test": entries(["img1"])}, None, "no entry under 'training'"),
+        ({"validation": entries(["img1"])}, None, "no entry under 'training'"),
         ({"training": []}, None, "no entry under 'training'"),
         ({"training": "img1"}, None, "a str under 'training'; expected a list"),
         ({"training": [{"image": "images/img1.jpg"}]}, None, "expected an object with the paths image and label"),
@@ -528,3 +528,46 @@ def test_names_that_do_not_fit(tmp_path: Path) -> None:
         class_names(tmp_path, 3, {"1": "a"})
     with pytest.raises(BundleError, match=r"labels is {'2': 'b'}; expected names for the numbers from 1 on"):
         class_names(tmp_path, None, {"2": "b"})
+
+
+def test_a_set_to_evaluate_on(tmp_path: Path) -> None:
+    """All of another hospital's images: by a word, by a list of all, and in a datalist."""
+    folder = make_dataset(tmp_path / "set")
+    stems = sorted(path.stem for path in (folder / "images").iterdir())
+    everything = {"train": [], "validation": [], "test": load_datalists(folder, {"test": "all"})["test"]}
+    assert sorted(stems_of(everything["test"])) == stems
+    assert load_datalists(folder, {"test": "all"}) == everything
+    assert load_datalists(folder, {"test": write_lines(tmp_path / "test.txt", stems)}) == everything
+    for key in ("test", "testing"):
+        records = [{"image": record["image"], "label": record["label"]} for record in everything["test"]]
+        assert load_datalists(write_json(tmp_path / f"{key}.json", {key: records})) == everything
+    with pytest.raises(BundleError, match="leaves nothing for validation; leave them out"):
+        load_datalists(folder, {"test": "all", "validation": 0.1})
+
+
+def test_testing_is_another_word_for_test(tmp_path: Path) -> None:
+    """Of Auto3DSeg; without labels it is for inference, and never are training images taken in its place."""
+    folder = make_dataset(tmp_path)
+    stems = sorted(path.stem for path in (folder / "images").iterdir())
+    images = {path.stem: f"images/{path.name}" for path in (folder / "images").iterdir()}
+    training = [{"image": images[stem], "label": f"masks/{stem}.png"} for stem in stems[2:]]
+    for testing in ([images[stem] for stem in stems[:2]], [{"image": images[stem]} for stem in stems[:2]]):
+        path = write_json(folder / "list.json", {"training": training, "testing": testing})
+        assert [Path(record["image"]).stem for record in inference_datalist(path)] == stems[:2]
+        lists = load_datalists(path)
+        assert not {*stems[:2]} & {stem for records in lists.values() for stem in stems_of(records)}
+    both = write_json(folder / "both.json", {"training": training, "testing": testing, "test": testing})
+    with pytest.raises(BundleError, match="both 'test' and 'testing'"):
+        load_datalists(both)
+
+
+def test_labels_in_any_order() -> None:
+    assert list(class_names(None, labels={"2": "b", "1": "a"}).items()) == [("1", "a"), ("2", "b")]
+    many = {str(number): f"c{number}" for number in range(12, 0, -1)}
+    assert list(class_names(None, labels=many)) == [str(number) for number in range(1, 13)]
+
+
+@pytest.mark.parametrize("labels", ["polyp", ["a", "b"]])
+def test_labels_of_another_form(labels: Any) -> None:
+    with pytest.raises(BundleError, match=r"labels is .*; expected names for the numbers from 1 on"):
+        class_names(None, labels=labels)

@@ -20,12 +20,12 @@ import torch
 from monai.data import MetaTensor
 
 from bundle.core.errors import BundleError
-from bundle.data.slices import RandSlicesd, intensity_transform, take_slices
+from bundle.data.slices import RandSlicesd, ReplaceNonFinited, intensity_transform, take_slices
 from bundle.inference.uncertainty import META_KEY, marked_pixels, ranking_score, score_of_slices
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam.preprocessing import to_network_input
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 @pytest.fixture
@@ -151,3 +151,26 @@ def test_intensities() -> None:
 def test_unknown_intensities(intensity: Any) -> None:
     with pytest.raises(BundleError, match=r"intensity is .*expected \{'window'"):
         intensity_transform("image", intensity)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("intensity", [{"percentiles": [0.5, 99.5]}, {"window": [-100, 400]}])
+def test_a_voxel_that_is_not_finite(value: float, intensity: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """All other voxels come out as they do without it, and the user is told."""
+    volume = torch.randn(1, 20, 16, 12, generator=torch.Generator().manual_seed(0)) * 100
+    volume[0, 0, 0, 0] = volume.min()
+    broken = volume.clone()
+    broken[0, 0, 0, 0] = value
+    scale = intensity_transform("image", intensity)
+    expected = scale({"image": MetaTensor(volume)})["image"]
+    assert "Warning" not in capsys.readouterr().out
+    found = scale({"image": MetaTensor(broken, meta={"filename_or_obj": "a.nii.gz"})})["image"]
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    said = capsys.readouterr().out
+    assert said == "Warning: a.nii.gz holds 1 voxels that are NaN or infinite; they count as its smallest value.\n"
+
+
+def test_a_volume_without_a_finite_value() -> None:
+    nothing = MetaTensor(torch.full((1, 4, 4, 4), torch.nan), meta={"filename_or_obj": "a.nii.gz"})
+    with pytest.raises(BundleError, match=r"a\.nii\.gz holds no finite value; expected intensities"):
+        ReplaceNonFinited("image")({"image": nothing})

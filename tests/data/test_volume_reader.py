@@ -19,6 +19,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
@@ -202,3 +203,50 @@ def test_a_real_series_and_its_mask_lie_in_the_same_place() -> None:
     itk = reference.Execute()
     corner = np.array(itk.TransformIndexToPhysicalPoint((259, 319, 24))) * (-1, -1, 1)
     np.testing.assert_allclose((affine @ (259, 319, 24, 1))[:3], corner, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "rescale",
+    [
+        [("1", "0"), ("0.0013", "0"), ("0.25", "-3.5")],
+        [("0.0013", "0"), ("1", "0"), ("1", "-1024")],
+        [("1", "0"), ("1", "-1024"), ("2", "30000")],
+    ],
+    ids=["whole numbers first", "fractions first", "intercepts"],
+)
+def test_each_slice_has_its_own_rescaling(rescale: list[tuple[str, str]], tmp_path: Path) -> None:
+    """PET, and CT series whose first slice differs: against pydicom's own arithmetic, slice by slice."""
+    stored = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 523
+    for path in write_series(tmp_path / "series", stored.astype(np.int16) + 0):
+        dataset = pydicom.dcmread(path)
+        slope, intercept = rescale[int(dataset.InstanceNumber)]
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelRepresentation = slope, intercept, 0
+        dataset.PixelData = np.ascontiguousarray(stored[:, :, int(dataset.InstanceNumber)].T).tobytes()
+        dataset.save_as(path)
+    read, _ = open_volume(tmp_path / "series")
+    datasets = sorted(map(pydicom.dcmread, (tmp_path / "series").iterdir()), key=lambda item: int(item.InstanceNumber))
+    expected = np.stack(
+        [item.pixel_array.T * float(item.RescaleSlope) + float(item.RescaleIntercept) for item in datasets], axis=-1
+    )
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+
+
+def test_slices_of_two_sizes(tmp_path: Path, values: np.ndarray) -> None:
+    write_series(tmp_path / "series", values)
+    last = sorted((tmp_path / "series").iterdir())[-1]
+    dataset = pydicom.dcmread(last)
+    dataset.Rows, dataset.PixelData = 2, dataset.PixelData[: 2 * dataset.Columns * 2]
+    dataset.save_as(last)
+    with pytest.raises(BundleError, match=r"has another size than .*; expected slices of equal rows and columns"):
+        open_volume(tmp_path / "series")
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4", ">u2"])
+def test_big_endian_files_train(dtype: str, tmp_path: Path, values: np.ndarray) -> None:
+    """PyTorch takes no other byte order than that of the machine."""
+    image = nibabel.Nifti1Image(values, OBLIQUE, header=nibabel.Nifti1Header(endianness=">"))
+    image.set_data_dtype(dtype)
+    nibabel.save(image, tmp_path / "a.nii")
+    loaded = LoadImage(reader=VolumeReader(), dtype=None)(tmp_path / "a.nii")
+    np.testing.assert_array_equal(np.asarray(loaded), values)
+    assert open_volume(tmp_path / "a.nii")[0].dtype.isnative
