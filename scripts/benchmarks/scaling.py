@@ -35,6 +35,7 @@ from scripts.benchmarks.measure import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "scripts" / "benchmarks" / "records"
+ENGINE_LOG = Path(__file__).with_name("engine_log.conf")
 FINISHED = re.compile(r"Engine run finished\. Time taken: (\d+):(\d+):([\d.]+)")
 THREADS = 1  # of each process
 HELD_OUT = 8  # images of validation and as many of test; no process may be without one
@@ -121,7 +122,8 @@ def run(task: str, processes: int, knobs: Mapping[str, Any]) -> float:
     files = ",".join(f"'{ROOT / 'configs' / name}.json'" for name in CONFIGS[task])
     words = [word for key, value in knobs.items() for word in (f"--{key}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, "-m", "monai.bundle", "run", task, "--config_file", f"[{files}]", *words]
+    command = [*launcher, "-m", "monai.bundle", "run", task, "--config_file", f"[{files}]"]
+    command += ["--logging_file", str(ENGINE_LOG), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     times = FINISHED.findall(done.stdout + done.stderr)

@@ -290,6 +290,7 @@ def test_a_killed_evaluation_ends(dataset: Path, untrained: Path, tmp_path: Path
         links(many / name, sorted((dataset / name).iterdir()), 400)
     options = {**inferring(many, untrained, tmp_path / "scores"), "split": {"validation": 1, "test": 390}}
     log = tmp_path / "log.txt"
+    options["logging_file"] = ROOT / "scripts" / "benchmarks" / "engine_log.conf"
     words = command_line("evaluating", [*EVALUATE, MULTI_EVALUATE], options)
     assert kill_one(words, log, lambda: "Engine run resuming" in log.read_text(encoding="utf-8")) != 0
     assert not (tmp_path / "scores" / "metrics.csv").exists()
