@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -76,13 +77,33 @@ def make_bundle(root: Path, output_dir: Path) -> Path:
 
 
 def bundled_files(root: Path) -> list[str]:
-    """Return the paths of the bundle's files relative to its root, sorted: what git knows or would take, and the trained model."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+    """Return the paths of the bundle's files relative to its root, sorted, the trained model among them."""
+    listed = _files_of_git(root) or _files_of_folder(root)
     names = {name for name in listed if _is_bundled(name) and (root / name).is_file()}
     if (root / MODEL).is_file():
         names |= {MODEL, description_path(MODEL).as_posix()}
     return sorted(names)
+
+
+def _files_of_git(root: Path) -> list[str]:
+    """Return the paths that git knows or would take; none where the root is no checkout, or git is missing."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return []
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+
+
+def _files_of_folder(root: Path) -> list[str]:
+    """Return the paths of a folder that is no checkout, such as a downloaded ZIP, without what runs add."""
+    paths = (path.relative_to(root) for path in root.rglob("*"))
+    added = ("models/previous/", "models/base/sam_vit_b", "models/base/sam_vit_l", "models/base/sam_vit_h")
+    return [
+        path.as_posix()
+        for path in paths
+        if not any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+        and not path.as_posix().startswith(added)
+        and path.suffix != ".pyc"
+    ]
 
 
 def _is_bundled(name: str) -> bool:

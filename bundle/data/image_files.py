@@ -39,9 +39,14 @@ def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
         kind: what it should be, for the message: "an image" or "a mask".
 
     Raises:
-        BundleError: the file is missing, is no image, is damaged, or is a TIFF of several pages.
+        BundleError: the file is missing, is a volume or no image, is damaged, or is a TIFF of several pages.
     """
     name = os.fspath(path)
+    if os.path.isdir(name) or extension_of(name) in VOLUME_EXTENSIONS:
+        raise BundleError(
+            f"{name} is a volume, and these configs are for images; expected {kind}, or configs/volume.json as a "
+            "further config, see docs/guides/volumes.md."
+        )
     try:
         with Image.open(path) as image:
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1

@@ -21,7 +21,7 @@ from monai.config import PathLike
 
 from bundle.core.errors import BundleError
 from bundle.data.dicom_series import find_series
-from bundle.data.file_types import NIFTI, extension_of
+from bundle.data.file_types import IMAGE_EXTENSIONS, NIFTI, extension_of
 
 # From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -32,6 +32,8 @@ def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     name = os.fspath(path)
     if not os.path.exists(name):
         raise BundleError(f"{name} does not exist; expected a volume.")
+    if extension_of(name).lstrip(".") in IMAGE_EXTENSIONS:
+        raise BundleError(f"{name} is an image, and configs/volume.json is for volumes; leave that config out.")
     if os.path.isdir(name):
         series = find_series(name)
         return _series_values(series.files), LPS_TO_RAS @ series.affine_lps

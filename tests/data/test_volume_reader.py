@@ -23,9 +23,11 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
+from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data.dicom_series import find_series
+from bundle.data.image_files import open_rgb
 from bundle.data.volume_files import open_volume
 from bundle.data.volume_reader import VolumeReader
 from tests.conftest import SHARED_DATA
@@ -250,3 +252,14 @@ def test_big_endian_files_train(dtype: str, tmp_path: Path, values: np.ndarray) 
     loaded = LoadImage(reader=VolumeReader(), dtype=None)(tmp_path / "a.nii")
     np.testing.assert_array_equal(np.asarray(loaded), values)
     assert open_volume(tmp_path / "a.nii")[0].dtype.isnative
+
+
+def test_images_and_volumes_are_told_apart(tmp_path: Path, values: np.ndarray) -> None:
+    """Each side names what the other needs."""
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(BundleError, match=r"a\.png is an image, and configs/volume\.json is for volumes"):
+        open_volume(tmp_path / "a.png")
+    write_series(tmp_path / "series", values)
+    for path in (write_nifti(tmp_path / "a.nii.gz", values, OBLIQUE), tmp_path / "series"):
+        with pytest.raises(BundleError, match=r"is a volume, .*configs/volume\.json"):
+            open_rgb(path)

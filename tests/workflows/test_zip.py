@@ -64,7 +64,9 @@ def test_what_is_in_it(archive: Path) -> None:
     assert all(name.startswith(f"{make_bundle.NAME}/") and ".." not in name for name in names)
     assert {"LICENSE", "configs/metadata.json", "docs/README.md", "docs/data_license.txt", "large_files.yml"} <= inside
     assert {"models/base/sam_vit_tiny.pt", "scripts/onnx_demo.py", "bundle/sam_sp/network.py"} <= inside
-    assert not any(name.startswith(("tests/", ".", "output/", "dist/", "data/")) for name in inside)
+    assert not any(
+        name.startswith(("tests/", ".", "output/", "dist/", "data/", *make_bundle.LEFT_OUT)) for name in inside
+    )
     assert not any("__pycache__" in name or name.endswith((".pth", ".pyc")) for name in inside)
 
 
@@ -94,6 +96,22 @@ def test_a_model_goes_in_with_its_description_and_no_other(tmp_path: Path) -> No
     torch.save({"weight": torch.ones(3)}, model)
     with pytest.raises(BundleError, match="is not the file that"):
         make_bundle.make_bundle(root, root / "dist")
+
+
+def test_a_folder_that_is_no_checkout(tmp_path: Path) -> None:
+    """The ZIP that a hosting site offers has no git; what runs leave in it does not belong to the bundle."""
+    names = make_bundle.bundled_files(ROOT)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name.endswith(".json") else b"")
+    left = (
+        "bundle/__pycache__/a.pyc", "models/previous/model_1.pt", "models/base/sam_vit_b_01ec64.pth", "output/x.pt",
+        "scripts/experiments/a.py", "docs/.hidden", "tests/test_a.py",
+    )  # fmt: skip
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert make_bundle.bundled_files(tmp_path) == names
 
 
 def test_a_stranger_can_use_it_beside_another_bundle(unzipped: Path, dataset: Path, tmp_path: Path) -> None:
