@@ -8,13 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Small artefacts of a training with LoRA: the adapters in peft's format, the trained decoder, and what they belong to.
+"""Adapter files of a training with LoRA: the adapters in peft's format, the trained decoder, and their description.
 
 ==============================  =====================================================================================
 ``adapter_config.json``,        the adapters of the encoder, as peft writes and reads them; under 1 MB for ViT-B
 ``adapter_model.safetensors``
-``decoder.safetensors``         what was trained besides: parts of prompt encoder and mask decoder, under SAM's names
-``network.json``                what ``model.json`` says, and the sha256 of the base weights that both sit on
+``decoder.safetensors``         other trained parameters: parts of prompt encoder and mask decoder, under SAM's names
+``network.json``                the content of ``model.json``, and the sha256 of the base weights of both
 ==============================  =====================================================================================
 """
 
@@ -46,12 +46,12 @@ CONFIG, ADAPTERS, DECODER, DESCRIPTION = (
 
 
 def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mapping[str, Any]) -> Path:
-    """Write the small artefacts of a network with adapters.
+    """Write the adapter files of a network.
 
     Args:
-        network: with adapters that are not merged.
-        folder: is made where it is not there.
-        description: what ``model.json`` says.
+        network: a network with adapters that are not merged.
+        folder: created if it does not exist.
+        description: the content of ``model.json``.
     """
     from safetensors.torch import save_file
 
@@ -69,13 +69,13 @@ def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mappi
 
 
 def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_folder: str | os.PathLike) -> SamSP:
-    """Build the network that the small artefacts and their base make up, with adapters, in evaluation mode.
+    """Build the network of some adapter files and their base, with adapters, in evaluation mode.
 
     Args:
-        folder: what `write_adapters` wrote.
-        sam_checkpoint: the base, see `find_base_checkpoint`; also a ``model.pt``, for adapters that
-            were trained on from one.
-        base_folder: where the base is looked for if it is not given.
+        folder: the folder that `write_adapters` wrote.
+        sam_checkpoint: the base, see `find_base_checkpoint`; a ``model.pt`` for adapters whose training started from
+            one.
+        base_folder: folder to look for the base in, if it is not given.
 
     Raises:
         BundleError: a file is missing or incomplete, or they were trained on another base.
@@ -94,14 +94,14 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
             f"{folder} was trained on another base than {sam_checkpoint or base_folder}: name its own with "
             "--sam_checkpoint PATH."
         )
-    network.load_state_dict({**network.state_dict(), **decoder, **_own_names(adapters)})
+    network.load_state_dict({**network.state_dict(), **decoder, **_rename_adapter_keys(adapters)})
     return network.eval()
 
 
 def merge_adapters(
     folder: str | os.PathLike, sam_checkpoint: str | None, base_folder: str | os.PathLike, output_dir: str | os.PathLike
 ) -> Path:
-    """Make the pair ``model.pt`` and ``model.json`` from small artefacts and say so; arguments of `read_adapters`."""
+    """Write the pair ``model.pt`` and ``model.json`` of some adapter files; arguments as in `read_adapters`."""
     network = read_adapters(folder, sam_checkpoint, base_folder)
     description = _read_json(Path(folder) / DESCRIPTION)
     del description["base_sha256"]
@@ -111,7 +111,7 @@ def merge_adapters(
 
 
 def base_sha256(network: SamSP) -> str:
-    """Return the sha256 of what a training with adapters does not touch, names and values."""
+    """Return the sha256 of the names and values that a training with adapters does not change."""
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
@@ -121,8 +121,8 @@ def base_sha256(network: SamSP) -> str:
     return digest.hexdigest()
 
 
-def _own_names(adapters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """peft's names of a file -> those of the network, which carry the name of the adapter."""
+def _rename_adapter_keys(adapters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename keys of a peft file to those of the network, which contain the name of the adapter."""
     return {
         f"image_encoder.{key.removeprefix('base_model.model.').removesuffix('.weight')}.{lora.ADAPTER}.weight": value
         for key, value in adapters.items()

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where the weights of a base SAM come from: the bundle, a file, or Meta's server once, checked by sha256."""
+"""Base weights of a SAM: from the bundle, from a file, or downloaded once from Meta's server, checked by sha256."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def base_file(sam: str) -> str:
 def find_starting_checkpoint(
     sam: str, sam_checkpoint: str | None, weights: str | None, folder: str | os.PathLike
 ) -> str | None:
-    """Return the path of the SAM that a training starts from; None where it starts from weights of one's own.
+    """Return the path of the SAM that a training starts from; None where it starts from ``weights``.
 
-    Of several processes the first on each machine looks, so that a file is downloaded once. The other arguments are
-    those of `find_base_checkpoint`.
+    The first process on each machine looks for the file, so that it is downloaded once. The other arguments are those
+    of `find_base_checkpoint`.
     """
     return None if weights is not None else run_first_on_node(find_base_checkpoint, sam, sam_checkpoint, folder)
 
@@ -70,13 +70,14 @@ def find_base_checkpoint(
 ) -> str | None:
     """Return the path of the weights that a network of this kind starts from; None for random weights.
 
-    A path given is taken as it is, and "random" means none. Otherwise the file is looked for in ``folder``. That of
-    `vit_tiny` is part of the bundle, and checked against the description beside it. The official ones are downloaded
-    once, with a progress bar, and checked by sha256; one already there is taken by names and shapes on loading.
+    A path in ``sam_checkpoint`` is used as it is, and "random" means none. Otherwise the file is looked for in
+    ``folder``. That of `vit_tiny` is part of the bundle, and checked against the description beside it. The official
+    files are downloaded once, with a progress bar, and checked by sha256; an existing one is checked only by its keys
+    and shapes on loading.
 
     Raises:
-        BundleError: the file is missing or not the one described, or the download failed; it says which file to put
-            where.
+        BundleError: the file is missing or not the one described, or the download failed; the message says which file
+            to put where.
     """
     if sam_checkpoint == RANDOM:
         return None
@@ -93,7 +94,7 @@ def find_base_checkpoint(
 
 
 def _shipped(sam: str, path: Path) -> Path:
-    """Return the weights that come with the bundle, after a check of their sha256."""
+    """Return the path of weights that come with the bundle, after a check of their sha256."""
     if not path.is_file():
         raise BundleError(
             f"The weights of sam '{sam}' are not at {path}: they come with the bundle and are made by its configs/"

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The weights file: ``model.pt``, the merged network in Meta's key layout, and ``model.json``, what it is."""
+"""The weights file ``model.pt``, the merged network in Meta's key layout, and its description ``model.json``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_version(weights: str) -> str:
 
 
 def start_from(network: SamSP, weights: str | None) -> SamSP:
-    """Load the weights a training starts from, of any image size and classes; None leaves the network as it is."""
+    """Load the weights that a training starts from, of any image size and classes; None changes nothing."""
     if weights is not None:
         if not Path(weights).is_file():
             raise BundleError(f"weights '{weights}' is not a file.")
@@ -72,12 +72,12 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
 
 
 def read_lineage(weights: str | None) -> list[dict[str, Any]]:
-    """What the network in ``weights`` has seen, the latest training first; nothing where a training starts anew.
+    """Return the trainings that led to ``weights``, the latest first; [] for None.
 
-    Each is the "sha256" of a weights file, with what its ``model.json`` says under "trained_on" or "pretrained_on".
+    Each entry has the "sha256" of a weights file, and "trained_on" or "pretrained_on" of its ``model.json``.
     """
     if weights is None or not Path(weights).is_file():
-        return []  # `start_from` says what is missing
+        return []  # `start_from` raises an error for a missing file
     if not description_path(weights).is_file():
         return [{"sha256": sha256_of(weights)}]
     description = read_description(weights)
@@ -86,11 +86,11 @@ def read_lineage(weights: str | None) -> list[dict[str, Any]]:
 
 
 def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
-    """Say so where a model, or one that it was trained from, knows another list than the training part of the split."""
+    """Print a warning where a model, or one it started from, was not trained on the training part of this split."""
     for generation, training in enumerate(read_lineage(weights)):
         trained_on = training.get("trained_on", {})
         if "pretrained_on" in training or trained_on.get("train_images") == 0:
-            continue  # a base SAM, which saw no real image
+            continue  # a base SAM, which was trained on no real image
         if trained_on.get("train_stems_sha256") != stems_sha256(train_records):
             origin = "" if generation == 0 else "comes from a network that "
             print(
@@ -102,12 +102,12 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
 
 
 def describe_network(network: SamSP, **extra: Any) -> dict[str, Any]:
-    """Return the part of ``model.json`` that the network itself knows, and what the caller adds."""
+    """Return the description of a network for ``model.json``: its own attributes, and ``extra`` of the caller."""
     return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | extra
 
 
 def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any], weights: str | os.PathLike) -> Path:
-    """Write ``model.pt`` and ``model.json`` beside it, each in one step; the second carries the sha256 of the first.
+    """Write ``model.pt`` and ``model.json`` beside it, each atomically; the second holds the sha256 of the first.
 
     Raises:
         BundleError: a weight is not finite.
@@ -123,13 +123,13 @@ def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any]
 
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write through a file object: given a path, torch puts its name into the file, and so into the sha256."""
+    """Save through a file object: given a path, torch writes its name into the file, which changes the sha256."""
     with open(path, "wb") as file:
         torch.save(state, file)
 
 
 def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
-    """Copy a pair to ``folder/model.pt`` and ``model.json``; the pair that was there goes to ``folder/previous``."""
+    """Copy a pair to ``folder/model.pt`` and ``model.json``; an existing pair moves to ``folder/previous``."""
     target = Path(folder) / "model.pt"
     if target.is_file():
         copy_pair(target, Path(folder) / "previous" / f"model_{sha256_of(target)[:12]}.pt")
@@ -138,7 +138,7 @@ def publish_pair(weights: str | os.PathLike, folder: str | os.PathLike) -> Path:
 
 
 def copy_pair(source: Path, target: Path) -> None:
-    """Copy a weights file and its description, each in one step."""
+    """Copy a weights file and its description, each atomically."""
     write_atomically(target, lambda path: shutil.copyfile(source, path))
     if description_path(source).is_file():
         write_atomically(description_path(target), lambda path: shutil.copyfile(description_path(source), path))

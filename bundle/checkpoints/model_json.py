@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``model.json``: what the ``model.pt`` beside it holds, and whether it is that file."""
+"""``model.json``: the description of the ``model.pt`` beside it, with its sha256."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from typing import Any
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 
-# What model.json fixes about the network; a setting that says otherwise is an error.
+# Attributes of the network that model.json fixes; a setting that contradicts them is an error.
 STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
 
 
-# What model.json records and an evaluation may try differently.
+# Attributes that model.json records and an evaluation may override.
 PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
 
 
-# What files say that were written before the key existed.
+# Values for files that were written before the key existed.
 LEGACY_DEFAULTS = {"prompt_component": "all", "exclusive": False}
 
 
 def description_path(weights: str | os.PathLike) -> Path:
-    """``model.json`` of a ``model.pt``."""
+    """Return the path of the ``model.json`` of a ``model.pt``."""
     return Path(weights).with_suffix(".json")
 
 
@@ -53,6 +53,6 @@ def read_description(weights: str | os.PathLike) -> dict[str, Any]:
 
 
 def require_matching_sha256(weights: str | os.PathLike) -> None:
-    """Raise a `BundleError` unless a weights file is the one that its description speaks of."""
+    """Raise a `BundleError` unless a weights file has the sha256 of its description."""
     if sha256_of(weights) != read_description(weights)["sha256"]:
         raise BundleError(f"{weights} is not the file that {description_path(weights)} describes: their sha256 differ.")

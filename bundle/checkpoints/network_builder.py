@@ -22,9 +22,9 @@ from bundle.sam_sp.network import SamSP
 
 
 def build_network(weights: str, **settings: Any) -> SamSP:
-    """Build, without its weights, the network that ``weights`` holds: without adapters, as ``model.json`` describes it.
+    """Build the network that ``model.json`` beside ``weights`` describes, without adapters and without loading weights.
 
-    Where the file is missing, the settings alone decide: tools that only want the structure need no weights.
+    Where the file is missing, only the settings count: tools that only need the structure need no weights.
 
     Args:
         weights: path of a ``model.pt`` with its ``model.json`` beside it.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How volumes become images: settings, checked against the model."""
+"""Settings that turn volumes into images, checked against the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bundle.checkpoints.model_json import description_path, read_description
 from bundle.core.errors import BundleError
 from bundle.data.slices import SLICES_AS_RGB, intensity_transform
 
-# With the axes to the left, posterior and superior, slices across the third are those that radiologists look at.
+# With axes to the left, posterior and superior, slices normal to the third are the axial ones that radiologists view.
 DEFAULTS: Mapping[str, Any] = {
     "orientation": "LPS",
     "slice_axis": 2,
@@ -29,17 +29,17 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def volume_settings(asked: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
-    """How volumes become images: what is asked for, and for the rest what the weights were trained with, or `DEFAULTS`.
+    """Return the settings for volumes: those asked for, else those the weights were trained with, else `DEFAULTS`.
 
     Args:
-        asked: by the keys of `DEFAULTS`; None leaves it open.
-        weights: a ``model.pt`` whose ``model.json`` may say how volumes were treated; None or a missing file do not.
+        asked: values by the keys of `DEFAULTS`; None leaves a setting open.
+        weights: a ``model.pt`` whose ``model.json`` may hold the settings of its training; may be None or missing.
 
     Raises:
         BundleError: a value is not possible, or contradicts the training of the weights.
     """
-    there = weights is not None and description_path(weights).is_file()
-    trained = read_description(str(weights)).get("volume") if there else None
+    described = weights is not None and description_path(weights).is_file()
+    trained = read_description(str(weights)).get("volume") if described else None
     settings = {key: (trained or DEFAULTS)[key] if value is None else value for key, value in asked.items()}
     for key, value in settings.items():
         if trained and value != trained[key]:

@@ -61,14 +61,14 @@ def surface_dice_handler(num_classes: int, tolerance: float) -> IgniteMetricHand
 
 
 class BoxIoU(CumulativeIterationMetric):
-    """IoU of SP's box, drawn around y0, with the box that an expert would draw around the label.
+    """IoU of the self-prompt, SP's box around y0, with the box that an expert would draw around the label.
 
-    An empty y0 has the whole image for its box, as in `self_prompt`. An image with an empty label has no true box,
+    For an empty y0 the box is the whole image, as in `boxes_from_logits`. An image with an empty label has no true box,
     and does not count.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """y0 and label, (B, K, W, H), 0 or 1 -> IoU (B, K), not a number where a label is empty."""
+        """y0 and label, (B, K, W, H), 0 or 1 -> IoU (B, K), NaN where a label is empty."""
         assert y is not None
         initial, label = strip_metadata(y_pred), strip_metadata(y)
         iou = box_iou(
@@ -83,7 +83,7 @@ class BoxIoU(CumulativeIterationMetric):
 
 
 class HausdorffMillimeters(HausdorffDistanceMetric):
-    """MONAI's Hausdorff distance in millimeters, by the affine of each label; not a number where one side is empty."""
+    """MONAI's Hausdorff distance in millimeters, by the affine of each label; NaN where one mask is empty."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         distance = super()._compute_tensor(strip_metadata(y_pred), strip_metadata(y), spacing=_spacing(y), **kwargs)
@@ -113,7 +113,7 @@ def _spacing(label: torch.Tensor) -> list[float]:
 
 
 def box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> torch.Tensor:
-    """Return the IoU (...) of boxes (..., 4) pair by pair, x0, y0, x1, y1 in pixels with both ends inside."""
+    """Return the IoU (...) of pairs of boxes (..., 4): x0, y0, x1, y1 in pixels, both ends inclusive."""
     inner = torch.cat(
         [
             torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]),
@@ -121,8 +121,8 @@ def box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> torch.Tensor
         ],
         dim=-1,
     )
-    both = _area(inner)
-    return both / (_area(first_xyxy) + _area(second_xyxy) - both)
+    intersection = _area(inner)
+    return intersection / (_area(first_xyxy) + _area(second_xyxy) - intersection)
 
 
 def _area(box_xyxy: torch.Tensor) -> torch.Tensor:

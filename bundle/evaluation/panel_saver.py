@@ -42,7 +42,7 @@ PANEL_NAME = re.compile(rf"({'|'.join(GROUPS)})_\d+_.*\.png")
 
 
 class Case(NamedTuple):
-    """One image of a report: its group, its rank there from 1, and its place in the dataset."""
+    """One image of a report: its group, its rank in the group from 1, and its index in the dataset."""
 
     group: str
     rank: int
@@ -50,10 +50,10 @@ class Case(NamedTuple):
 
 
 def choose_cases(scores: np.ndarray, count: int) -> list[Case]:
-    """Choose the `count` best, median and worst of `scores` (N,), no index twice; fewer where N is small.
+    """Choose the `count` best, median and worst of `scores` (N,), without repetition; fewer where N is small.
 
-    `best_1` is the highest score, `worst_1` the lowest, and `median_1` the one in the middle. Where there are too few
-    for all, the groups take turns. Equal scores keep the order of the dataset.
+    `best_1` is the highest score, `worst_1` the lowest, and `median_1` the median. Where N is too small, the groups
+    take turns. Equal scores keep the order of the dataset.
     """
     order = np.argsort(-scores, kind="stable").tolist()
     middle = (len(order) - 1) / 2
@@ -71,23 +71,23 @@ def choose_cases(scores: np.ndarray, count: int) -> list[Case]:
 
 
 class PanelSaver:
-    """Draw the best, median and worst cases of an evaluation after its metrics; of a volume its fullest slice.
+    """Draw the best, median and worst cases of an evaluation; of a volume, the slice with the most foreground.
 
     Writes ``<output_dir>/panels/{best,median,worst}_{rank}_{stem}.png`` and ``panels.png`` with all of them, and
-    removes panels that an earlier evaluation left there. Only the images drawn go through the network again. The Dice
-    in the captions is that of the original resolution, 1 where label and prediction are both empty.
+    removes panels of an earlier evaluation. Only the images drawn are segmented again. The Dice in the captions is at
+    the original resolution, 1 where label and prediction are both empty.
 
     Args:
         output_dir: folder of the evaluation.
-        postprocessing: the evaluator's own: inverts "pred", both passes in one, and splits it into 0/1 masks "pred"
+        postprocessing: that of the evaluator: it inverts "pred", with both passes, and splits it into 0/1 masks "pred"
             (y1) and "pred_initial" (y0) on the grid of the label, in reader order (1, W, H).
-        metric_name: metric whose details, averaged over the classes, rank the images, higher is better.
-        count: images of each kind; 0 writes nothing.
-        volume: how volumes become images, see `bundle.checkpoints.volume_settings.volume_settings`; None for images.
+        metric_name: metric that ranks the images, averaged over the classes; higher is better.
+        count: images per group; 0 writes nothing.
+        volume: settings for volumes, see `bundle.checkpoints.volume_settings.volume_settings`; None for images.
 
     Raises:
-        BundleError: `count` is negative; when called, the metric is unknown, or its details do not follow the dataset
-            one by one.
+        BundleError: `count` is negative; when called, the metric is unknown, or it does not have one value per image in
+            the order of the dataset.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class PanelSaver:
         self.volume = volume
 
     def attach(self, engine: SupervisedEvaluator) -> None:
-        """Attach to an evaluator; its metrics are attached before any handler and so are computed before."""
+        """Attach to an evaluator, which computes its metrics before it calls handlers."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
@@ -149,7 +149,7 @@ class PanelSaver:
         return ordered
 
     def _draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
-        """Predict one image of the dataset again and draw it; returns the stem of its file name and the panel."""
+        """Segment one image of the dataset again and draw it; return the stem of its file name and the panel."""
         data, boxes_xyxy = self._predict(engine, place)
         label, initial, refined = data["label"], data["pred_initial"], data["pred"]
         path = Path(data["image"].meta["filename_or_obj"])
@@ -162,9 +162,9 @@ class PanelSaver:
         return stem_of(path), draw_panel(picture, drawn[0], drawn[1], drawn[2], boxes_xyxy, captions)
 
     def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], Sequence[Sequence[float]]]:
-        """Return an image with its label and masks, as the evaluator has them, and the boxes of y0 on the image.
+        """Return an image with its label and masks in the form of the evaluator, and the boxes of y0 on the image.
 
-        There are no boxes where the network does not prompt itself, and of volumes they are not drawn.
+        There are no boxes without a self-prompt, nor for volumes.
         """
         loader: Any = engine.data_loader
         batch = list_data_collate([loader.dataset[place]])
@@ -175,14 +175,14 @@ class PanelSaver:
             pred = engine.inferer(image, network, *arguments)
             if network.prompt != "none" and self.volume is None:
                 width, height = label.shape[-2:]  # reader order
-                found = segment(image, network, *arguments).boxes_xyxy[0].tolist()
+                input_boxes = segment(image, network, *arguments).boxes_xyxy[0].tolist()
                 scale = InputScale(height, width, image.shape[-1])
-                boxes = [scale.box_to_image(box_xyxy) for box_xyxy in found]
+                boxes = [scale.box_to_image(box_xyxy) for box_xyxy in input_boxes]
         return self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0]), boxes
 
 
 def _upright(mask: torch.Tensor) -> np.ndarray:
-    """Bring masks (K, W, H) in reader order to (K, H, W) bool."""
+    """Transpose masks (K, W, H) in reader order to (K, H, W), bool."""
     return strip_metadata(mask).transpose(1, 2).cpu().numpy() > 0
 
 
@@ -191,5 +191,5 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _dice(prediction: torch.Tensor, label: torch.Tensor) -> str:
-    """Return the mean over the classes."""
+    """Return the mean Dice over the classes, with two digits."""
     return f"{compute_dice(prediction[None], label[None], ignore_empty=False).mean().item():.2f}"

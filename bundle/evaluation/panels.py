@@ -31,26 +31,26 @@ from bundle.sam.preprocessing import longest_side_size
 def fullest_slice(
     image: torch.Tensor, masks: Sequence[torch.Tensor], orientation: str, slice_axis: int, **others: Any
 ) -> list[np.ndarray]:
-    """Return the slice where the first masks cover most: the image (H, W, 3) uint8, then each of the masks (K, H, W) bool.
+    """Return the slice where the first masks are largest: the image (H, W, 3) uint8, then masks (K, H, W) bool.
 
     Args:
-        image: (1, X, Y, Z) of 0..255, oriented.
-        masks: (K, X, Y, Z) each, 0 or 1, with their affine, not oriented.
-        orientation: see `volume_settings`; so are the rest.
+        image: (1, X, Y, Z) of 0..255, reoriented.
+        masks: (K, X, Y, Z) each, 0 or 1, with their affine, not reoriented.
+        orientation: see `bundle.checkpoints.volume_settings.volume_settings`, also for the other arguments.
     """
-    turn = Orientation(axcodes=orientation, labels=None)
-    turned = [strip_metadata(turn(mask)).cpu() > 0 for mask in masks]
+    reorient = Orientation(axcodes=orientation, labels=None)
+    reoriented = [strip_metadata(reorient(mask)).cpu() > 0 for mask in masks]
     others_axes = [axis for axis in range(4) if axis != slice_axis + 1]
-    place = int(turned[0].sum(dim=others_axes).argmax())
-    picture = take_slices(strip_metadata(image).cpu(), [place], slice_axis)[0].permute(1, 2, 0).numpy()
-    cut = (mask.select(slice_axis + 1, place).transpose(1, 2).numpy() for mask in turned)
-    return [np.rint(picture).astype(np.uint8), *cut]
+    index = int(reoriented[0].sum(dim=others_axes).argmax())
+    picture = take_slices(strip_metadata(image).cpu(), [index], slice_axis)[0].permute(1, 2, 0).numpy()
+    slices = (mask.select(slice_axis + 1, index).transpose(1, 2).numpy() for mask in reoriented)
+    return [np.rint(picture).astype(np.uint8), *slices]
 
 
 Color = tuple[int, int, int]
 
 
-# Told apart by lightness and by the blue-yellow axis, which color blindness of the common kinds leaves intact.
+# The colors differ in lightness and along the blue-yellow axis, which people with the common color blindness see.
 LABEL_COLOR: Color = (255, 255, 255)
 
 
@@ -63,7 +63,7 @@ REFINED_COLOR: Color = (0, 200, 255)
 BOX_COLOR: Color = (255, 238, 70)
 
 
-# Of several classes each has its own in every tile; a seventh begins anew.
+# With several classes each has its own color in every tile; they repeat from the seventh class on.
 CLASS_COLORS: tuple[Color, ...] = (
     (255, 150, 0),
     (0, 200, 255),
@@ -113,10 +113,10 @@ FONT_SIZE = 13
 def draw_overlay(image: np.ndarray, mask: np.ndarray, color: Color, line_width: int = LINE_WIDTH) -> np.ndarray:
     """Draw a mask (H, W) bool over an image (H, W, 3) uint8.
 
-    The mask is filled lightly, with its outline inside it and a dark line, half as wide, inside the outline: orange on
-    red tissue would else be hard to see.
+    The mask is filled lightly, with its outline inside it and a dark line, half as wide, inside the outline, which
+    makes orange on red tissue visible.
     """
-    # the margin of background lets a mask that touches the border of the image be outlined there too
+    # the margin of background gives an outline also where a mask touches the border of the image
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     layers = ((color, FILL_OPACITY, np.inf), (DARK, DARK_OPACITY, 1.5 * line_width), (color, 1.0, line_width))
     drawn = image.astype(np.float32)
@@ -169,7 +169,7 @@ def _draw_tile(
     color: Color = LABEL_COLOR,
     boxes_xyxy: Sequence[Sequence[float]] = (),
 ) -> Image.Image:
-    """Return the color is that of a single mask."""
+    """Draw an image with masks and boxes; ``color`` is for a single mask, several have `CLASS_COLORS`."""
     height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
     size = (width * OVERSAMPLING, height * OVERSAMPLING)
     tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)

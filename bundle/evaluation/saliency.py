@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What papers on polyps report of every image, from an evaluation: the configs' metrics and those of pysodmetrics."""
+"""Saliency measures, which papers on polyp segmentation report, for every image of an evaluation."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SALIENCY = ("mae", "s_measure", "e_measure", "weighted_f")
 
 
 class ImageMeasures:
-    """Write ``measures.json``: the stems of the images, and a list of values in their order for each measure.
+    """Write ``measures.json``: the stems of the images, and for each measure a list of values in the same order.
 
-    The metrics of the evaluator come under their own names. From pysodmetrics come, of the probability map as it is
-    (``normalize=False``) at original resolution: "mae"; "s_measure" (Fan et al., ICCV 2017, alpha 0.5); "e_measure"
+    The metrics of the evaluator have their own names. Those of pysodmetrics are computed from the probability map as it
+    is (``normalize=False``) at original resolution: "mae"; "s_measure" (Fan et al., ICCV 2017, alpha 0.5); "e_measure"
     (Fan et al., IJCAI 2018), the mean over 256 thresholds; "weighted_f" (Margolin et al., CVPR 2014, beta 1).
 
     Args:
-        output_dir: where the file goes.
+        output_dir: folder of the file.
         datalist: the images, in the order of the evaluation.
 
     Raises:
@@ -47,8 +47,8 @@ class ImageMeasures:
     """
 
     def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]]) -> None:
-        self.sod, found = optional_import("py_sod_metrics")
-        if not found:
+        self.sod, installed = optional_import("py_sod_metrics")
+        if not installed:
             raise BundleError('pysodmetrics is not installed; expected it: pip install ".[results]".')
         if world_size() > 1:
             raise BundleError("configs/measure.json is for one process: leave out multi_gpu_evaluate.json.")
@@ -56,7 +56,7 @@ class ImageMeasures:
         self.stems = [Path(str(record["image"])).stem for record in datalist]
 
     def attach(self, engine: SupervisedEvaluator) -> None:
-        """Attach to an evaluator whose postprocessing leaves the probability of y1 under "probability"."""
+        """Attach to an evaluator whose postprocessing keeps the probability of y1 under "probability"."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -96,5 +96,5 @@ class ImageMeasures:
 
 
 def _short(value: float) -> float | None:
-    """Four digits; None for what is not a number, which JSON does not have."""
+    """Round to four digits; NaN, which JSON does not have, becomes None."""
     return None if math.isnan(value) else round(value, 4)

@@ -24,7 +24,7 @@ from bundle.core.command_line import bundle_command
 from bundle.core.provenance import is_procedural
 from bundle.core.tensors import unwrap
 
-# Metrics that are shown class by class, and their titles.
+# Metrics that are printed by class, and their titles.
 PER_CLASS = {
     "val_dice": "Dice y1",
     "val_dice_initial": "Dice y0",
@@ -37,11 +37,11 @@ class EvaluationSummary:
     """Print Dice and IoU of both passes after an evaluation, where the files are, and what to do next.
 
     Args:
-        bundle_root: where the configs are.
+        bundle_root: folder of the bundle.
         output_dir: folder that ``MetricsSaver`` and ``PanelSaver`` write to.
         datalist: the records evaluated.
-        command: knobs to repeat in the next command.
-        labels: names of the classes; of several each has a line of its own.
+        command: settings to repeat in the next command.
+        labels: names of the classes; with several, each has its own line.
         volumes: whether the records are volumes.
     """
 
@@ -66,7 +66,7 @@ class EvaluationSummary:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Print it."""
+        """Print the summary."""
         metrics = engine.state.metrics
         unit = "volumes" if self.volumes else "images"
         kind = "procedural test" if is_procedural(self.datalist) else "test"
@@ -85,7 +85,7 @@ class EvaluationSummary:
                 else []
             ),
             *self._class_lines(engine.state.metric_details),
-            f"Of each: {self.output_dir}/val_dice_raw.csv and its siblings",
+            f"Values of each {unit[:-1]}: {self.output_dir}/val_dice_raw.csv and the other CSV files there",
         ]
         if (self.output_dir / "panels").is_dir():
             lines.append(f"Pictures: {self.output_dir}/panels")

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A MONAI U-Net that trains, evaluates and infers by the same configs: what SAM-SP is compared with."""
+"""The baseline of SAM-SP: a MONAI U-Net that trains, evaluates and infers with the same configs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class UNetBaseline(nn.Module):
 
     Args:
         image_size: S, a multiple of 2 to the number of strides.
-        channels: of the levels; each but the first halves the resolution.
-        num_res_units: convolutions of each level.
+        channels: channels of each level; each level but the first halves the resolution.
+        num_res_units: convolutions per level.
         norm: normalization, "BATCH" or "INSTANCE".
     """
 
@@ -74,7 +74,7 @@ class UNetBaseline(nn.Module):
         return output if self.training else output.refined
 
     def segment(self, image: torch.Tensor, corrections: UserPrompts | None = None) -> SamSPOutput:
-        """Logits (B, 1, S, S) for both passes, in either mode; there is no estimate of the IoU.
+        """Return logits (B, 1, S, S) for both passes, in either mode, with a predicted IoU of 0.
 
         Raises:
             BundleError: there are corrections.
@@ -86,7 +86,7 @@ class UNetBaseline(nn.Module):
         return SamSPOutput(logits, logits, boxes_xyxy, logits.new_zeros(logits.shape[:2]))
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the logits are at input resolution already."""
+        """Return the logits unchanged: they have input resolution already."""
         return logits
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:

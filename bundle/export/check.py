@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Whether an exported network computes what PyTorch computes, on images whose boxes differ."""
+"""The check of an exported network: it must agree with PyTorch, on images whose self-prompts differ."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from bundle.sam_sp.network import SamSP
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
 
-# What is traced with one batch must hold for others: one image, and as many as have different boxes.
+# Batch sizes of the check: a graph that is traced with one batch must be right for others.
 BATCHES = (1, 3)
-# Beyond these a file is not written. The difference is for images whose logits go up to LARGE, and grows with the
-# largest where they go further: a logit is a sum, and the rounding of its terms stays where they cancel.
+# Limits of the check. The difference is for images with logits up to LARGE, and is scaled with larger ones: a logit is
+# a sum, and the rounding errors of its terms remain where the terms cancel.
 LARGEST_DIFFERENCE, LARGE = 1e-3, 10.0
-LEAST_AGREEMENT = 0.999  # share of pixels that are marked alike
-# So many records are looked at for images with different boxes.
+LEAST_AGREEMENT = 0.999  # fraction of pixels with the same label
+# The number of records among which to look for images with different boxes.
 MOST_INPUTS = 24
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a file agrees with PyTorch on one batch."""
+    """The agreement of a file with PyTorch on one batch."""
 
     images: int
     logits: float  # largest absolute difference
-    share: float  # largest share of the difference that is allowed
-    masks: float  # share of equal pixels, of the batch's worst image
+    share: float  # largest difference as a fraction of its limit
+    masks: float  # fraction of equal pixels, in the worst image of the batch
 
     def __str__(self) -> str:
         batch = "one image" if self.images == 1 else f"{self.images} images with different boxes"
@@ -53,7 +53,7 @@ class Agreement:
 
     @property
     def is_close(self) -> bool:
-        """Return whether both are within their limits; not a number is not."""
+        """Return whether both are within their limits; NaN is not."""
         return self.share <= 1 and self.masks >= LEAST_AGREEMENT
 
 
@@ -61,62 +61,62 @@ class Agreement:
 def images_with_different_boxes(
     network: SamSP, dataset: Sequence[Mapping[str, Any]], inferer: Inferer, count: int = max(BATCHES)
 ) -> torch.Tensor:
-    """What the network gets to see of the first records between which its own boxes differ, (count, 3, S, S).
+    """Return the network inputs of the first images with different self-prompts, (count, 3, S, S).
 
-    The images are caught at the encoder, so slices of volumes come as an inference shows them.
+    The images are recorded at the encoder, so slices of volumes are those of an inference.
 
     Raises:
-        BundleError: there are not so many.
+        BundleError: there are not enough.
     """
-    found: dict[tuple[float, ...], torch.Tensor] = {}
-    looked_at = min(len(dataset), MOST_INPUTS)
+    by_boxes: dict[tuple[float, ...], torch.Tensor] = {}
+    inputs = min(len(dataset), MOST_INPUTS)
     device = network.prompt_encoder.dense_pe.device
-    for index in range(looked_at):
+    for index in range(inputs):
         for image in _encoder_inputs(network, inferer, dataset[index]["image"][None].to(device)):
             boxes_xyxy = network.segment(image[None]).boxes_xyxy
-            found.setdefault(tuple(boxes_xyxy.flatten().tolist()), image)
-            if len(found) == count:
-                return torch.stack(list(found.values()))
+            by_boxes.setdefault(tuple(boxes_xyxy.flatten().tolist()), image)
+            if len(by_boxes) == count:
+                return torch.stack(list(by_boxes.values()))
     raise BundleError(
         f"An export is checked on {count} images for which the network draws different boxes, but it drew only "
-        f"{len(found)} on the first {looked_at} inputs: name a folder of more images with --dataset_dir, or train on."
+        f"{len(by_boxes)} on the first {inputs} inputs: name a folder of more images with --dataset_dir, or train on."
     )
 
 
 def _encoder_inputs(network: SamSP, inferer: Inferer, item: torch.Tensor) -> torch.Tensor:
-    """Return the images (n, 3, S, S) that an inferer gives to the encoder for an item."""
-    seen: list[torch.Tensor] = []
+    """Return the images (n, 3, S, S) that an inferer passes to the encoder for an item of a dataset."""
+    images: list[torch.Tensor] = []
 
-    def catch(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        seen.append(arguments[0])
+    def record(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        images.append(arguments[0])
 
-    hook = network.image_encoder.register_forward_pre_hook(catch)
+    hook = network.image_encoder.register_forward_pre_hook(record)
     try:
         inferer(item, network)
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return torch.cat(images)
 
 
 @torch.no_grad()
 def check_export(run: Runner, network: SamSP, images: torch.Tensor, name: str) -> list[Agreement]:
-    """Compare a file with its network, for each size of a batch.
+    """Compare a file with its network, for each batch size of `BATCHES`.
 
     Args:
-        run: the file, images (B, 3, S, S) -> logits (B, K, S, S).
-        network: in evaluation mode.
+        run: runs the file, images (B, 3, S, S) -> logits (B, K, S, S).
+        network: the network, in evaluation mode.
         images: (n, 3, S, S), as many as the largest batch.
-        name: of the file.
+        name: name of the file.
 
     Raises:
         BundleError: they disagree.
     """
     agreements = []
     for size in BATCHES:
-        expected, found = network(images[:size]), run(images[:size])
-        if found.shape != expected.shape:
-            raise BundleError(f"{name} gives {tuple(found.shape)} where PyTorch gives {tuple(expected.shape)}.")
-        agreement = compare(found.to(expected), expected, network.exclusive)
+        expected, logits = network(images[:size]), run(images[:size])
+        if logits.shape != expected.shape:
+            raise BundleError(f"{name} gives {tuple(logits.shape)} where PyTorch gives {tuple(expected.shape)}.")
+        agreement = compare(logits.to(expected), expected, network.exclusive)
         if not agreement.is_close:
             raise BundleError(
                 f"{name} is not written, for it does not agree with PyTorch: {agreement}; expected at most "
@@ -127,11 +127,11 @@ def check_export(run: Runner, network: SamSP, images: torch.Tensor, name: str) -
     return agreements
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor, exclusive: bool) -> Agreement:
-    """Compare logits (B, K, S, S) and the masks they mean."""
-    same = label_map(found, exclusive) == label_map(expected, exclusive)
+def compare(logits: torch.Tensor, expected: torch.Tensor, exclusive: bool) -> Agreement:
+    """Compare logits (B, K, S, S) and their masks with the expected ones."""
+    same = label_map(logits, exclusive) == label_map(expected, exclusive)
     worst = same.flatten(1).float().mean(dim=1).min()
-    difference = (found - expected).abs()
+    difference = (logits - expected).abs()
     largest = expected.abs().amax(dim=(2, 3), keepdim=True)
     share = difference / (LARGEST_DIFFERENCE * (largest / LARGE).clamp(min=1))
-    return Agreement(len(found), difference.max().item(), share.max().item(), worst.item())
+    return Agreement(len(logits), difference.max().item(), share.max().item(), worst.item())

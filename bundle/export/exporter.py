@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A published network as a file for other runtimes: TorchScript, ONNX or a `torch.export` program."""
+"""Export of a published network to other runtimes: TorchScript, ONNX or a `torch.export` program."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from bundle.export.check import Runner, check_export, images_with_different_boxe
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
 
-# Example batch: with one image torch.export would take the batch for a constant.
+# Size of the example batch: with one image torch.export would treat the batch dimension as a constant.
 EXAMPLES = 2
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a kind of file is written, and how it is run."""
+    """A file format: its extension, how to write and to load it, and the next step to print."""
 
     suffix: str
     write: Callable[[SamSP, Path, Mapping[str, str]], None]
@@ -49,17 +49,17 @@ class Format:
 
 
 class Exporter:
-    """Write a network as one file, run it back on images, and give it its name where it agrees with PyTorch.
+    """Write a network as one file, and keep the file only if it agrees with PyTorch on images.
 
     Args:
-        network: adapters, if it has any, are merged in a copy.
-        weights: its ``model.pt``; the ``model.json`` beside it goes into the file.
+        network: the network; adapters, if it has any, are merged in a copy.
+        weights: its ``model.pt``; the ``model.json`` beside it is embedded in the file.
         format: "torchscript", "onnx" or "torch_export".
-        output_dir: where ``model.ts``, ``model.onnx`` or ``model.pt2`` is written.
-        bundle_root: of its configs, ``metadata.json`` and ``inference.json`` go into the file.
+        output_dir: folder of ``model.ts``, ``model.onnx`` or ``model.pt2``.
+        bundle_root: folder of the bundle; its ``metadata.json`` and ``inference.json`` are embedded in the file.
 
     Raises:
-        BundleError: the format is unknown, or needs a package that is not installed.
+        BundleError: the format is unknown, or requires a package that is not installed.
     """
 
     def __init__(self, network: SamSP, weights: str, format: str, output_dir: str, bundle_root: str) -> None:
@@ -75,17 +75,17 @@ class Exporter:
         """Export, check and report; return the path of the file.
 
         Args:
-            dataset: what an inference reads, to check with.
-            inferer: what shows it to the network.
-            records: of the dataset.
+            dataset: the dataset of an inference, for the check.
+            inferer: the inferer of an inference.
+            records: the records of the dataset.
 
         Raises:
-            BundleError: the file does not compute what the network computes, or the dataset cannot show that.
+            BundleError: the file does not agree with the network, or the dataset has too few different images.
         """
         images = images_with_different_boxes(self.network, dataset, inferer)
         name = f"model{self.format.suffix}"
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        # The name is part of a TorchScript archive, so the file has it from the start, in a folder of its own.
+        # A TorchScript archive contains its file name, so the file is written with its final name, in another folder.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.output_dir) as folder:
             self.format.write(self.network, Path(folder) / name, self._metadata_files())
             agreements = check_export(self.format.load(Path(folder) / name), self.network, images, name)
@@ -99,7 +99,7 @@ class Exporter:
         return target
 
     def _metadata_files(self) -> dict[str, str]:
-        """Return the name and text of the JSON files that say what the network is and how its input is made."""
+        """Return names and texts of the embedded JSON files, which describe the network and its input."""
         names = ("metadata.json", "inference.json")
         metadata, inference = (json.loads((self.configs / name).read_text(encoding="utf-8")) for name in names)
         description = read_description(self.weights)
@@ -112,7 +112,7 @@ class Exporter:
 
 
 def merge_for_export(network: SamSP) -> SamSP:
-    """Return the network in evaluation mode, without adapters and without gradients; one with adapters is copied."""
+    """Return the network in evaluation mode, without adapters and gradients; one with adapters is copied."""
     network = copy.deepcopy(network).merge_lora() if network.has_lora else network
     return network.eval().requires_grad_(False)
 
@@ -131,24 +131,24 @@ def metadata_of(network: SamSP, metadata: Mapping[str, Any], description: Mappin
 
 
 def _example(network: SamSP) -> torch.Tensor:
-    """(EXAMPLES, 3, S, S) on the device of the network."""
+    """Return an example input, (EXAMPLES, 3, S, S), on the device of the network."""
     side = network.image_size
     return torch.zeros(EXAMPLES, 3, side, side, device=network.prompt_encoder.dense_pe.device)
 
 
 def _batch() -> dict[str, dict[int, Any]]:
-    """Which dimension of the input may change."""
+    """Return the dynamic dimensions of the input: the batch."""
     return {"image": {0: torch.export.Dim("batch")}}
 
 
 @torch.no_grad()
 def write_torchscript(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
-    """Trace; SAM's modules cannot be scripted. The papers are extra files, where MONAI's loaders look for them."""
+    """Write a traced TorchScript; SAM's modules cannot be scripted. MONAI's loaders read the extra files."""
     from monai.data import save_net_with_metadata
     from monai.networks.utils import convert_to_torchscript
 
     with warnings.catch_warnings():
-        # What the tracer took for a constant shows in the check, whose batches have other sizes and boxes.
+        # A value that the tracer wrongly recorded as a constant fails in the check, with other batches and boxes.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -160,7 +160,7 @@ def write_torchscript(network: SamSP, path: Path, extra_files: Mapping[str, str]
 
 
 def load_torchscript(path: Path) -> Runner:
-    """What MONAI Deploy runs."""
+    """Load a TorchScript module, as MONAI Deploy does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -169,29 +169,29 @@ def load_torchscript(path: Path) -> Runner:
 
 @torch.no_grad()
 def write_torch_export(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
-    """Return a `torch.export` program with a free batch; the papers are extra files."""
+    """Write a `torch.export` program with a dynamic batch and the extra files."""
     program = torch.export.export(network, (_example(network),), dynamic_shapes=_batch(), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # it has paths of this machine
     with warnings.catch_warnings():
-        # It says that q, k and v are parts of one weight, which the check finds whole.
+        # The warning says that q, k and v are parts of one weight; the check shows that it is complete.
         warnings.filterwarnings("ignore", message="No complete tensor found", category=UserWarning)
         torch.export.save(program, path, extra_files=dict(extra_files))
 
 
 def load_torch_export(path: Path) -> Runner:
-    """Return the program as a module."""
+    """Load the program as a module."""
     return torch.export.load(path).module()
 
 
 @torch.no_grad()
 def write_onnx(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> None:
-    """ONNX with input "image", output "pred" and a free batch; the papers are metadata of the model.
+    """Write ONNX with input "image", output "pred" and a dynamic batch; the extra files become metadata of the model.
 
     Raises:
         BundleError: onnx or onnxscript is missing.
     """
-    with _needs_export_extra(), _less_noise():
+    with _require_export_extra(), _silence_optimizer():
         program = torch.onnx.export(
             network,
             (_example(network),),
@@ -203,18 +203,18 @@ def write_onnx(network: SamSP, path: Path, extra_files: Mapping[str, str]) -> No
         )
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # of each node a stack trace with paths of this machine
+        node.metadata_props.clear()  # they hold stack traces with paths of this machine
     program.model.metadata_props.update(extra_files)
     program.save(path)
 
 
 def load_onnx(path: Path) -> Runner:
-    """Return the model in onnxruntime on the CPU, with as many threads as PyTorch has.
+    """Load the model into onnxruntime on the CPU, with as many threads as PyTorch uses.
 
     Raises:
         BundleError: onnxruntime is missing.
     """
-    with _needs_export_extra():
+    with _require_export_extra():
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -227,8 +227,8 @@ def load_onnx(path: Path) -> Runner:
 
 
 @contextlib.contextmanager
-def _needs_export_extra() -> Iterator[None]:
-    """Say how to install what an import misses."""
+def _require_export_extra() -> Iterator[None]:
+    """Turn an ImportError into a `BundleError` that says what to install."""
     try:
         yield
     except ImportError as error:
@@ -238,8 +238,8 @@ def _needs_export_extra() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _less_noise() -> Iterator[None]:
-    """Without the remarks of the optimizer on each node that it merges or leaves as it is."""
+def _silence_optimizer() -> Iterator[None]:
+    """Silence the optimizer's log messages on each node that it merges or keeps."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Write a label map as a DICOM segmentation that points to the slices it was made from."""
+"""Write a label map as a DICOM segmentation that references the slices it was made from."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from bundle.data.file_types import stem_of
 from bundle.data.transforms import SplitClassesd
 
 NAME = "SAM-SP bundle"
-SERIES_NUMBER = 900  # beside those of the scanner
+SERIES_NUMBER = 900  # beyond those of the scanner
 
 
 class SaveSegd(MapTransform):
-    """Beside the NIfTI of a DICOM series write its DICOM SEG, ``<name>.seg.dcm``; for other inputs do nothing.
+    """Write the DICOM SEG of a DICOM series, ``<name>.seg.dcm``, beside its NIfTI; ignore other inputs.
 
     Args:
         keys: label map (1, X, Y, Z) of 0..K, or K masks (K, X, Y, Z), on the grid of the series, with its metadata.
-        output_dir: where the files go.
+        output_dir: folder of the files.
         labels: names of the classes, {"1": ...}.
         version: of the bundle.
     """
@@ -69,10 +69,10 @@ def write_seg(
 ) -> None:
     """Write masks as DICOM SEG, one segment for each class; frames without any foreground are left out.
 
-    Where nothing at all is marked, all frames are written, empty: the standard has no segmentation without a frame.
+    Where nothing is marked, all frames are written, empty: the standard does not allow a segmentation without a frame.
 
     Args:
-        path: the file, written in one step.
+        path: the file, written atomically.
         masks: (K, X, Y, Z), 0 or 1, on the grid of the series: columns, rows, slices.
         files: the DICOM files of the slices in order.
         labels: names of the classes 1..K.
@@ -81,8 +81,8 @@ def write_seg(
     Raises:
         BundleError: highdicom is not installed, or the masks do not fit the files or the labels.
     """
-    highdicom, found = optional_import("highdicom")
-    if not found:
+    highdicom, installed = optional_import("highdicom")
+    if not installed:
         raise BundleError('highdicom is not installed; expected it for DICOM SEG: pip install ".[volumes]".')
     import pydicom
     from pydicom.sr.codedict import codes

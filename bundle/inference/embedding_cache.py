@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a network made of images lately, so that a person's corrections of a mask do not cost the encoder again."""
+"""A cache of recent embeddings and masks, so that a user's corrections do not run the encoder again."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from bundle.sam_sp.user_prompts import UserPrompts
 
 
 class EmbeddingCache:
-    """Segments images as a network does, and keeps both passes and the embedding of those that came last.
+    """Segment images as a network does, and keep both passes and the embedding of the most recent ones.
 
-    SAM's encoder takes most of the time and looks at the image alone. Of an image that comes again, with other
-    corrections than before or none, only the corrections are decoded; of a volume, only in the slices that they are
-    about. A large volume may have more embeddings than there is room for: its passes are smaller, so they are kept
-    apart, and of a corrected slice whose embedding is gone the encoder runs once. All of it lies in main memory.
+    SAM's encoder takes most of the time and depends on the image only. When an image comes again, with other
+    corrections or none, only the corrections are decoded; in a volume, only for the slices concerned. A large volume
+    may have more embeddings than fit into the cache: its passes are smaller and kept separately, and for a corrected
+    slice whose embedding was dropped the encoder runs once. All of it is in main memory.
 
-    Images are known by their content. As soon as a weight of the network changes, or another network asks, all that was
-    kept is forgotten.
+    Images are identified by their content. The cache is cleared when a weight of the network changes, or another
+    network is used.
 
     Args:
-        mebibytes: for the passes, and as many for the embeddings; what was asked for longest ago goes first.
+        mebibytes: room for the passes, and the same for the embeddings; the least recently used are dropped first.
 
     Raises:
         BundleError: ``mebibytes`` is not above 0.
@@ -52,7 +52,7 @@ class EmbeddingCache:
         self._made_by: tuple[Any, ...] = ()
 
     def segment(self, image: torch.Tensor, network: SamSP, corrections: UserPrompts | None = None) -> SamSPOutput:
-        """As `SamSP.segment` without gradients: image (B, 3, S, S), corrections by the place in the batch."""
+        """Run `SamSP.segment` without gradients: image (B, 3, S, S), corrections by the index in the batch."""
         weights = network.state_dict().values()
         made_by = (weakref.ref(network), *((weight.data_ptr(), weight._version) for weight in weights))
         if made_by != self._made_by:
@@ -71,7 +71,7 @@ class EmbeddingCache:
         return SamSPOutput(*(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True)))
 
     def _rows(self, image: torch.Tensor, network: SamSP, keys: Sequence[bytes]) -> list[SamSPOutput]:
-        """Return both passes of each image, (1, ...); those of new images in one batch."""
+        """Return both passes of each image, (1, ...); new images are segmented in one batch."""
         known = [self._passes.get(key) for key in keys]
         new = [place for place, row in enumerate(known) if row is None]
         rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
@@ -96,7 +96,7 @@ class EmbeddingCache:
 
 
 class _LruTensors:
-    """Tuples of tensors, as many as there is room for; what was asked for longest ago goes first."""
+    """A cache of tuples of tensors with a limited size in bytes; the least recently used are dropped first."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._size = limit, 0
@@ -121,7 +121,7 @@ class _LruTensors:
 
 
 def _kept_copy(value: torch.Tensor) -> torch.Tensor:
-    """In main memory, without the rest of the batch that a row is a view of."""
+    """Return a copy in main memory, so that a row does not keep its whole batch alive."""
     return value.to("cpu", copy=True)
 
 

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The box that an expert would draw, made from a label."""
+"""The expert prompt: the box that an expert would draw, computed from a label."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bundle.core.tensors import strip_metadata
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.self_prompt import boxes_from_logits
 
-# Of the foreground of a label: smaller pieces of it are slips of the pen.
+# A fraction of the foreground of a label: smaller components are annotation errors.
 SPECK = 0.01
 
 
 def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Return the box that an expert would draw: around the foreground of a label, brought to the network's input.
+    """Return the box that an expert would draw around the foreground of a label, mapped to the network's input.
 
-    Specks below `SPECK` of the foreground, as hand-drawn labels have them in corners, are not drawn around.
+    Specks below `SPECK` of the foreground, which hand-drawn labels have in corners, are ignored.
 
     Args:
-        label: (B, K, W, H), 0 or 1, in reader order and on the image's own grid.
+        label: (B, K, W, H), 0 or 1, in reader order, on the image's own grid.
         image_size: S; the long side of the image is scaled to it.
 
     Returns:
@@ -42,7 +42,7 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
 
 
 def remove_specks(masks: torch.Tensor) -> torch.Tensor:
-    """Return the masks (B, K, H, W) without connected pieces of less than `SPECK` of their foreground."""
+    """Return masks (B, K, H, W), bool, without connected components below `SPECK` of their foreground."""
     kept = torch.zeros_like(masks, dtype=torch.bool)
     for image, class_index in np.ndindex(*masks.shape[:2]):
         pieces, _ = ndimage.label(masks[image, class_index].cpu().numpy() > 0)

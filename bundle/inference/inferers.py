@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Inferers: one tensor out, for MONAI engines and MONAI Label."""
+"""Inferers that return one tensor, for MONAI engines and MONAI Label."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_images
 class SamSPInferer(Inferer):
     """Ask the network for the refined logits, or for both passes as one tensor.
 
-    Metadata is taken off before the network, where it would slow every operation down, and put back afterwards, because
-    ``Invertd`` brings a prediction without it nowhere.
+    Metadata is removed before the network, where it would slow every operation down, and restored afterwards, because
+    ``Invertd`` does nothing with a prediction without metadata.
 
     Args:
         both: return 2K channels, first y1, then y0 (see `SplitPassesd`), instead of the K of y1.
-        scored: put into the metadata how little the mask is to be trusted, see `uncertainty`; for one image at a
-            time.
-        embedding_cache: MiB for what the network made of the images before, see `embedding_cache`; 0 for none.
+        scored: put a score of uncertainty into the metadata, see `bundle.inference.uncertainty`; for batches of one
+            image.
+        embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache.
     """
 
     def __init__(self, both: bool = False, scored: bool = False, embedding_cache: float = 0) -> None:
@@ -51,8 +51,8 @@ class SamSPInferer(Inferer):
     ) -> torch.Tensor:
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
 
-        The label, (1, K, W, H) in reader order, is looked at for ``prompt: expert`` alone. Corrections are those that
-        the inputs carry, see `bundle.sam_sp.user_prompts`.
+        The label, (1, K, W, H) in reader order, is used for ``prompt: expert`` only. User prompts are read from the
+        metadata of the inputs, see `bundle.sam_sp.user_prompts`.
         """
         corrections = user_prompts_of_images(inputs)
         score: float | None = None
@@ -67,7 +67,7 @@ class SamSPInferer(Inferer):
 
 
 def attach_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
-    """Put a score, where there is one, into the metadata of a prediction."""
+    """Put a score, if there is one, into the metadata of a prediction."""
     if score is not None and isinstance(prediction, MetaTensor):
         prediction.meta[uncertainty.META_KEY] = score
     return prediction
@@ -80,22 +80,22 @@ def segment(
     corrections: UserPrompts | None = None,
     cache: EmbeddingCache | None = None,
 ) -> SamSPOutput:
-    """Return both passes of a network on inputs (B, 3, S, S); the label, (1, K, W, H) in reader order, is an expert's."""
+    """Run both passes of a network on inputs (B, 3, S, S); the expert's label is (1, K, W, H) in reader order."""
     image = strip_metadata(inputs)
     sam_sp = unwrap(network)
-    given: dict[str, Any] = {}  # what stands in for a SamSP takes the image alone
+    arguments: dict[str, Any] = {}  # replacements of a SamSP may take the image only
     if sam_sp.prompt == "expert" and label is not None:
-        given["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+        arguments["expert_xyxy"] = expert_boxes(label, image.shape[-1])
     elif cache is not None:
         return cache.segment(image, sam_sp, corrections)
     if corrections:
-        given["corrections"] = corrections
-    return sam_sp.segment(image, **given)
+        arguments["corrections"] = corrections
+    return sam_sp.segment(image, **arguments)
 
 
 def prepare_labeled(
     batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
-    """Return a batch for MONAI's evaluator whose label goes to the inferer as well."""
+    """Return a batch for MONAI's engines whose label is passed to the inferer as well."""
     image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
     return image, label, (label,), {}

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Names and files of predicted masks, for MONAI's stock `SaveImaged`.
+"""File names and writers of predicted masks, for MONAI's own `SaveImaged`.
 
 The arguments that write a 0/1 prediction (1, W, H) in reader order as an upright 0/255 PNG::
 
@@ -44,10 +44,10 @@ def _absolute(path: PathLike) -> Path:
 
 
 def mask_names(images: Sequence[Path], extension: str = ".png") -> dict[Path, str]:
-    """Return a file name for the mask of each image, unique also where upper and lower case are the same.
+    """Return a file name for the mask of each image, unique also on case-insensitive file systems.
 
-    `a.jpg` gives `a.png`. Images that share a stem get their extension into the name, `a_jpg.png` and `a_png.png`,
-    and a counter where that is not enough. The names depend on the set of images, not on their order.
+    `a.jpg` gives `a.png`. The masks of images that share a stem have the extension in their names, `a_jpg.png` and
+    `a_png.png`, and a counter if needed. The names depend on the set of images, not on their order.
     """
     unique = sorted(set(images))
     shared = Counter(stem_of(image).casefold() for image in unique)
@@ -83,9 +83,9 @@ class MaskLayout(FolderLayoutBase):
         self._refuse_inputs()
 
     def _refuse_input_folders(self, folders: set[Path]) -> None:
-        # masks that a person drew lie beside a folder called images
-        drawn = {folder.parent / name for folder in folders if folder.name == "images" for name in MASK_FOLDERS}
-        for folder in folders | drawn:
+        # labels drawn by hand lie beside a folder called images
+        label_folders = {folder.parent / name for folder in folders if folder.name == "images" for name in MASK_FOLDERS}
+        for folder in folders | label_folders:
             if self.output_dir.exists() and folder.exists() and self.output_dir.samefile(folder):
                 raise BundleError(
                     f"output_dir {self.output_dir} holds input images or their labels; expected another folder, so "
@@ -99,7 +99,7 @@ class MaskLayout(FolderLayoutBase):
                 raise BundleError(f"{mask} is a link to an input image; expected a mask path that is no input.")
 
     def filename(self, **kwargs: Any) -> Path:
-        """Return the mask path of the input image `subject`, the argument `SaveImage` gives; the folder is made.
+        """Return the mask path of the input image `subject`, an argument of `SaveImage`; create the folder.
 
         Raises:
             BundleError: `subject` is not one of the images this layout was built from.
@@ -113,7 +113,7 @@ class MaskLayout(FolderLayoutBase):
 
 
 class _WholeFileWriter(ImageWriter):
-    """Comes before a writer of MONAI's among the bases: a file is then there either whole or not at all."""
+    """Make a MONAI writer atomic: this class comes before the writer among the base classes."""
 
     extension: str
 
@@ -146,7 +146,7 @@ class MaskWriter(_WholeFileWriter, PILWriter):
 
 
 def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
-    """What PNG masks hold, in words, and the largest value to scale 0 and 1 to, None for numbers of classes."""
+    """Return what PNG masks hold, in words, and the value to scale 1 to, None for class numbers."""
     if num_classes == 1:
         return "0/255 PNG", 255
     return ("PNG of class numbers", None) if exclusive else ("0/255 PNG, one for each class", 255)
@@ -160,14 +160,14 @@ class VolumeWriter(_WholeFileWriter, NibabelWriter):
     def set_data_array(
         self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
     ) -> None:
-        """Take a map (1, X, Y, Z) as (X, Y, Z), and K of them as (X, Y, Z, K); the other arguments change nothing."""
+        """Set a map (1, X, Y, Z) as (X, Y, Z), and K maps as (X, Y, Z, K); the other arguments are ignored."""
         values = convert_data_type(data_array, np.ndarray)[0]
         self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Take the affine as it is, without resampling; the other arguments change nothing.
+        """Set the affine as it is, without resampling; the other arguments are ignored.
 
-        MONAI's own looks at the first two axes alone, and fails where they are not those of the affine, as in sagittal
-        and coronal volumes.
+        MONAI's own method considers only the first two axes, and fails where they are not those of the affine, as in
+        sagittal and coronal volumes.
         """
         self.affine = convert_data_type(self.get_meta_info(meta_dict)[1], np.ndarray)[0]

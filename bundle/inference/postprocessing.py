@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From logits on the grid of an image to masks."""
+"""Postprocessing: turn logits on the grid of an image into masks."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class MarkClassesd(MapTransform):
 
     Args:
         exclusive: whether the classes exclude each other.
-        split: give K masks (K, ...) of 0 and 1 also where they do, as metrics want them; otherwise one map (1, ...).
-        probability_key: where to keep the probabilities (K, ...) of the first key; None drops them.
+        split: return K masks (K, ...) of 0 and 1 for exclusive classes too, as metrics need them; otherwise one map.
+        probability_key: key for the probabilities (K, ...) of the first key; None drops them.
     """
 
     def __init__(

@@ -24,17 +24,17 @@ KINDS = {"foreground": 1, "background": 0}
 
 
 class ClassPrompts(NamedTuple):
-    """About one class, in pixels of an image or voxels of a volume."""
+    """User prompts for one class, in pixels of an image or voxels of a volume."""
 
-    boxes: list[np.ndarray]  # (2, D): first and last
+    boxes: list[np.ndarray]  # (2, D): first and last pixel or voxel
     points: list[tuple[np.ndarray, int]]  # (D,), and 1 for foreground or 0
 
 
 class PromptParser:
-    """Understands boxes and points, or says in a sentence why not.
+    """Parse boxes and points, and explain in a `BundleError` what is wrong with them.
 
     Args:
-        file: its name, for the sentence.
+        file: name of the image, for messages.
         labels: names of the classes, by their number from "1".
         limits: pixels or voxels along each coordinate.
     """
@@ -42,12 +42,12 @@ class PromptParser:
     def __init__(self, file: str, labels: Mapping[str, str], limits: Sequence[int]) -> None:
         self.file, self.labels, self.limits = file, labels, limits
 
-    def with_named(self, given: Mapping[str, Any], lists: Mapping[Any, list]) -> Mapping[str, Any]:
-        """Bring clicks under the names of the classes to "points"; one on the background is about all classes.
+    def collect_named_clicks(self, given: Mapping[str, Any], lists: Mapping[Any, list]) -> Mapping[str, Any]:
+        """Move clicks under the names of the classes to "points"; clicks on the background apply to all classes.
 
         Args:
-            given: by the keys of `ReadUserPromptsd`, without what is empty.
-            lists: what else the record has as a list.
+            given: values by the keys of `ReadUserPromptsd`, without empty ones.
+            lists: all other lists of the record, by key.
         """
         foreground = {str(key).lower(): value for key, value in lists.items()}
         if not any(name.lower() in foreground for name in self.labels.values()):
@@ -63,18 +63,18 @@ class PromptParser:
         points = {name: clicks for name, clicks in kinds.items() if any(clicks.values())}
         return rest | ({POINTS: points} if points else {})
 
-    def read(self, given: Mapping[str, Any], clicked: Any = None) -> dict[int, ClassPrompts]:
-        """What is said about each class, by its place.
+    def parse(self, given: Mapping[str, Any], clicked: Any = None) -> dict[int, ClassPrompts]:
+        """Return the prompts for each class, by its index.
 
         Args:
-            given: by the keys of `ReadUserPromptsd`.
-            clicked: the class that clicks are about; None where there is one.
+            given: values by the keys of `ReadUserPromptsd`.
+            clicked: the class that "foreground" and "background" belong to; None with a single class.
         """
-        found: dict[int, ClassPrompts] = {}
+        prompts: dict[int, ClassPrompts] = {}
         for class_index, value in self._by_class(BOXES, given.get(BOXES), isinstance(given.get(BOXES), list | tuple)):
-            if class_index in found and len(self.limits) == 2:
+            if class_index in prompts and len(self.limits) == 2:
                 self._refuse(BOXES, given[BOXES], "one box a class")
-            found.setdefault(class_index, ClassPrompts([], [])).boxes.extend(self._boxes(value))
+            prompts.setdefault(class_index, ClassPrompts([], [])).boxes.extend(self._boxes(value))
         points = given.get(POINTS)
         alone = isinstance(points, Mapping) and all(isinstance(value, list | tuple) for value in points.values())
         several = self._by_class(POINTS, points, alone)
@@ -82,8 +82,8 @@ class PromptParser:
         if clicks:
             several += self._by_class(POINTS, clicks if clicked is None else {clicked: clicks}, clicked is None)
         for class_index, value in several:
-            found.setdefault(class_index, ClassPrompts([], [])).points.extend(self._points(value))
-        return found
+            prompts.setdefault(class_index, ClassPrompts([], [])).points.extend(self._points(value))
+        return prompts
 
     def _by_class(self, key: str, value: Any, alone: bool) -> list[tuple[int, Any]]:
         if value is None:
@@ -95,10 +95,10 @@ class PromptParser:
         return [(self._class(key, name), of_class) for name, of_class in value.items()]
 
     def _class(self, key: str, name: Any) -> int:
-        for place, (number, label) in enumerate(self.labels.items()):
+        for index, (number, label) in enumerate(self.labels.items()):
             # clients of MONAI Label write all names in small letters
             if str(name) == number or str(name).lower() == label.lower():
-                return place
+                return index
         known = ", ".join(f"{number} ({label})" for number, label in self.labels.items())
         raise BundleError(f"{self.file}: {key} names the class {name!r}; expected one of {known}.")
 

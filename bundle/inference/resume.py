@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An inference shared by several processes, which goes on where it was stopped."""
+"""Resume an inference: several processes share the inputs, and a restart continues where they stopped."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ Record = Mapping[str, Any]
 
 
 class Manifest:
-    """Which inputs have their masks: a file for each process, to which it adds a line when masks are written.
+    """Record which inputs have masks: each process adds a line to its own file when masks are written.
 
-    The first line says what the masks are made with, every other is the path of an input as a JSON string. All files
-    of the folder count, so that any number of processes goes on with what others began. A process that is killed
-    between a mask and its line makes the masks of its last batch again, and nothing else.
+    The first line records how the masks are made, every other is the path of an input as a JSON string. All files of
+    the folder count, so that any number of processes can continue the work of others. If a process is killed between a
+    mask and its line, only the masks of its last batch are made again.
 
     Args:
-        folder: where the files are, ``00000.jsonl`` of the first process and so on.
+        folder: folder of the files, ``00000.jsonl`` for the first process and so on.
         datalist: all inputs, the same for every process; ``image`` is the path of one.
-        made_with: what has to be the same when the inference goes on.
+        made_with: values that must be the same when the inference is resumed.
 
     Raises:
-        BundleError: the files are of an inference that was made with something else.
+        BundleError: the files are of an inference with another ``made_with``.
     """
 
     def __init__(self, folder: str, datalist: Sequence[Record], made_with: Mapping[str, Any]) -> None:
@@ -52,14 +52,14 @@ class Manifest:
         done = self._read()
         left = [record for record in datalist if record["image"] not in done]
         self.total, self.left = len(datalist), len(left)
-        # nobody adds a line before all have read the same
+        # no process adds a line before all have read the files
         if dist.is_initialized():
             dist.barrier()
         self.share = left[rank() :: world_size()]
         self._begin()
 
     def announce(self) -> None:
-        """Say how much there is to do, in the first process."""
+        """Print how many inputs are left, in the first process."""
         if rank() == 0:
             print(
                 f"{self.total - self.left} of {self.total} inputs have their masks; {world_size()} processes share "
@@ -68,7 +68,7 @@ class Manifest:
             )
 
     def add(self, images: Sequence[str]) -> None:
-        """Note that the masks of these inputs are written."""
+        """Record that the masks of these inputs are written."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(image) + "\n" for image in images))
 
@@ -85,7 +85,7 @@ class Manifest:
         return done
 
     def _begin(self) -> None:
-        """Write the first line; after a kill end the last one, so that the next stands for itself."""
+        """Write the first line, or complete a last line that a killed process left unfinished."""
         if not self.path.is_file():
             header = json.dumps(self.made_with) + "\n"
             write_atomically(self.path, lambda partial: partial.write_text(header, encoding="utf-8"))
@@ -95,7 +95,7 @@ class Manifest:
 
 
 def _path(line: str) -> str | None:
-    """Return the path in a line; None where a kill cut it, which leaves no whole JSON string."""
+    """Return the path in a line; None where a killed process left an incomplete JSON string."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
@@ -103,19 +103,19 @@ def _path(line: str) -> str | None:
 
 
 class NoteFinished:
-    """Note the inputs of each batch whose masks are written; in the list of handlers of an inference.
+    """Record the inputs of each batch after its masks are written; a handler of an inference.
 
     Args:
-        manifest: of this process.
+        manifest: the manifest of this process.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
     def attach(self, engine: SupervisedEvaluator) -> None:
-        """Attach to the evaluator; the masks are written by its postprocessing, before this."""
+        """Attach to the evaluator, whose postprocessing writes the masks before."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Add their lines."""
+        """Add the lines of a batch."""
         self.manifest.add([str(meta["filename_or_obj"]) for meta in image_meta(engine.state.batch)])

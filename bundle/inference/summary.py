@@ -26,9 +26,9 @@ class InferenceSummary:
     """Print how many masks an inference wrote and where.
 
     Args:
-        output_dir: where.
-        datalist: the records.
-        form: of the masks.
+        output_dir: folder of the masks.
+        datalist: the records of the inputs.
+        form: format of the masks, in words.
     """
 
     def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], form: str = "0/255 PNG") -> None:
@@ -41,6 +41,6 @@ class InferenceSummary:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Print it."""
+        """Print the summary."""
         kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
         print(f"\nWrote the masks ({self.form}) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How sure a network is of a mask, without a label: what its two passes and its own estimate say."""
+"""Uncertainty of masks without labels, from the two passes of a network and the IoU that it predicts."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from bundle.sam_sp.classes import log_probabilities, masks, probabilities
 from bundle.sam_sp.losses import kl_divergence
 from bundle.sam_sp.output import SamSPOutput
 
-# Where a prediction carries its score.
+# Key of a prediction's metadata that holds the score.
 META_KEY = "uncertainty"
-# What a MONAI Label server ranks images by; chosen by docs/results/corrections.md.
+# The score that a MONAI Label server ranks images by; docs/results/corrections.md explains the choice.
 DEFAULT = "doubt"
 
 
 def uncertainty_scores(output: SamSPOutput, exclusive: bool = False) -> Mapping[str, torch.Tensor]:
-    """Return the scores (B,) of the images of a batch, each higher where the mask is less to be trusted.
+    """Return several scores (B,) of the images of a batch, each higher where the mask is less reliable.
 
-    - ``disagreement``: the distillation term of the image, KL(p1 || p0), per pixel that either pass marks;
+    - ``disagreement``: the distillation term of the image, KL(p1 || p0), per pixel marked in either pass;
     - ``overlap``: 1 - Dice of the masks of y0 and y1; 0 where both are empty;
-    - ``iou``: 1 - the IoU that the network expects y1 to have;
-    - ``doubt``: the error that y1 expects of itself, the sum of min(p1, 1 - p1), per pixel that it marks;
-    - ``fragments``: the part of y0 outside its largest piece; 1 where y0 is empty.
+    - ``iou``: 1 - the IoU that the network predicts for y1;
+    - ``doubt``: the expected error of y1, the sum of min(p1, 1 - p1), per pixel marked in y1;
+    - ``fragments``: the fraction of y0 outside its largest connected component; 1 where y0 is empty.
 
     Args:
-        output: both passes, logits (B, K, h, w). Of several classes the highest score counts, among those that a pass
-            marks at all.
+        output: of both passes, logits (B, K, h, w). With several classes the highest score counts, among the classes
+            that are marked in either pass.
         exclusive: whether the classes exclude each other.
     """
     initial, refined = output.initial.float(), output.refined.float()
@@ -53,7 +53,7 @@ def uncertainty_scores(output: SamSPOutput, exclusive: bool = False) -> Mapping[
         "doubt": torch.minimum(p1, 1 - p1).flatten(2).sum(dim=2) / y1.flatten(2).sum(dim=2).clamp(min=1),
         "fragments": _fragments(y0),
     }
-    # a class that no pass marks is most often not there; where that holds for all, all count
+    # a class that is marked in no pass is usually absent; if no class is marked, all count
     counts = (marked > 0) | ~(marked > 0).any(dim=1, keepdim=True)
     scores = {name: values.masked_fill(~counts, -torch.inf).amax(dim=1) for name, values in per_class.items()}
     divergence = _divergence(initial, refined, exclusive)
@@ -66,30 +66,30 @@ def ranking_score(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
 
 
 def marked_pixels(output: SamSPOutput, exclusive: bool = False) -> torch.Tensor:
-    """Return the number of pixels y1 marks in each image of a batch, (B,); one at least."""
+    """Return the number of pixels marked in y1, for each image of a batch, (B,); at least one."""
     return masks(output.refined, exclusive).flatten(1).sum(dim=1).clamp(min=1)
 
 
 def score_of_slices(scores: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Of a volume: the mean of the scores (N,) of its slices, each as often as it has `marked_pixels` (N,).
+    """Return the score of a volume: the mean of the scores (N,) of its slices, weighted by `marked_pixels` (N,).
 
-    Of ``doubt`` and a single class that is the doubt of the whole volume. The caps of an object, a few pixels that
-    weigh as much as a slice through its middle otherwise, would decide the mean.
+    For ``doubt`` and a single class this is the doubt of the whole volume. Without weights, the few pixels at the ends
+    of an object would count as much as a slice through its middle, and dominate the mean.
     """
     return float((scores * pixels).sum() / pixels.sum())
 
 
 def _divergence(initial: torch.Tensor, refined: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Return the sum over the pixels of each image, (B,)."""
+    """Return KL(p1 || p0), summed over the pixels of each image, (B,)."""
     student, teacher = log_probabilities(initial, exclusive), log_probabilities(refined, exclusive)
     return kl_divergence(teacher, student).flatten(1).sum(dim=1)
 
 
-def _fragments(drawn: torch.Tensor) -> torch.Tensor:
-    """Masks (B, K, h, w) -> (B, K)."""
+def _fragments(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (B, K, h, w) -> fraction outside the largest connected component (B, K)."""
     shares = []
-    for mask in drawn.flatten(0, 1).cpu().numpy():
+    for mask in masks.flatten(0, 1).cpu().numpy():
         pieces, count = ndimage.label(mask)
         sizes = ndimage.sum_labels(mask, pieces, range(1, count + 1)) if count else [0.0]
         shares.append(1 - max(sizes) / max(float(mask.sum()), 1.0))
-    return torch.tensor(shares, dtype=torch.float32, device=drawn.device).reshape(drawn.shape[:2])
+    return torch.tensor(shares, dtype=torch.float32, device=masks.device).reshape(masks.shape[:2])

@@ -34,19 +34,19 @@ from bundle.sam_sp.user_prompts import UserPrompts, prompts_of_slices, user_prom
 
 
 class VolumeInferer(Inferer):
-    """Segment a volume slice by slice and give back label maps on its own grid.
+    """Segment a volume slice by slice and return label maps on its own grid.
 
     Each slice is scaled, normalized and padded as images are. Beside the volume and the label maps (one byte a voxel)
     only a batch of slices is held at a time.
 
     Args:
-        axis: that is cut across.
+        axis: normal to the slices.
         slices_as_rgb: see `take_slices`.
         batch_size: slices that go through the network at a time.
         exclusive: see `bundle.sam_sp.classes.label_map`.
         both: also the label map of y0, after that of y1.
-        scored: put into the metadata how little the masks are to be trusted, see `bundle.inference.uncertainty`.
-        embedding_cache: MiB for what the network made of the slices before, see `embedding_cache`; 0 for none.
+        scored: put a score of uncertainty into the metadata, see `bundle.inference.uncertainty`.
+        embedding_cache: MiB for embeddings and masks of recent slices, see `EmbeddingCache`; 0 for no cache.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class VolumeInferer(Inferer):
         maps: torch.Tensor | None = None
         scores: list[torch.Tensor] = []
         pixels: list[torch.Tensor] = []
-        for places in self._batches(volume.shape[self.axis + 1]):
-            images = take_slices(volume, places, self.axis, self.slices_as_rgb)
-            drawn, output = self._segment(images, network, prompts_of_slices(corrections, places))
+        for indices in self._batches(volume.shape[self.axis + 1]):
+            images = take_slices(volume, indices, self.axis, self.slices_as_rgb)
+            label_maps, output = self._segment(images, network, prompts_of_slices(corrections, indices))
             if self.scored:
                 scores.append(uncertainty.ranking_score(output, self.exclusive))
                 pixels.append(uncertainty.marked_pixels(output, self.exclusive))
             if maps is None:
-                maps = torch.zeros((drawn.shape[1], *volume.shape[1:]), dtype=torch.uint8)
+                maps = torch.zeros((label_maps.shape[1], *volume.shape[1:]), dtype=torch.uint8)
             # (n, M, H, W) -> (M, ..., n at the axis, ...)
-            maps.movedim(self.axis + 1, 0)[places[0] : places[-1] + 1] = drawn.transpose(2, 3).cpu()
+            maps.movedim(self.axis + 1, 0)[indices[0] : indices[-1] + 1] = label_maps.transpose(2, 3).cpu()
         assert maps is not None
         prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
         score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if self.scored else None

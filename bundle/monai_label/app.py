@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``main.py`` of the app folder: MONAI Label's app for bundles, and what brings the image first that helps most.
+"""``main.py`` of the app folder: MONAI Label's app for bundles, with active learning and clicks.
 
-`app_folder` copies this file there, beside the server's own app as ``bundle_main.py``. The server alone imports
-it: nothing of this bundle may be imported here, because each model brings its copy.
+`app_folder` copies this file there, beside the server's own app as ``bundle_main.py``. Only the server imports it.
+It must not import anything of this bundle, because each model has its own copy.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from monailabel.tasks.infer.basic_infer import CallBackTypes
 logger = logging.getLogger(__name__)
 
 STRATEGY = "least_certain"
-# After the name of a model: the same one, for the panels of clients that send clicks.
+# Suffix of a model's name: the same model, offered to the panels of clients that send clicks.
 CLICKS = "_clicks"
-# In the metadata of a prediction, see `bundle.inference.inferers`.
+# Key in the metadata of a prediction, see `bundle.inference.uncertainty`.
 META_KEY = "uncertainty"
-# Seconds that a request for the next sample may look at images whose score is missing or of an older model.
-PATIENCE = 20.0
+# Seconds that a request for the next sample may spend on images whose score is missing or from an older model.
+SCORING_SECONDS = 20.0
 
 
 class Uncertainty(ScoringMethod):
-    """How little a model is to be trusted on each image without a label, by its own two passes.
+    """Score the uncertainty of a model on each image without a label.
 
     Args:
-        name: of the model, under which scores are kept in the datastore.
-        task: that infers with it.
+        name: name of the model, under which scores are kept in the datastore.
+        task: inference task of the model.
     """
 
     def __init__(self, name: str, task: InferTask) -> None:
-        super().__init__(f"How little {name} is to be trusted, without a label")
+        super().__init__(f"Uncertainty of {name}, without a label")
         self.name, self.task = name, task
         self.failed: set[tuple[str, float]] = set()  # images, and the model that could not score them
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score all images without a label whose score is missing or of an older model."""
+        """Score all images without a label whose score is missing or from an older model."""
         images = datastore.get_unlabeled_images()
         scored = self.update(images, datastore, request)
         return {"scored": scored, "images": len(images)}
@@ -64,27 +64,27 @@ class Uncertainty(ScoringMethod):
     def update(
         self, images: list[str], datastore: Datastore, request: dict[str, Any], until: float = float("inf")
     ) -> int:
-        """Score these images, as long as there is time; the number of them. One that cannot be read is logged once."""
+        """Score images while there is time, and return their number. An unreadable image is logged once."""
         count = 0
         for image in images:
             if time.monotonic() > until:
                 break
-            model = self._model()  # before it infers: a training may publish another meanwhile
+            model = self._model()  # before the inference: a training may publish another one meanwhile
             if self.score_of(image, datastore) is not None or (image, model) in self.failed:
                 continue
             try:
                 score = self._infer(datastore.get_image_uri(image), request)
                 datastore.update_image_info(image, {self._key: {"score": score, "model": model}})
                 count += 1
-            except Exception:  # whatever one image has, the others are to be scored
+            except Exception:  # an error of one image must not keep the others from being scored
                 self.failed.add((image, model))
                 logger.exception("%s: %s cannot be scored and comes last", self.name, image)
         return count
 
     def score_of(self, image: str, datastore: Datastore) -> float | None:
-        """Of the model as it is now."""
-        known = datastore.get_image_info(image).get(self._key, {})
-        return float(known["score"]) if known.get("model") == self._model() else None
+        """Return the score of an image by the current model, or None."""
+        entry = datastore.get_image_info(image).get(self._key, {})
+        return float(entry["score"]) if entry.get("model") == self._model() else None
 
     @property
     def _key(self) -> str:
@@ -96,23 +96,23 @@ class Uncertainty(ScoringMethod):
     def _infer(self, path: str, request: dict[str, Any]) -> float:
         scores: list[float] = []
 
-        def note(data: dict[str, Any]) -> dict[str, Any]:
+        def record(data: dict[str, Any]) -> dict[str, Any]:
             scores.append(float(data["pred"].meta[META_KEY]))
             return data
 
         device = {"device": request["device"]} if "device" in request else {}
-        self.task({"image": path, "skip_writer": True, **device}, callbacks={CallBackTypes.INFERER: note})
+        self.task({"image": path, "skip_writer": True, **device}, callbacks={CallBackTypes.INFERER: record})
         return scores[0]
 
 
 class LeastCertain(Strategy):
-    """The image without a label that a model is least certain of, among those that there was time to look at.
+    """Choose the image without a label that a model is least certain of, among those scored so far.
 
-    Images are looked at in an order that has nothing to do with their names, so that in a large folder the first
-    requests choose among a fair sample; what was looked at stays known until the model changes.
+    Images are scored in pseudo-random order, so that in a large folder the first requests choose from a representative
+    sample. Scores are kept until the model changes.
 
     Args:
-        methods: by the name of the model; a request may name one as "model", and means the first otherwise.
+        methods: scoring methods by the name of the model; a request may name one as "model", else the first is used.
     """
 
     def __init__(self, methods: dict[str, Uncertainty]) -> None:
@@ -128,7 +128,7 @@ class LeastCertain(Strategy):
             raise ValueError(f"There is no model '{name}'; expected one of {', '.join(self.methods)}.")
         method = self.methods[name]
         images.sort(key=lambda image: hashlib.sha256(image.encode()).hexdigest())
-        method.update(images, datastore, request, time.monotonic() + PATIENCE)
+        method.update(images, datastore, request, time.monotonic() + SCORING_SECONDS)
         scores = {image: score for image in images if (score := method.score_of(image, datastore)) is not None}
         chosen = max(images, key=lambda image: scores.get(image, float("-inf")))
         logger.info("%s: %s of %d scored images", STRATEGY, chosen, len(scores))
@@ -136,19 +136,19 @@ class LeastCertain(Strategy):
 
 
 class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the second among the direct bases
-    """The server's app for bundles; for each model also clicks, a scoring method and the strategy that uses that."""
+    """The server's app for bundles; each model is also offered for clicks, with a scoring method and a strategy."""
 
     def init_infers(self) -> dict[str, InferTask]:
-        """By the names of the models, and each again for clicks."""
+        """Return the inference tasks by the names of the models, and each again for clicks."""
         infers = super().init_infers()
         return infers | {f"{name}{CLICKS}": for_clicks(name, task) for name, task in infers.items() if task.is_valid()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        """By the names of the models."""
+        """Return the scoring methods by the names of the models."""
         return {**super().init_scoring_methods(), **self._methods()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Return the server's own, and first of all the least certain: clients offer the first."""
+        """Return the strategies: first the least certain image, which clients offer first, then the server's own."""
         methods = self._methods()
         return {**({STRATEGY: LeastCertain(methods)} if methods else {}), **super().init_strategies()}
 
@@ -158,10 +158,10 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
 
 
 def for_clicks(name: str, task: InferTask) -> InferTask:
-    """Return the same model, network included, as clients show it that offer clicks for some types of models alone.
+    """Return the same model, with the same network, for clients that offer clicks for some types of models only.
 
-    With DeepGrow they click foreground and background of one class, with DeepEdit classes by their names. Three
-    dimensions: with two, clients would send the clicks of a single slice.
+    DeepGrow has clicks on foreground and background of one class, DeepEdit clicks by the names of classes. The
+    dimension is 3: with 2, clients would send the clicks of a single slice.
     """
     clicks = copy.copy(task)
     clicks.type = InferType.DEEPGROW if len(task.labels) == 1 else InferType.DEEPEDIT

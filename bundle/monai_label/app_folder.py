@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The app folder of a MONAI Label server: for each model a copy of this bundle, with the configs that it reads."""
+"""The app folder of a MONAI Label server: a copy of this bundle for each model, with the configs of the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from bundle.sam_sp.network import SamSP
 
 KINDS = ("2d", "volume")
 SAMPLE_APP = Path("monailabel") / "sample-apps" / "monaibundle"
-# What a model in the app folder was copied from: tells whether it was retrained there.
+# File with the sha256 that a model in the app folder was copied from, which shows whether it was retrained there.
 ORIGIN = "origin.json"
 OVERLAYS: Mapping[str, Sequence[str]] = {"2d": ["label_image.json"], "volume": ["volume.json", "label_volume.json"]}
 TRAIN_OVERLAYS: Mapping[str, Sequence[str]] = {
@@ -58,9 +58,9 @@ class ServedModel:
     """A model in the app folder.
 
     Attributes:
-        name: what the server and its clients call it.
+        name: its name in the server and its clients.
         labels: names of its classes, from "1".
-        weights: a sentence on where its weights are from.
+        weights: the origin of its weights, in words.
     """
 
     name: str
@@ -72,7 +72,7 @@ def lay_out_app(app: Path, root: Path) -> None:
     """Copy the server's own app for bundles into the folder, with `bundle.monai_label.app` as its ``main.py``.
 
     Raises:
-        BundleError: the server did not bring its app.
+        BundleError: the installed server has no such app.
     """
     sample = Path(sys.prefix) / SAMPLE_APP
     if not sample.is_dir():
@@ -85,28 +85,28 @@ def lay_out_app(app: Path, root: Path) -> None:
 def add_model(
     app: Path, root: Path, model: str, labels: Sequence[str] | None = None, fresh: bool = False
 ) -> ServedModel:
-    """Put a copy of the bundle with one model into the app folder; a model that was retrained there stays.
+    """Put a copy of the bundle with one model into the app folder, and keep a model that was retrained there.
 
     Args:
         app: the app folder.
         root: the bundle to copy.
         model: "2d" or "volume", for the model of that kind in ``models`` of the bundle, or the path of a ``model.pt``.
         labels: names of the classes of an untrained model to start from, instead of a trained one.
-        fresh: put what was retrained in the app folder aside, and start again.
+        fresh: set a model that was retrained in the app folder aside, and start again.
 
     Raises:
-        BundleError: there is no such model, its labels are others, or a server cannot use it.
+        BundleError: there is no such model, its labels differ, or a server cannot use it.
     """
     source = None if labels else _find_source(model, root)
     kind = model if model in KINDS else _kind_of(Path(model))
     folder = app / "model" / f"sam_sp_{kind}"
     weights = folder / "models" / "model.pt"
     if weights.is_file() and not fresh:
-        said = _keep_or_replace(weights, source, labels)
+        origin = _keep_or_replace(weights, source, labels)
     elif source is not None:
-        said = _start_from(source, weights)
+        origin = _start_from(source, weights)
     elif labels:
-        said = _start_untrained(kind, labels, root, weights)
+        origin = _start_untrained(kind, labels, root, weights)
     else:
         raise BundleError(
             f"There is no trained {kind} model at {root / 'models' / 'model.pt'}: train one ({HOW_TO_TRAIN[kind]}), "
@@ -116,7 +116,7 @@ def add_model(
     _require_servable(weights)
     _copy_bundle(root, folder)
     _write_configs(kind, root, folder, weights)
-    return ServedModel(folder.name, read_class_labels(str(weights)), said)
+    return ServedModel(folder.name, read_class_labels(str(weights)), origin)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def _find_source(model: str, root: Path) -> Path | None:
 
 
 def _keep_or_replace(weights: Path, source: Path | None, labels: Sequence[str] | None) -> str:
-    """Decide between the model of an earlier start and the one asked for: what was retrained is never put aside."""
-    there = list(read_class_labels(str(weights)).values())
-    if labels and list(labels) != there:
+    """Decide between the model of an earlier start and the one asked for: a retrained model is never replaced."""
+    present = list(read_class_labels(str(weights)).values())
+    if labels and list(labels) != present:
         raise BundleError(
-            f"--labels are {', '.join(labels)}, but the model in {weights.parent} has {', '.join(there)}: add --fresh "
-            "to put that aside, or name another --app."
+            f"--labels are {', '.join(labels)}, but the model in {weights.parent} has {', '.join(present)}: add "
+            "--fresh to put that aside, or name another --app."
         )
     note = weights.parent / ORIGIN
     origin = json.loads(note.read_text(encoding="utf-8"))["sha256"] if note.is_file() else None
@@ -156,8 +156,8 @@ def _keep_or_replace(weights: Path, source: Path | None, labels: Sequence[str] |
     other = source is not None and sha256_of(source) not in (origin, sha256_of(weights))
     if source is not None and other and not retrained:
         return _start_from(source, weights)
-    said = f"goes on with {'what was trained in' if retrained else 'the model in'} {weights.parent}"
-    return said + (f"; {source} is another model, --fresh starts from it" if other else "")
+    kept = f"goes on with {'what was trained in' if retrained else 'the model in'} {weights.parent}"
+    return kept + (f"; {source} is another model, --fresh starts from it" if other else "")
 
 
 def _start_from(source: Path, weights: Path) -> str:
@@ -167,8 +167,8 @@ def _start_from(source: Path, weights: Path) -> str:
 
 
 def _start_untrained(kind: str, labels: Sequence[str], root: Path, weights: Path) -> str:
-    """Make a model of the embedded SAM, which has never seen these classes."""
-    torch.manual_seed(0)  # of the tokens of several classes
+    """Make an untrained model from the embedded SAM."""
+    torch.manual_seed(0)  # for the tokens of several classes
     base = find_base_checkpoint("vit_tiny", None, root / "models" / "base")
     network = SamSP(checkpoint=base, num_classes=len(labels), exclusive=True, trainable="decoder")
     description = describe_network(
@@ -208,7 +208,7 @@ def _require_servable(weights: Path) -> None:
 
 
 def _copy_bundle(root: Path, folder: Path) -> None:
-    """Copy what the server imports; what an earlier start copied goes."""
+    """Replace the copy of an earlier start with the files that the server imports."""
     shutil.rmtree(folder / "bundle", ignore_errors=True)
     shutil.copytree(root / "bundle", folder / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(folder / "configs", ignore_errors=True)
@@ -237,7 +237,7 @@ def _merged(root: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _metadata(kind: str, root: Path, weights: Path) -> dict[str, Any]:
-    """Return the bundle's metadata with the classes of the model, from which the server takes names and numbers."""
+    """Return the bundle's metadata with the classes of the model, which the server offers."""
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     described = read_description(weights)
     labels = read_class_labels(str(weights))

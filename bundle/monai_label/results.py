@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Predictions in the form that the writer of a MONAI Label server takes."""
+"""Predictions in the form that the writer of a MONAI Label server expects."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 
-# What the server calls the path of the input, and the ending of the file that it writes.
+# The server's keys for the path of the input and the extension of the file that it writes.
 PATH, EXTENSION = "image_path", "result_extension"
 
 
 class ServerResultd(MapTransform):
-    """Bring a label map to the shape that MONAI Label's writer needs, and choose the ending of its file.
+    """Bring a label map to the shape that MONAI Label's writer needs, and choose the extension of its file.
 
-    A client may ask for an ending, and 3D Slicer asks for ``.nrrd``. Otherwise the server would take that of the input:
-    a JPEG would change the mask, and a DICOM series has none. So masks of images become ``.png``, those of DICOM
-    ``.nii.gz``, and those of other volumes stay with the ending of the volume.
+    A client may ask for an extension, and 3D Slicer asks for ``.nrrd``. Otherwise the server would use that of the
+    input, but JPEG compression would change the mask, and a DICOM series has no extension. So masks of images become
+    ``.png``, those of DICOM ``.nii.gz``, and those of other volumes have the extension of the volume.
 
-    A mask of an image is written as an image, or for the ending of a volume as a volume of one slice that lies where
-    ITK, and so 3D Slicer, sees the image: a pixel a millimeter, the first one at the origin.
+    A mask of an image is written as an image, or with the extension of a volume as a volume of one slice, positioned as
+    ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin.
 
     Args:
         keys: label map (1, W, H) or (1, X, Y, Z) in reader order, with or without its metadata.
-        image_key: the image it was made from.
+        image_key: key of the image.
     """
 
     def __init__(self, keys: KeysCollection, image_key: str = "image") -> None:
@@ -51,7 +51,7 @@ class ServerResultd(MapTransform):
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """uint8, (W, H) for the file of an image, (W, H, 1) or (1, X, Y, Z) for that of a volume."""
+        """Return uint8 masks, (W, H) for an image file, (W, H, 1) or (1, X, Y, Z) for the file of a volume."""
         d = dict(data)
         for key in self.key_iterator(d):
             label_map = strip_metadata(d[key]).to(torch.uint8)
@@ -73,6 +73,6 @@ def _extension(path: str, is_image: bool) -> str:
 
 
 def _as_one_slice(image: torch.Tensor, shape: torch.Size) -> MetaTensor:
-    """Return the image with metadata of a volume: the server takes the place of the mask from there."""
-    where = {MetaKeys.SPATIAL_SHAPE: np.asarray(shape), MetaKeys.ORIGINAL_AFFINE: LPS_TO_RAS.copy()}
-    return MetaTensor(strip_metadata(image), meta={**getattr(image, "meta", {}), **where})
+    """Return the image with metadata of a volume, from which the server takes the position of the mask."""
+    geometry = {MetaKeys.SPATIAL_SHAPE: np.asarray(shape), MetaKeys.ORIGINAL_AFFINE: LPS_TO_RAS.copy()}
+    return MetaTensor(strip_metadata(image), meta={**getattr(image, "meta", {}), **geometry})

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A MONAI Label server as a process of its own: what it needs, how it is started, and how it ends."""
+"""A MONAI Label server as a separate process: check its requirements, start it, and stop it."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from bundle.core.errors import BundleError
 
 REQUIREMENTS = ("requirements-label.txt", "requirements-label-nodeps.txt")
 CONSTRAINTS = "constraints-label.txt"
-# Other versions of these are known not to work: the server, and what it and pydicom agree on.
+# Packages of which other versions are known not to work: the server, and those that must fit pydicom.
 EXACT = ("monailabel", "pydicom", "pydicom-seg", "dicomweb-client")
 HOW_TO_INSTALL = "make setup-label, and start with .venv-label/bin/python -m scripts.label"
-# Of images and of labels.
+# File patterns of images and labels.
 LISTED = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.nii.gz", "*.nii", "*.nrrd", "*.mha")
-# Seconds: for the imports of a slow machine; between two looks; for a clean end.
+# Seconds: until a slow machine has started the server; between two polls; until the server has stopped.
 START_TIMEOUT, POLL, STOP_TIMEOUT = 300, 0.5, 15
 LAST_LINES = 15
-# Seconds after which new series of a DICOMweb server are seen; the server's own value is two hours.
+# Seconds after which new series of a DICOMweb server appear; the server's own value is two hours.
 SERIES_EXPIRY = 60
 
 
 def require_installed(root: Path) -> None:
-    """Raise a `BundleError` that says what to install, unless this Python has all that the server needs."""
+    """Raise a `BundleError` that says what to install, unless this Python has all packages of the server."""
     tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (root / CONSTRAINTS).read_text(encoding="utf-8"), re.MULTILINE))
     wrong = []
     for name in _required(root):
-        found = _version(name)
-        if found is None:
+        installed = _version(name)
+        if installed is None:
             wrong.append(f"{name} is missing")
-        elif name in EXACT and found != tested[name]:
-            wrong.append(f"{name} is {found}, not {tested[name]}")
+        elif name in EXACT and installed != tested[name]:
+            wrong.append(f"{name} is {installed}, not {tested[name]}")
     if wrong:
-        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise BundleError(f"This Python has not what a MONAI Label server needs ({shown}): {HOW_TO_INSTALL}.")
+        listed = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise BundleError(f"This Python has not what a MONAI Label server needs ({listed}): {HOW_TO_INSTALL}.")
 
 
 def _required(root: Path) -> list[str]:
-    """Return the names of the packages in the requirement files; a line with a marker is for some versions of Python alone."""
+    """Return the packages in the requirement files, without lines for certain versions of Python only."""
     lines = [line for name in REQUIREMENTS for line in (root / name).read_text(encoding="utf-8").splitlines()]
     return [re.split(r"[\[<>=;]", line)[0].strip() for line in lines if line and line[0] != "#" and ";" not in line]
 
@@ -74,15 +74,15 @@ def _version(name: str) -> str | None:
 
 
 class LabelServer:
-    """An unmodified server in a process group of its own, with all that an offline start needs.
+    """An unmodified server in its own process group, with all settings for a start without internet access.
 
     Args:
-        app: its app folder, see `bundle.monai_label.app_folder`.
-        models: names of the models there.
+        app: the app folder, see `bundle.monai_label.app_folder`.
+        models: names of the models in the app folder.
         studies: folder of images, or the URL of a DICOMweb server.
-        modality: of the series that a DICOMweb server offers, such as "CT".
+        modality: modality of the series of a DICOMweb server to offer, such as "CT".
         host: address to listen on.
-        port: see above.
+        port: port to listen on.
     """
 
     def __init__(
@@ -95,34 +95,34 @@ class LabelServer:
 
     @property
     def url(self) -> str:
-        """Where a client on this machine finds it."""
+        """Return the address for a client on this machine."""
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def command(self) -> list[str]:
-        """Return the command line; the module and not the script ``monailabel``, which breaks on spaces in paths."""
+        """Return the command line. It runs the module, because the script ``monailabel`` breaks on spaces in paths."""
         conf = {"models": ",".join(self.models), "zoo_source": "local", "sam2": "false"}
         words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(self.app)]
         words += ["--studies", self.studies, "--host", self.host, "--port", str(self.port)]
         return words + [word for key, value in conf.items() for word in ("--conf", key, value)]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that it is started with."""
+        """Return the environment variables of the server."""
         settings = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONUTF8": "1",
             "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([*LISTED, *(pattern.upper() for pattern in LISTED)]),
             "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": self.modality}),
             "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(SERIES_EXPIRY),
-            # the strategy scores what it needs; by itself the server would start a process for it after every request
+            # the strategy scores images itself; the server would start another process to do it after every request
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
             "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
         }
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            settings["CUDA_VISIBLE_DEVICES"] = "0"  # with several the server trains only bundles with a config for them
+            settings["CUDA_VISIBLE_DEVICES"] = "0"  # with several GPUs the server needs a config for them to train
         return {**os.environ, **settings}
 
     def start(self) -> dict[str, Any]:
-        """Start, wait until it answers, and return what it says about itself.
+        """Start the server, wait until it answers, and return its information on itself.
 
         Raises:
             BundleError: the port is taken, the server ended, or it does not offer the models.
@@ -130,7 +130,7 @@ class LabelServer:
         self._require_free_port()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
-            # in the app folder, where no other package `bundle` lies; in a session, so that a training ends with it
+            # in the app folder, which has no other package `bundle`; in its own session, which ends with its trainings
             self.process = subprocess.Popen(
                 self.command(), cwd=self.app, env=self.environment(), stdout=log, stderr=log, start_new_session=True
             )
@@ -143,13 +143,13 @@ class LabelServer:
         return info
 
     def wait(self) -> None:
-        """Wait for its end; `BundleError` where nobody asked for that."""
+        """Wait until the server ends by itself, and raise a `BundleError` then."""
         assert self.process is not None
         status = self.process.wait()
         raise BundleError(f"The server ended by itself with status {status}: {self.log} says why.{self._last_lines()}")
 
     def stop(self) -> None:
-        """End it, and a training that it runs."""
+        """Stop the server, and a training that it runs."""
         if self.process is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -159,7 +159,7 @@ class LabelServer:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        self._signal(signal.SIGKILL)  # what is left of a training
+        self._signal(signal.SIGKILL)  # for remaining processes of a training
 
     def _signal(self, number: signal.Signals) -> None:
         assert self.process is not None

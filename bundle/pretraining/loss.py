@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's own training loss over rounds of prompts."""
+"""SAM's own training loss, over rounds of prompts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from torch import nn
 
 from bundle.pretraining.prompt_rounds import PromptRound, PromptRounds
 
-# SAM weighs focal loss 20 to 1 with Dice and with the error of the predicted IoU.
+# Weight of SAM's focal loss, relative to Dice and to the error of the predicted IoU.
 FOCAL_WEIGHT = 20.0
 
 
 class PromptRoundsLoss(nn.Module):
     """SAM's loss: 20 focal + Dice of the masks, and the squared error of the predicted IoU, averaged over the rounds.
 
-    The single mask counts in each round. Where one point is all that was given, the best of the three masks counts as
-    well, and of all three the predicted IoU. Rows without an object, as a crop may leave them, do not count.
+    The single mask counts in each round. Where one point is the only prompt, the best of the three masks counts as
+    well, and the predicted IoU of all three. Rows without an object, as after some crops, do not count.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class PromptRoundsLoss(nn.Module):
         self.focal = FocalLoss(gamma=2.0, reduction="none")
 
     def forward(self, rounds: PromptRounds, label: Any = None) -> torch.Tensor:
-        """`PromptRounds` -> scalar; the conversation carries its own target, so the label of the engine is not used."""
+        """`PromptRounds` -> scalar; the rounds have their own target, so the label of the engine is not used."""
         losses = [self._round(round_output, rounds.target) for round_output in rounds.rounds]
         return torch.stack(losses).mean()
 
@@ -55,8 +55,8 @@ class PromptRoundsLoss(nn.Module):
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the IoU (N, M) of masks, logits (N, M, h, w), with a target (N, 1, h, w), both cut at one half."""
-    shown, wanted = logits > 0, target > 0.5
-    both = (shown & wanted).flatten(2).sum(dim=2)
-    either = (shown | wanted).flatten(2).sum(dim=2)
+    """Return the IoU (N, M) of masks, logits (N, M, h, w), with a target (N, 1, h, w) above one half."""
+    predicted, foreground = logits > 0, target > 0.5
+    both = (predicted & foreground).flatten(2).sum(dim=2)
+    either = (predicted | foreground).flatten(2).sum(dim=2)
     return both / either.clamp(min=1)

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a promptable SAM is worth on scenes it never saw: a table by kind and size of the objects, and pictures."""
+"""Evaluation of a promptable SAM on test scenes: a table by kind and size of the objects, and pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from bundle.sam_sp.simulated_user import boxes_of_masks, innermost_points
 PROMPTS = ("box", "point_single", "point")
 # Limits between small, medium and large objects, as a fraction of the scene.
 SIZES = (("under 1 %", 0.0, 0.01), ("1 to 5 %", 0.01, 0.05), ("over 5 %", 0.05, 1.0))
-# An object fills its convex hull by this share at least, or it is what others leave of it: a crescent, a ring.
+# Compact objects fill at least this share of their convex hull; others are crescents, rings or partly hidden.
 COMPACT = 0.75
 POINT_COLOR, POINT_RADIUS = (255, 238, 70), 3
 
@@ -44,19 +44,19 @@ class Row(NamedTuple):
     """One object of the evaluation."""
 
     kind: str
-    area: float  # a fraction of the scene
+    area: float  # as a fraction of the scene
     hull_share: float
     iou: np.ndarray  # (3,), see `PROMPTS`
 
 
 class PromptEvaluationReport:
-    """Collect the IoU of every object in an evaluation of `PromptedSam`, then write and print their means.
+    """Collect the IoU of every object in an evaluation of `PromptedSam`, then write and print the means.
 
-    Writes ``prompt_evaluation.json``, the means over objects and their numbers, and ``prompt_evaluation.png``:
-    of scenes at even distances one object each, with its label and the masks after its box and its innermost point.
+    Writes ``prompt_evaluation.json``, with means over objects and their numbers, and ``prompt_evaluation.png``, with
+    one object of each of some evenly spaced scenes, its label, and the masks for its box and its innermost point.
 
     Args:
-        output_dir: where the two files go.
+        output_dir: folder of the two files.
         datalist: the scenes, in the order of the evaluation.
         pictures: how many scenes to draw; 0 draws none.
     """
@@ -82,8 +82,8 @@ class PromptEvaluationReport:
     def _collect(self, engine: SupervisedEvaluator) -> None:
         place = engine.state.iteration - 1
         evaluation: PromptEvaluation = engine.state.output["pred"]
-        shown = evaluation.logits > 0
-        iou = compute_iou(shown, evaluation.target > 0).cpu().numpy()  # (P, 3)
+        predicted = evaluation.logits > 0
+        iou = compute_iou(predicted, evaluation.target > 0).cpu().numpy()  # (P, 3)
         area = evaluation.target[:, 0].float().mean(dim=(1, 2)).cpu().numpy()
         shares = [hull_share(mask) for mask in (evaluation.target[:, 0] > 0).cpu().numpy()]
         rows = zip(area.tolist(), shares, iou, strict=True)
@@ -94,7 +94,7 @@ class PromptEvaluationReport:
             self.titles.append(self.kinds[place])
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Write and print."""
+        """Write the files and print the table."""
         table = {"all": _means(self.rows)}
         table |= {kind: _means([row for row in self.rows if row.kind == kind]) for kind in sorted(set(self.kinds))}
         table |= {name: _means([row for row in self.rows if low <= row.area < high]) for name, low, high in SIZES}
@@ -127,15 +127,15 @@ class PromptEvaluationReport:
 
 
 def hull_share(mask: np.ndarray) -> float:
-    """Return the area of a mask (H, W), not empty, as a fraction of that of its convex hull."""
+    """Return the area of a mask (H, W), not empty, as a fraction of the area of its convex hull."""
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     corners = [(x, row + end) for x, row in zip((*first, *last), (*rows, *rows), strict=True) for end in (0, 1)]
-    return float(mask.sum() / ConvexHull(corners).volume)  # of a plane figure the volume is its area
+    return float(mask.sum() / ConvexHull(corners).volume)  # scipy's volume of a plane figure is its area
 
 
 def _means(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the number of objects and mean IoU after each prompt."""
+    """Return the number of objects and the mean IoU for each prompt."""
     if not rows:
         return {"objects": 0}
     means = np.mean([row.iou for row in rows], axis=0)
@@ -143,7 +143,7 @@ def _means(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _draw(image: torch.Tensor, evaluation: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
-    """Return one object of a scene (3, S, S): the scene, its label, the mask after its box, the mask after its point."""
+    """Draw one object of a scene (3, S, S): the scene, the label, the mask for the box, the mask for the point."""
     picture = to_picture(image)
     target = evaluation.target[index : index + 1, :1].float()
     x, y = (int(value) for value in innermost_points(target)[0])

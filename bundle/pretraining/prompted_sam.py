@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pre-training of a promptable SAM: a simulated person asks for objects, points at mistakes, and gets masks."""
+"""Pre-training of a promptable SAM with a simulated user, who prompts for objects and corrects the masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bundle.pretraining.prompt_rounds import PromptEvaluation, PromptRound, Prom
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.simulated_user import boxes_of_masks, corrective_points, innermost_points, noisy_boxes, random_points
 
-# On a blank embedding a point asks for the disk around it with this radius, a fraction of the image's side.
+# With a blank embedding the target of a point is the disk around it with this radius, a fraction of the image's side.
 DISK_RADIUS = 0.1
 
 
@@ -34,22 +34,21 @@ TASKS = ("objects", "geometry")
 
 
 class PromptedSam(nn.Module):
-    """SAM and a simulated person, as in SAM's own training (Segment Anything, section 3 and appendix A).
+    """SAM with a simulated user, as in SAM's own training (Segment Anything, section 3 and appendix A).
 
-    Some objects are asked for by a box with some noise, the others by one random point in them. In each further round a
-    point is added where mask and object differ, and the mask so far goes back in as a prompt. The embedding of an image
-    is computed once for all its prompts. There is no null prompt and no self-prompt here: that is what SAM-SP
-    adds later.
+    Some objects are prompted by a noisy box, the others by one random point in them. Each further round adds a point
+    where mask and object differ, and takes the last mask as a prompt. The embedding of an image is computed once for
+    all its prompts. There is no null prompt and no self-prompt here: SAM-SP adds them later.
 
     Args:
-        network: a `SamSP`; all its parameters are trained here, also those that SAM-SP leaves alone.
-        rounds: of prompts, the first included.
-        task: "objects" asks for the objects of the scene. "geometry" teaches the decoder alone what prompts mean: the
-            embedding is blank, a box asks for the filled box and a point for the disk around it. Trained on objects
-            from the start, a decoder learns to ignore its prompts.
-        box_share: fraction of an image's objects that are asked for by a box; SAM has one half.
-        bfloat16: compute products in half the bits, about 1.4 times as fast on a CPU that has instructions for it;
-            weights, logits and loss stay float32.
+        network: a `SamSP`; all its parameters are trained here, also those that SAM-SP does not train.
+        rounds: number of rounds of prompts, including the first.
+        task: "objects" has the objects of the scene as targets. "geometry" teaches only the decoder, and only what
+            prompts mean: the embedding is blank, the target of a box is the filled box, that of a point the disk around
+            it. Trained on objects from the start, a decoder learns to ignore its prompts.
+        box_share: fraction of an image's objects that are prompted by a box; SAM has one half.
+        bfloat16: compute products in bfloat16, about 1.4 times as fast on a CPU with instructions for it; weights,
+            logits and loss stay in float32.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class PromptedSam(nn.Module):
             network.image_encoder.requires_grad_(False)
 
     def forward(self, image: torch.Tensor, masks: torch.Tensor) -> PromptRounds | PromptEvaluation:
-        """Talk about P objects of each image in training; answer a perfect prompt about each in evaluation.
+        """Run rounds of prompts for P objects of each image in training, and perfect prompts for each in evaluation.
 
         Args:
             image: (B, 3, S, S), SAM-normalized and padded; one image in evaluation.
@@ -89,7 +88,7 @@ class PromptedSam(nn.Module):
             return self.run_rounds(image, masks) if self.training else self.evaluate_prompts(image, masks)
 
     def run_rounds(self, image: torch.Tensor, masks: torch.Tensor) -> PromptRounds:
-        """Return all rounds about every object, see `forward`."""
+        """Run all rounds of prompts for every object, see `forward`."""
         stride = self.network.stride
         embedding = self._embed(image).repeat_interleave(masks.shape[1], dim=0)
         by_box = mark_share(masks.shape[1], self.box_share).repeat(len(masks)).to(masks.device)
@@ -102,18 +101,18 @@ class PromptedSam(nn.Module):
             target = self._shapes(by_box, boxes_xyxy, points_xy[0], stride)
 
         rounds: list[PromptRound] = []
-        shown: torch.Tensor | None = None
+        mask: torch.Tensor | None = None
         for index in range(self.rounds):
-            logits, iou = self._decode(embedding, self._sparse(by_box, boxes_xyxy, points_xy, labels), shown)
+            logits, iou = self._decode(embedding, self._sparse(by_box, boxes_xyxy, points_xy, labels), mask)
             rounds.append(PromptRound(logits, iou, ~by_box & (index == 0)))
-            shown = best_guess(rounds[-1]).detach()
-            xy, label = corrective_points(shown, target, stride)
+            mask = best_guess(rounds[-1]).detach()
+            xy, label = corrective_points(mask, target, stride)
             points_xy.append(xy)
             labels.append(label)
         return PromptRounds(rounds, target)
 
     def evaluate_prompts(self, image: torch.Tensor, masks: torch.Tensor) -> PromptEvaluation:
-        """Return a perfect prompt about every object, its exact box and its innermost point; see `forward`."""
+        """Decode perfect prompts for every object, its exact box and its innermost point, see `forward`."""
         embedding = self._embed(image).expand(masks.shape[1], -1, -1, -1)
         masks = masks[0][:, None].float()
         boxes_xyxy = boxes_of_masks(masks)
@@ -132,14 +131,14 @@ class PromptedSam(nn.Module):
         return PromptEvaluation(self.network.upsample(logits), masks.expand(-1, 3, -1, -1))
 
     def _decode(
-        self, embedding: torch.Tensor, sparse: torch.Tensor, shown: torch.Tensor | None
+        self, embedding: torch.Tensor, sparse: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all four masks (N, 4, h, w) and their predicted IoU (N, 4); ``shown`` is the mask so far (N, 1, h, w)."""
+        """Return all four masks (N, 4, h, w) and their predicted IoU (N, 4); ``mask`` (N, 1, h, w) is a prompt."""
         prompt_encoder = self.network.prompt_encoder
-        if shown is None:
+        if mask is None:
             dense = prompt_encoder.no_mask_embed.weight[:, :, None, None].expand_as(embedding)
         else:
-            dense = prompt_encoder.mask_downscaling(shown)
+            dense = prompt_encoder.mask_downscaling(mask)
         logits, iou = self.network.mask_decoder(embedding, prompt_encoder.get_dense_pe(), sparse, dense, masks=4)
         return logits.float(), iou.float()
 
@@ -152,7 +151,7 @@ class PromptedSam(nn.Module):
     def _sparse(
         self, by_box: torch.Tensor, boxes_xyxy: torch.Tensor, points_xy: list[torch.Tensor], labels: list[torch.Tensor]
     ) -> torch.Tensor:
-        """Prompt tokens (N, T, C). A row ``by_box`` has its box and all points but the first, another its points."""
+        """Return prompt tokens (N, T, C): box and points without the first for rows ``by_box``, else all points."""
         encoder = self.network.prompt_encoder
         xy, label = torch.stack(points_xy, dim=1), torch.stack(labels, dim=1)
         tokens = torch.empty(len(xy), xy.shape[1] + 1, encoder.embed_dim, device=xy.device)
@@ -171,7 +170,7 @@ class PromptedSam(nn.Module):
     def _shapes(
         self, by_box: torch.Tensor, boxes_xyxy: torch.Tensor, points_xy: torch.Tensor, stride: int
     ) -> torch.Tensor:
-        """What a blank image can be asked for, (N, 1, S / stride, S / stride): a filled box, or a disk."""
+        """Return the targets of prompts without an image, (N, 1, S / stride, S / stride): filled boxes or disks."""
         size = self.network.image_size
         center = (torch.arange(size // stride, device=points_xy.device) + 0.5) * stride
         x, y = center[None, None, :], center[None, :, None]
@@ -185,13 +184,13 @@ class PromptedSam(nn.Module):
 def prepare_scene(
     batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
-    """Return a batch for MONAI's engines: the person has to know the objects, so the network gets them as well."""
+    """Return a batch for MONAI's engines; the network gets the masks as well, which the simulated user needs."""
     image, masks = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "masks"))
     return image, masks, (masks,), {}
 
 
 def prompt_channels(*channels: int) -> Callable[[Mapping[str, PromptEvaluation]], tuple[torch.Tensor, torch.Tensor]]:
-    """Pick channels of a `PromptEvaluation`, cut at 0, and their target, for ``IgniteMetricHandler``."""
+    """Return a function that picks channels of a `PromptEvaluation`, as masks, and their targets, for metrics."""
 
     def pick(output: Mapping[str, PromptEvaluation]) -> tuple[torch.Tensor, torch.Tensor]:
         evaluation = output["pred"]
@@ -206,6 +205,6 @@ def prompt_iou_handler(*channels: int) -> IgniteMetricHandler:
 
 
 def mark_share(count: int, share: float) -> torch.Tensor:
-    """Mark a share of ``count`` rows, evenly spread and the first among them: bool, (count,)."""
+    """Mark a share of ``count`` rows, evenly spread and including the first: bool, (count,)."""
     marked = torch.ceil(torch.arange(count + 1, dtype=torch.float64) * share)
     return marked[1:] > marked[:-1]

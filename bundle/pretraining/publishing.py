@@ -28,17 +28,17 @@ from bundle.training.checkpoints import BEST
 
 
 class BasePublisher:
-    """At the end of a pre-training write the weights of the SAM and what it is, and say what to do next.
+    """Write the weights of the SAM and their description at the end of a pre-training, and print the next command.
 
-    The best network goes to ``output_dir/sam_NAME.pt`` and ``.json``; with ``publish`` also to ``models/base``, where
-    every training with this ``sam`` starts from.
+    The best network is written to ``output_dir/sam_NAME.pt`` and ``.json``; with ``publish`` also to ``models/base``,
+    from where every training with this ``sam`` starts.
 
     Args:
-        bundle_root: see above.
-        output_dir: see above.
-        network: what is trained.
-        evaluator: engine that validated it.
-        recipe: the knobs that the description records.
+        bundle_root: folder of the bundle.
+        output_dir: folder of the run.
+        network: the network that is trained.
+        evaluator: engine that validates it.
+        recipe: the settings that the description records.
         publish: whether to publish.
     """
 
@@ -63,7 +63,7 @@ class BasePublisher:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        """Write, publish, report."""
+        """Write, publish and report."""
         state = self.evaluator.state
         self.network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
         network: SamSP = self.network.network

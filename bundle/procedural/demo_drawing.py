@@ -27,7 +27,7 @@ MUCOSA_COLORS = np.array(
 )
 
 
-# What a polyp does to the mucosa color: redder, paler, yellower, browner.
+# Factors of a polyp on the mucosa color: redder, paler, yellower, browner.
 POLYP_TINTS = np.array([[1.10, 0.68, 0.70], [1.12, 1.32, 1.30], [1.12, 1.15, 0.85], [0.86, 0.78, 0.82]], np.float32)
 
 

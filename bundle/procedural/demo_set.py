@@ -53,7 +53,7 @@ def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) ->
 
 
 def ensure_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) -> Path:
-    """Return the procedural demo set at `folder`, made now unless the very same set is there already.
+    """Return the procedural demo set at `folder`, and make it unless the same set exists already.
 
     A demo set that is incomplete or has another version, seed or count is replaced. Raises `BundleError`, and changes
     nothing, where `folder` is anything but a demo set: it has no marker, or holds files that are not the demo set's.
@@ -76,7 +76,7 @@ def ensure_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) 
 
 
 def dataset_or_demo(dataset_dir: str | None, demo: str | os.PathLike[str]) -> str | Path:
-    """Return the dataset that a user named, or the demo set, drawn into ``demo`` by one process a machine."""
+    """Return the dataset that a user named, or the demo set, which one process per machine draws into ``demo``."""
     return run_first_on_node(ensure_demo, demo) if dataset_dir is None else dataset_dir
 
 

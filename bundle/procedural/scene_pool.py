@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A pool of procedural scenes on disk, drawn once by all processors, and the transforms that read it."""
+"""A pool of procedural scenes on disk, drawn once on all processors, and the transforms that read it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def training_scenes(folder: str | os.PathLike[str], count: int, seed: int) -> Pa
     """Return the pool to train on, see `ensure_scenes`.
 
     Raises:
-        BundleError: the seed is that of the validation or of the test.
+        BundleError: the seed is that of the validation or the test scenes.
     """
     if seed in (VALIDATION_SEED, TEST_SEED):
         raise BundleError(f"scenes_seed is {seed}, but the scenes of that seed are for validation or for the test.")
@@ -48,7 +48,7 @@ def training_scenes(folder: str | os.PathLike[str], count: int, seed: int) -> Pa
 
 
 def ensure_scenes(folder: str | os.PathLike[str], count: int, seed: int, size: int = 256) -> Path:
-    """Return the pool of ``count`` scenes of a seed below ``folder``, drawn now unless it is there already.
+    """Return the pool of ``count`` scenes of a seed below ``folder``, and draw it unless it exists already.
 
     A pool is ``images.npy`` (count, 3, size, size) and ``labels.npy`` (count, 2, size, size), uint8, read by memory
     map: five bytes a pixel, 2.6 GB for 8000 scenes of 256 pixels. It gets its name only when it is complete.
@@ -95,7 +95,7 @@ def _draw(seed: int, size: int, index: int) -> Scene:
 
 
 def scene_records(pool: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return a datalist of a pool: where each scene is, and its kind."""
+    """Return the datalist of a pool: the index of each scene, and its kind."""
     kinds = json.loads((Path(pool) / MARKER).read_text(encoding="utf-8"))["kinds"]
     return [{"pool": str(pool), "index": index, "kind": kind} for index, kind in enumerate(kinds)]
 
@@ -122,8 +122,8 @@ class SampleMasksd(RandomizableTransform, MapTransform):
     """Turn ``labels`` (2, H, W), objects and their parts by number, into ``masks``: uint8, one plane for each of them.
 
     Args:
-        count: how many to draw, with repetition, in proportion to the root of their area: there are many small ones.
-            None takes each one once, in order.
+        count: number of masks to draw, with repetition and with probabilities in proportion to the root of their area,
+            because there are many small ones. None takes each mask once, in order.
     """
 
     def __init__(self, count: int | None) -> None:
@@ -132,18 +132,18 @@ class SampleMasksd(RandomizableTransform, MapTransform):
         self.count = count
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Without an object left, for example in a small crop, the masks are empty."""
+        """Replace the labels by masks, which are empty where no object is left, for example in a small crop."""
         d = dict(data)
         labels = np.asarray(d.pop("labels"))
         sizes = {
             (level, number): int(n) for level in range(2) for number, n in enumerate(np.bincount(labels[level].ravel()))
         }
         limit = labels[0].size
-        found = [key for key, n in sizes.items() if key[1] > 0 and SMALLEST * limit <= n <= LARGEST * limit]
-        if self.count is not None and found:
-            weight = np.sqrt([sizes[key] for key in found])
-            found = [found[i] for i in self.R.choice(len(found), self.count, p=weight / weight.sum())]
-        planes = [labels[level] == number for level, number in found]
+        keys = [key for key, n in sizes.items() if key[1] > 0 and SMALLEST * limit <= n <= LARGEST * limit]
+        if self.count is not None and keys:
+            weight = np.sqrt([sizes[key] for key in keys])
+            keys = [keys[i] for i in self.R.choice(len(keys), self.count, p=weight / weight.sum())]
+        planes = [labels[level] == number for level, number in keys]
         empty = np.zeros((0 if self.count is None else self.count, *labels.shape[1:]), bool)
         d["masks"] = torch.from_numpy((np.stack(planes) if planes else empty).astype(np.uint8))
         return d

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How a batch reaches the network in training."""
+"""The preparation of training batches."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ from bundle.inference.inferers import prepare_labeled
 
 
 def choose_prepare_batch(correction_weight: float) -> Callable:
-    """Return the ``prepare_batch`` of a trainer: with a simulated user the network sees the label, else it does not."""
+    """Return the ``prepare_batch`` of a trainer: the network gets the label only if a simulated user needs it."""
     return prepare_labeled if correction_weight > 0 else default_prepare_batch

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training in bfloat16 on a CPU, where that is faster."""
+"""Training in bfloat16 on CPUs where that is faster."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from bundle.core.settings import parse_boolean
 
 
 def use_cpu_amp(amp: bool | str, device: torch.device) -> bool:
-    """Return whether training takes bfloat16 on a CPU: asked for, and the CPU is faster in it."""
+    """Return whether to train in bfloat16 on a CPU: it is asked for, and the CPU is faster in it."""
     return parse_boolean(amp, "amp") and device.type == "cpu" and is_faster_in_bfloat16()
 
 
 @cache
 def is_faster_in_bfloat16(repeats: int = 15) -> bool:
-    """Return whether this CPU has instructions for bfloat16, and a product of an encoder's shape takes less time with them.
+    """Return whether this CPU has bfloat16 instructions and computes a product of the encoder faster with them.
 
-    Having them says little: an EPYC takes half the time of float32, a Xeon whose AMX a virtual machine hides twice the
-    time. The best of some tries, in turns, is not a matter of what else the machine does.
+    The instructions alone do not decide: an EPYC takes half the time of float32, a Xeon whose AMX a virtual machine
+    hides twice the time. The best of several alternating runs does not depend on the other load of the machine.
     """
     if not torch.cpu._is_avx512_bf16_supported():
         return False
@@ -49,9 +49,9 @@ def is_faster_in_bfloat16(repeats: int = 15) -> bool:
 
 
 class CpuAutocastInferer(SimpleInferer):
-    """Run a network on the CPU with its products in bfloat16: MONAI's engines use autocast on CUDA alone.
+    """Run a network on the CPU with products in bfloat16: MONAI's engines use autocast on CUDA only.
 
-    Weights stay float32, and so does the loss, which takes logits back to it. Nothing overflows in bfloat16, so
+    Weights stay in float32, and so does the loss, which converts logits to float32. Nothing overflows in bfloat16, so
     gradients are not scaled.
 
     Args:
@@ -63,6 +63,6 @@ class CpuAutocastInferer(SimpleInferer):
         self.enabled = enabled
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the network returns."""
+        """Run the network and return its output."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
             return super().__call__(inputs, network, *args, **kwargs)

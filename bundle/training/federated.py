@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Federated learning through MONAI's ``MonaiAlgo``: what sites exchange, and how it is averaged."""
+"""Federated learning through MONAI's ``MonaiAlgo``: the weights that sites exchange, and their average."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def is_exchanged(name: str) -> bool:
-    """Return whether a weight goes from site to site: adapters, and of prompt encoder and mask decoder what is trained."""
+    """Return whether sites exchange a weight: adapters, and the trained parts of prompt encoder and mask decoder."""
     return ".lora_" in name or name.startswith((*TRAINED_PARTS, *TRAINED_WITH_BOX))
 
 
-# The opposite as a regular expression, for NVFlare's server.
+# The names of all other weights as a regular expression, for NVFlare's server.
 NOT_EXCHANGED = (
     r"^(?!.*\.lora_)(?!" + "|".join(name.replace(".", r"\.") for name in (*TRAINED_PARTS, *TRAINED_WITH_BOX)) + ").*$"
 )
 
 
 def require_exchanged(network: nn.Module) -> None:
-    """Raise a `BundleError` where a parameter is to be trained that sites do not exchange."""
+    """Raise a `BundleError` if a parameter is trained that sites do not exchange."""
     for name, parameter in network.named_parameters():
         if parameter.requires_grad and not is_exchanged(name):
             raise BundleError(
@@ -50,10 +50,10 @@ def require_exchanged(network: nn.Module) -> None:
 
 
 class ExchangedPart(Filter):
-    """Take what sites do not exchange out of the differences that ``MonaiAlgo`` sends, as one of its filters.
+    """Remove weights that sites do not exchange from the differences that ``MonaiAlgo`` sends, as one of its filters.
 
-    That nothing else is trained is `require_exchanged`'s to see, before a training: of weights that a site does not
-    receive ``MonaiAlgo`` keeps no copy, so that their differences are always zero.
+    `require_exchanged` checks before a training that no other weight is trained. This filter could not: ``MonaiAlgo``
+    keeps no copy of weights that a site does not receive, so that their differences are always zero.
 
     Raises:
         BundleError: whole weights are sent.
@@ -62,25 +62,25 @@ class ExchangedPart(Filter):
     def __call__(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """Filter ``data.weights``."""
         if data.weight_type != WeightType.WEIGHT_DIFF:
-            raise BundleError("send_weight_diff is false; expected true: sites exchange what changed.")
+            raise BundleError("send_weight_diff is false; expected true: sites exchange differences.")
         data.weights = {name: diff for name, diff in (data.weights or {}).items() if is_exchanged(name)}
         return data
 
 
 def exchanged_weights(network: SamSP) -> dict[str, torch.Tensor]:
-    """Return a copy of what sites exchange, on the CPU."""
+    """Return a copy of the weights that sites exchange, on the CPU."""
     return {key: value.detach().cpu().clone() for key, value in network.state_dict().items() if is_exchanged(key)}
 
 
 def exchanged_bytes(network: SamSP) -> int:
-    """Return the bytes that a site receives in a round, and sends: four for each number."""
+    """Return the bytes that a site receives in a round, and as many it sends: four per number."""
     return 4 * sum(value.numel() for key, value in network.state_dict().items() if is_exchanged(key))
 
 
 def federated_average(
     weights: Weights, differences: Sequence[Weights], steps: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """Return FedAvg (McMahan et al., 2017): weights + the mean of the sites' differences, weighted by their steps."""
+    """Return the FedAvg (McMahan et al., 2017): weights + the mean difference of the sites, weighted by their steps."""
     total = sum(steps)
     return {
         name: value + sum(d[name] * (count / total) for d, count in zip(differences, steps, strict=True))

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The curve of a training as a JSON file."""
+"""The history of a training as a JSON file: loss and metrics of each validation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HISTORY = "history.json"
 
 
 class History:
-    """Keep the curve of a training: ``history.json`` has a row for each validation, also over a resume.
+    """Write the history of a training: ``history.json`` has a row for each validation, also after a resume.
 
-    A row holds the epoch, the minutes of training so far (validations included), the training loss and the metrics of
-    the evaluator. In the list of handlers it comes after ``CheckpointKeeper``.
+    A row holds the epoch, the minutes of training so far (with validations), the training loss and the metrics of the
+    evaluator. In the list of handlers it comes after ``CheckpointKeeper``.
 
     Args:
-        output_dir: where the file goes.
+        output_dir: folder of the file.
         evaluator: engine that validates.
     """
 
@@ -53,7 +53,7 @@ class History:
         self.started = time.monotonic() - 60 * (self.rows[-1]["minutes"] if self.rows else 0.0)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        """Add a row where this epoch was validated."""
+        """Add a row if this epoch was validated."""
         epoch = engine.state.epoch
         if self.evaluator.state.epoch != epoch:
             return

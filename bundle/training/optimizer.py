@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The optimizer and its parameters."""
+"""The optimizers and their parameter groups."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return trainable parameters alone, in two groups: weight decay on matrices and kernels, none on biases and norms."""
+    """Return trainable parameters in two groups: matrices and kernels with weight decay, biases and norms without."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
@@ -30,15 +30,16 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class ClippedAdamW(AdamW):
-    """AdamW in one fused kernel that first scales all gradients down to a common norm of at most ``max_norm``.
+    """Fused AdamW that first clips all gradients to a common norm of at most ``max_norm``.
 
-    Without it Dice on a network without pre-training diverges into "everything is foreground". It happens inside the
-    step, so accumulated gradients are clipped once, and those of automatic mixed precision after they are unscaled.
+    Without clipping, a network without pre-training diverges under a Dice loss and marks everything as foreground.
+    Clipping is part of the step, so accumulated gradients are clipped once, and those of automatic mixed precision
+    after they are unscaled.
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, max_norm: float = 1.0) -> None:
         super().__init__(params, lr=lr, fused=True)
-        # A fused step takes scaled gradients and divides them itself, after they were clipped: leave it to the scaler.
+        # A fused step would unscale gradients itself, after they were clipped: leave that to the scaler.
         self._step_supports_amp_scaling = False
         self.max_norm = max_norm
         self.register_step_pre_hook(self._clip)
@@ -50,15 +51,15 @@ class ClippedAdamW(AdamW):
 class ClippedMuon(Optimizer):
     """Muon for the matrices of linear layers and AdamW for the rest, after clipping as in `ClippedAdamW`.
 
-    Muon (Jordan et al., 2024) steps along the orthogonalized momentum, here scaled as AdamW's steps are (Liu et al.,
-    Muon is Scalable for LLM Training, 2025, eq. 4). A SAM that learns from nothing needs a third fewer steps with it.
+    Muon (Jordan et al., 2024) steps along the orthogonalized momentum, here scaled like AdamW's steps (Liu et al., Muon
+    is Scalable for LLM Training, 2025, eq. 4). A SAM trained from random weights needs a third fewer steps with it.
 
     Args:
-        network: whose trainable parameters to optimize.
-        lr: rate of AdamW.
-        matrix_lr: rate of Muon.
-        weight_decay: on matrices and kernels, none on biases and norms.
-        max_norm: common norm of all gradients.
+        network: the network whose trainable parameters are optimized.
+        lr: learning rate of AdamW.
+        matrix_lr: learning rate of Muon.
+        weight_decay: weight decay of matrices and kernels; biases and norms have none.
+        max_norm: largest common norm of all gradients.
     """
 
     def __init__(
@@ -77,17 +78,17 @@ class ClippedMuon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip, then let both step."""
+        """Clip the gradients, then step both optimizers."""
         clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
         self._muon.step()
         self._adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both optimizers."""
+        """Return the states of both optimizers."""
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of both optimizers; loading replaces their groups, so the common list is made anew."""
+        """Load the states of both optimizers, and rebuild the common list of their groups, which loading replaces."""
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self._muon.param_groups + self._adamw.param_groups

@@ -35,24 +35,24 @@ from bundle.training.checkpoints import BEST
 
 
 class Publisher:
-    """At the end of a training write the weights file, publish it, and say what to do next.
+    """Write the weights file at the end of a training, publish it, and print the next command.
 
-    The best network, or the last one where there was no validation, goes merged to ``output_dir/model.pt`` with its
-    ``model.json``, and small artefacts of a training with adapters to ``output_dir/adapter`` (`adapters`).
+    The best network, or the last one without validation, is merged and written to ``output_dir/model.pt`` with its
+    ``model.json``. A training with adapters also writes ``output_dir/adapter``, see `bundle.checkpoints.adapters`.
     Unless the data are procedural or ``publish`` is false, the pair then replaces the one in ``models``. After an
-    exception none of this happens.
+    exception nothing is written.
 
     Args:
-        bundle_root: its ``models`` is where one publishes.
+        bundle_root: folder of the bundle, with ``models``.
         output_dir: see above.
-        network: what is trained.
-        evaluator: engine that validated it.
-        datalists: the records trained on and validated on, "train" and "validation".
+        network: the network that is trained.
+        evaluator: engine that validates it.
+        datalists: the records for training and validation, "train" and "validation".
         publish: whether to publish.
-        command: knobs to repeat in the next command, "dataset_dir" and "split".
+        command: settings to repeat in the next command, such as "dataset_dir" and "split".
         labels: names of the classes, from "1".
-        volume: how volumes become images, see `bundle.checkpoints.volume_settings.volume_settings`; None for images.
-        weights: what the training starts from; ``model.json`` then says what that was trained on.
+        volume: settings for volumes, see `bundle.checkpoints.volume_settings.volume_settings`; None for images.
+        weights: weights that the training starts from; ``model.json`` then records their trainings.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Publisher:
         self.command = dict(command or {})
         self.labels = dict(labels or {"1": "foreground"})
         self.volume = volume
-        self.started_from = read_lineage(weights)  # now: publishing may replace that file
+        self.started_from = read_lineage(weights)  # read now: publishing may replace that file
         metadata = self.bundle_root / "configs" / "metadata.json"
         self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
 
@@ -86,7 +86,7 @@ class Publisher:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        """Write, publish, report."""
+        """Write, publish and report."""
         network: SamSP = unwrap(self.network)
         validated = self.evaluator.state.best_metric_epoch > 0
         if validated and not math.isfinite(self.evaluator.state.best_metric):
@@ -134,11 +134,11 @@ class Publisher:
             count = len(self.datalists["validation"])
             lines = [f"Best Dice of y1 on {count} {kind}: {state.best_metric:.4f} (epoch {state.best_metric_epoch})"]
         else:
-            lines = [f"There were no validation {unit}: this is the last network, and nobody measured it."]
+            lines = [f"There were no validation {unit}: this is the last network, and it was not validated."]
         lines += ["Wrote", *(f"  {path}" for path in written)]
         if procedural:
-            lines.append("The data were procedural, so models/ stays as it is.")
-        if procedural or self.command.get("dataset_dir"):  # a MONAI Label server gives records alone
+            lines.append("The data were procedural, so models/ is unchanged.")
+        if procedural or self.command.get("dataset_dir"):  # a MONAI Label server passes records without a folder
             volume = [] if self.volume is None else ["configs/volume.json"]
             configs = ["configs/train.json", "configs/evaluate.json", *volume]
             command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The schedule of the learning rate and of the distillation weight."""
+"""The schedules of the learning rate and of the distillation weight."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from bundle.sam_sp.losses import SamSPLoss
 
 
 def steps_of(fraction: float, total_steps: int, name: str) -> int:
-    """Return the number of steps a fraction of the training is; `BundleError` unless it lies between 0 and 1."""
+    """Return the number of steps in a fraction of the training; `BundleError` unless it is between 0 and 1."""
     if not 0 <= fraction <= 1:
         raise BundleError(f"{name} is {fraction}, expected a fraction of the training between 0 and 1.")
     return math.ceil(fraction * total_steps)
 
 
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> LambdaLR:
-    """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine down to zero.
+    """Return a schedule with linear warm-up over the fraction ``warmup`` of all steps, then half a cosine to zero.
 
-    MONAI's ``WarmupCosineSchedule`` gives other rates: it starts at 0, so that its first step changes nothing, and
-    takes a number of steps for the warm-up.
+    MONAI's ``WarmupCosineSchedule`` gives other rates: it starts at 0, so that the first step changes nothing, and its
+    warm-up is a number of steps.
 
-    The state holds the step alone, so a resumed run follows the schedule of its own number of epochs.
+    The state holds only the step, so a resumed run follows the schedule of its own number of epochs.
     """
     warmup_steps = steps_of(warmup, total_steps, "warmup")
     if warmup == 1:
@@ -55,13 +55,13 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int) -> Lamb
 def distill_weight_ramp(
     loss: SamSPLoss, distill_weight: float, rampup: float, total_steps: int
 ) -> ParamSchedulerHandler:
-    """Return the handler that raises alpha linearly from 0 to its value, then keeps it.
+    """Return the handler that raises alpha linearly from 0 to its value and then keeps it.
 
     Args:
-        loss: whose ``distill_weight`` is set before each step.
+        loss: the loss whose ``distill_weight`` is set before each step.
         distill_weight: alpha.
         rampup: fraction of the training in which it rises; 0 for a constant alpha, as in the paper.
-        total_steps: of the training.
+        total_steps: number of steps of the training.
 
     Raises:
         BundleError: the fraction is not between 0 and 1.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What ``--tracking mlflow`` records of a run, besides the curves that MONAI's own handler records."""
+"""Tracking with ``--tracking mlflow``: settings, files and pictures, besides the curves of MONAI's own handler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bundle.evaluation.panel_saver import PanelSaver
 
 
 def run_name() -> str:
-    """Return the name of a run by the time it started: MONAI gives one name to all, and goes on with a run that broke off."""
+    """Return the time as the name of a run: MONAI names all runs alike, and continues one that was interrupted."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -34,14 +34,14 @@ class TrackedRun:
     """Have MONAI's ``MLFlowHandler`` record the settings, the files of the best model and pictures.
 
     Without ``--tracking`` there is no such handler, and this one does nothing. In the list of handlers it comes after
-    whatever writes the files. The settings are those of the config that MONAI writes beside the run.
+    the handlers that write the files. The settings are those of the config that MONAI writes beside the run.
 
     Args:
-        output_dir: of the run.
-        files: files or folders of ``output_dir`` to keep; those that do not exist when the run ends are left out.
-        resolved: values to record in place of expressions and of None.
-        all_settings: record every setting of the config, else ``resolved`` alone.
-        panels: draws pictures of each better validation of a training, as the network is then.
+        output_dir: folder of the run.
+        files: files or folders in ``output_dir`` to record; those that do not exist when the run ends are left out.
+        resolved: values to record instead of expressions and of None.
+        all_settings: record every setting of the config, or only ``resolved``.
+        panels: draws pictures after each better validation of a training.
         evaluator: engine that validates; see ``panels``.
     """
 
@@ -71,10 +71,10 @@ class TrackedRun:
         for handler in mlflow_handlers(engine):
             recorded = recorded_settings(handler.artifacts) if self.all_settings else {}
             handler.experiment_param = {**recorded, **self.resolved}
-            # MONAI's default takes the output of a trainer that decollates, and gives the loss of each step the name
-            # that the mean of an epoch has
+            # MONAI's default expects the output of a trainer that decollates, and names the loss of each step like the
+            # mean of an epoch
             handler.output_transform, handler.tag_name = loss_of_step, "step_loss"
-            if not handler.close_on_complete:  # that of an evaluator: nobody else ends its run
+            if not handler.close_on_complete:  # the handler of an evaluator, whose run is not closed otherwise
                 engine.add_event_handler(Events.COMPLETED, handler.close)
 
     def _draw(self, evaluator: Any, trainer: Engine) -> None:
@@ -102,7 +102,7 @@ def loss_of_step(output: Mapping[str, Any]) -> float:
 
 
 def mlflow_handlers(engine: Engine) -> Iterator[MLFlowHandler]:
-    """Those of MONAI's that are attached to an engine; ignite has no public list of handlers."""
+    """Yield the handlers of MONAI's class that are attached to an engine; ignite has no public list of handlers."""
     for handler, *_ in engine._event_handlers[Events.STARTED]:
         owner = getattr(handler, "__self__", None)
         if isinstance(owner, MLFlowHandler):

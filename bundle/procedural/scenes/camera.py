@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The light on a whole picture, and what a camera makes of it."""
+"""The light on a whole picture, and the effects of a camera: blur, exposure, noise and JPEG."""
 
 from __future__ import annotations
 

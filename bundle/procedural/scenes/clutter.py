@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What gets into a picture and is nothing to ask for: specks, lines, residue, highlights, bubbles and text."""
+"""Unlabeled clutter in a picture: specks, lines, residue, highlights, bubbles and text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_endoscopy_clutter(stage: Stage) -> None:
 
 
 def write_text(stage: Stage) -> None:
-    """Write a line or two of something like letters, all black or all white, in a corner of the picture."""
+    """Write a line or two of letter-like marks, all black or all white, in a corner of the picture."""
     rng = stage.rng
     dot = max(1, round(stage.unit * rng.choice([1, 2])))
     glyphs = rng.random((int(rng.integers(1, 3)), 6, int(rng.integers(3, 12)), 4)) < 0.5

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The family "endoscopy": a wall with folds and vessels, polyps on it, and what else gets in view."""
+"""The family "endoscopy": a wall with folds and vessels, polyps on it, instruments and clutter."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def paint_instrument(stage: Stage) -> None:
 
 
 def field_of_view(stage: Stage) -> Array:
-    """Return what the endoscope shows (S, S), 0 to 1: all, an octagon, a disk or a rounded frame."""
+    """Return the field of view of the endoscope (S, S), 0 to 1: all, an octagon, a disk or a rounded frame."""
     rng = stage.rng
     at = np.abs(np.linspace(-1, 1, stage.size, dtype=np.float32))
     x, y = at[None], at[:, None]

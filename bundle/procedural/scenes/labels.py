@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The labels that are fit to be asked for: neither small nor large, mostly in one piece, and seen in the picture."""
+"""The selection of labels: neither small nor large, mostly in one component, and visible in the picture."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from scipy import ndimage
 
 from bundle.procedural.scenes.stage import Array
 
-SMALLEST, LARGEST = 0.01, 0.6  # of the picture: what is smaller or larger is nothing to ask for
-WHOLE, CRUMB = 0.7, 0.1  # least share of the largest piece in its region; least size of another, relative to it
+SMALLEST, LARGEST = 0.01, 0.6  # limits of a region's area, as fractions of the picture
+WHOLE, CRUMB = 0.7, 0.1  # least share of the largest component in its region; least size of another, relative to it
 MOST = 255  # regions in a map of uint8
 REACH = 4  # pixels between the two colors that are compared across an outline
 
 
 def clean_labels(labels: NDArray[np.int16], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return label maps (2, S, S) of the regions that are fit to be asked for, numbered anew from 1."""
+    """Return label maps (2, S, S) of the regions that meet the criteria, renumbered from 1."""
     seen = ndimage.uniform_filter(image.astype(np.float32), (3, 3, 0))
     objects = clean_map(labels[0], seen)
     return np.stack([objects, clean_map(np.where(objects > 0, labels[1], 0), seen)])
 
 
 def clean_map(labels: NDArray[np.int16], seen: Array) -> NDArray[np.uint8]:
-    """Return one label map (S, S) without what is small, large, in pieces or lost in the picture (S, S, 3)."""
+    """Return one label map (S, S) without regions that are small, large, fragmented or invisible in the picture."""
     clean = np.zeros(labels.shape, np.uint8)
     number = 0
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -53,9 +53,9 @@ def clean_map(labels: NDArray[np.int16], seen: Array) -> NDArray[np.uint8]:
 
 
 def is_visible(region: NDArray[np.bool_], seen: Array) -> bool:
-    """Return whether a region (H, W) can be told from what lies around it in a picture (H, W, 3) of 0 to 255.
+    """Return whether a region (H, W) can be distinguished from its surroundings in a picture (H, W, 3) of 0 to 255.
 
-    It can by another mean color, or else by more change across its outline than there is around it, or by its grain.
+    It is distinguished by its mean color, or by a stronger change across its outline than elsewhere, or by its grain.
     """
     near, far = across_outline(region, seen)
     if len(near) < 8:

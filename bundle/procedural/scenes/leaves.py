@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The family "leaves": a heap of all kinds of things, or some on a ground, in natural light."""
+"""The family "leaves": a heap of objects of all kinds, or some on a ground, in natural light."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bundle.procedural.scenes.surfaces import hidden_look, natural_color, random
 
 
 def paint_leaves(stage: Stage) -> NDArray[np.uint8]:
-    """Paint 3 to 20 things, some with parts, and return the image (S, S, 3)."""
+    """Paint 3 to 20 objects, some with parts, and return the image (S, S, 3)."""
     rng = stage.rng
     vivid = rng.beta(1, 1.5)
     palette = [natural_color(rng, vivid) for _ in range(int(rng.integers(2, 7)))]
@@ -44,7 +44,7 @@ def paint_leaves(stage: Stage) -> NDArray[np.uint8]:
 
 
 def leaf_radii(stage: Stage) -> list[float]:
-    """Return the radii of the things of a scene in the order they are painted; dense scenes have more large ones."""
+    """Return the radii of a scene's objects in the order they are painted; dense scenes have more large ones."""
     rng = stage.rng
     dense = rng.random() < 0.4
     power = rng.uniform(0.1, 2.2)

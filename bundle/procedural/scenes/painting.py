@@ -45,8 +45,7 @@ def fill(stage: Stage, look: Look) -> None:
 def paint(stage: Stage, shape: Shape, look: Look, layer: str = "", inside: Array | None = None) -> Array:
     """Paint a shape and return its cover (S, S), 0 to 1.
 
-    `layer` says what it becomes: "object", "part" or, empty, nothing to ask for. `inside` is the cover (S, S) it must
-    stay within.
+    The `layer` is "object", "part" or, for an unlabeled shape, empty. The shape is clipped to the cover (S, S) `inside`.
     """
     cover = np.zeros((stage.size, stage.size), np.float32)
     box = box_around(stage, shape, 3 + 2.5 * look.shadow_width * (look.shadow > 0))

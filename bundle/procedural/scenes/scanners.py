@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What CT, MR and ultrasound make of a gray picture."""
+"""The effects of CT, MR and ultrasound scanners on a gray picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def develop_slice(stage: Stage) -> NDArray[np.uint8]:
 
 
 def develop_ultrasound(stage: Stage) -> NDArray[np.uint8]:
-    """Return the picture (1, S, S) as an image (S, S, 3) of ultrasound, and drop the labels of what it does not show.
+    """Return the picture (1, S, S) as an image (S, S, 3) of ultrasound, and remove labels outside its field of view.
 
     It has speckle, stripes along the beams, less light in the depth, and the frame of a sector or a rectangle.
     """

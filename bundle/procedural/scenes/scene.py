@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A scene: a picture of one of four families, and what may be asked for in it."""
+"""A scene: a picture of one of four families, and the labels of its objects and their parts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from bundle.procedural.scenes.leaves import paint_leaves
 from bundle.procedural.scenes.stage import Stage, pick, set_stage
 from bundle.procedural.scenes.tissue import paint_tissue
 
-VERSION = 2  # of the scenes: another number where the same seed and index give another scene
-STREAM = 7301  # keeps the scenes apart from everything else that is drawn from the same seed
+VERSION = 2  # of the scenes: changes whenever the same seed and index give another scene
+STREAM = 7301  # separates the random numbers of scenes from others with the same seed
 FAMILIES = {"leaves": 0.35, "endoscopy": 0.35, "gray": 0.20, "tissue": 0.10}
 PAINTERS: dict[str, Callable[[Stage], NDArray[np.uint8]]] = {
     "leaves": paint_leaves,
@@ -38,12 +38,12 @@ PAINTERS: dict[str, Callable[[Stage], NDArray[np.uint8]]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what may be asked for in it."""
+    """A picture with the labels of its objects and their parts."""
 
     image: NDArray[np.uint8]
     """RGB (S, S, 3)."""
     labels: NDArray[np.uint8]
-    """(2, S, S): objects by number, and parts of objects by number; 0 is nothing to ask for."""
+    """(2, S, S): objects by number, and parts of objects by number; 0 is background."""
     kind: str
     """The name of its family."""
 
@@ -52,7 +52,7 @@ def draw_scene(seed: int, index: int, size: int = 256) -> Scene:
     """Return scene number `index` of a seed, `size` pixels a side; it depends on these three numbers alone."""
     rng = np.random.default_rng([seed, index, STREAM])
     kind = pick(rng, FAMILIES)
-    while True:  # seldom more than once: until there is an object to ask for
+    while True:  # until there is a labeled object, which is seldom more than once
         if kind == "endoscopy" and rng.random() < 0.5:
             image, drawn = demo_scene(rng, seed, index, size)
         else:

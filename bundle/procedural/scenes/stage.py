@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The stage on which a scene is painted, and the noise its textures and outlines are cut from.
+"""The stage: a scene while it is painted, with the noise fields of its textures and outlines.
 
 Arrays are float32 and planar, (C, H, W), until a scene is done: numpy is several times faster on planes.
 """
@@ -29,7 +29,7 @@ Box = tuple[slice, slice]  # rows and columns of the picture
 
 @dataclass
 class Stage:
-    """A scene in the making: the picture, who owns each pixel, and the noise all textures are cut from."""
+    """A scene while it is painted: the picture, the object and part of each pixel, and the noise fields."""
 
     rng: np.random.Generator
     size: int

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What surfaces look like: their colors, their textures, and how they take the light."""
+"""The appearance of surfaces: colors, textures and shading."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOFT_TEXTURES = {"plain": 0.2, "noise": 0.6, "gradient": 0.1, "spots": 0.1}
 
 @dataclass(frozen=True)
 class Look:
-    """How a surface appears: two colors (C,) a texture mixes, and how it takes the light; lengths in pixels."""
+    """The appearance of a surface: two colors (C,) mixed by a texture, and its shading; lengths are in pixels."""
 
     base: Array
     other: Array
@@ -108,7 +108,7 @@ def random_look(stage: Stage, base: Array, soft: bool = False) -> Look:
 
 
 def hidden_look(stage: Stage, shape: Shape, spread: float = 0.12) -> Look:
-    """Return a surface of about the color around it: texture, relief or a rim must tell it apart."""
+    """Return a surface of about the color around it, which only its texture, relief or outline distinguishes."""
     rng = stage.rng
     look = random_look(stage, vary_color(rng, mean_color_at(stage, shape), spread), soft=rng.random() < 0.5)
     other = vary_color(rng, look.base, 0.25)

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The family "tissue": many similar roundish things that touch, as under a microscope."""
+"""The family "tissue": many similar roundish cells that touch, as under a microscope."""
 
 from __future__ import annotations
 
