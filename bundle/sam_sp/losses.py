@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import nn
 
 from bundle.core.errors import BundleError
@@ -107,6 +106,8 @@ class SamSPLoss(nn.Module):
         exclusive: bool = True,
         batch_dice: bool = False,
     ) -> None:
+        from monai.losses import DiceLoss  # here, so that a network alone does not wait for MONAI
+
         super().__init__()
         self.batch_dice = batch_dice
         self.dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5, reduction="none")

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from monai.data import MetaTensor
 
 from bundle.sam_sp.output import SamSPOutput
 
@@ -85,7 +84,7 @@ def prompts_of_slices(corrections: UserPrompts, slices: range) -> UserPrompts:
 
 
 def _texts(inputs: torch.Tensor) -> list[str]:
-    texts: Any = inputs.meta.get(META_KEY, []) if isinstance(inputs, MetaTensor) else []
+    texts: Any = getattr(inputs, "meta", {}).get(META_KEY, [])  # of a MetaTensor
     return [texts] if isinstance(texts, str) else list(texts)
 
 
