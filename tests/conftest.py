@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fixtures: a SAM small enough that a test of the whole network takes a moment."""
+"""Fixtures that many tests share, and where the data are."""
 
 from __future__ import annotations
 
@@ -21,13 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from absl import logging as absl_logging
 
-from bundle.core.provenance import MARKER
-from bundle.procedural.demo_set import make_demo
-from bundle.sam import registry as sam
-from bundle.sam_sp.network import SamSP
 from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,43 +31,26 @@ BENCHMARKS = ROOT / "scripts" / "benchmarks" / "records"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Networks this small gain nothing from a second thread, and two workers of pytest on two cores lose much to waiting for
-# each other's. Processes that tests start inherit it.
+# each other's. Processes that tests start inherit it. It is read when torch is imported, which the process that hands
+# out the tests has no need to do: fixtures import what they need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # absl, which comes with OpenVINO and TensorBoard, logs to the stderr that it finds when it is imported. Where a command
 # sets logging up anew it closes that stream, unless it is the process's own: pytest's, and the run ends without a word.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
-# SAM's own layout at a toy size: windowed and global blocks, patch 16.
-TOY = sam.SamSpec(
-    embed_dim=32,
-    depth=3,
-    num_heads=2,
-    global_blocks=(1, 2),
-    image_size=64,
-    window_size=3,
-    prompt_dim=32,
-    decoder_mlp_dim=32,
-    iou_hidden_dim=16,
-)
-
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     """Register the toy SAM for one test and return its name."""
-    monkeypatch.setattr(sam, "SPECS", {**sam.SPECS, "toy": TOY})
+    import torch
+
+    from bundle.sam import registry
+    from tests.networks import TOY
+
+    monkeypatch.setattr(registry, "SPECS", {**registry.SPECS, "toy": TOY})
     torch.manual_seed(0)
     return "toy"
-
-
-def randomize(network: SamSP, seed: int = 0, scale: float = 0.5) -> SamSP:
-    """Give every parameter a random value, also those that start at zero or one; returns the network."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return network
 
 
 @pytest.fixture
@@ -98,12 +76,16 @@ def kvasir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def procedural(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A procedural set of 14 images."""
+    from bundle.procedural.demo_set import make_demo
+
     return make_demo(tmp_path_factory.mktemp("sets") / "demo", count=14, seed=3)
 
 
 @pytest.fixture(scope="session")
 def dataset(procedural: Path) -> Path:
     """The same pictures as a user's data: a copy without the marker."""
+    from bundle.core.provenance import MARKER
+
     copy = procedural.parent / "mine"
     shutil.copytree(procedural, copy)
     (copy / MARKER).unlink()

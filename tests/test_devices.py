@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 class RealArange:
@@ -53,9 +54,18 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     return FakeTensorMode()
 
 
-@pytest.mark.parametrize("attention", ["auto", "plain", "bias", "fold", "blocks"])
-@pytest.mark.parametrize("trainable", ["lora", "decoder", "full"])
-@pytest.mark.parametrize("num_classes", [1, 2])
+ATTENTION, TRAINABLE = ("auto", "plain", "bias", "fold", "blocks"), ("lora", "decoder", "full")
+# Each form with adapters, and each way of training with one class and with two; the other combinations are slow.
+USUAL = {(form, "lora", 1) for form in ATTENTION} | {("auto", way, count) for way in TRAINABLE for count in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("attention", "trainable", "num_classes"),
+    [
+        pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow)
+        for case in itertools.product(ATTENTION, TRAINABLE, (1, 2))
+    ],
+)
 def test_every_tensor_is_made_on_the_device_of_the_network(
     toy: str, fake_cuda: FakeTensorMode, attention: str, trainable: str, num_classes: int
 ) -> None:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a person adds to a network on real polyps: boxes and clicks, and which images to look at first.
+"""Measure what corrections by a user add on real polyps: boxes and clicks, and which images to label first.
 
     python -m scripts.experiments.corrections --weights models/model.pt --name shipped
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from tqdm import tqdm
 
 from bundle.checkpoints.model_files import load_weights
@@ -48,12 +48,12 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one network, then write the tables of all."""
+    """Measure one network, then write the tables of all networks."""
     options = parse(arguments)
     if options.weights is not None:
         network = load_weights(build_network(str(options.weights)), str(options.weights)).eval()
         records = chosen_records(options.kvasir, options.split, options.images)
-        found = measure(network, records)
+        measured = measure(network, records)
         described = read_description(options.weights)
         trained: dict[str, Any] = {
             key: described[key] for key in ("trained_on", "pretrained_on", "epochs") if key in described
@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         write_cell(
             options.records / f"{head['network']}.json",
-            {**head, "images": len(records), "stems_sha256": stems_sha256(records), **found},
+            {**head, "images": len(records), "stems_sha256": stems_sha256(records), **measured},
         )
     write_tables(options.records, options.document)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.corrections",
         description=__doc__,
@@ -93,18 +93,18 @@ def chosen_records(folder: Path, split: Path, count: int | None = None) -> list[
     """Return the records of the listed images.
 
     Raises:
-        BundleError: an image of the list is not there.
+        BundleError: an image of the list does not exist.
     """
-    there = {Path(record["image"]).stem: record for record in pair_folder(folder).records}
+    by_stem = {Path(record["image"]).stem: record for record in pair_folder(folder).records}
     stems = split.read_text(encoding="utf-8").split()[:count]
-    missing = [stem for stem in stems if stem not in there]
+    missing = [stem for stem in stems if stem not in by_stem]
     if missing:
         raise BundleError(f"{split} names {missing[0]} and {len(missing) - 1} more that are not in {folder}.")
-    return [there[stem] for stem in stems]
+    return [by_stem[stem] for stem in stems]
 
 
 def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the Dice of each image by what a person said, and its scores without a label.
+    """Return the Dice of each image for each kind of user prompt, and its scores without a label.
 
     Raises:
         BundleError: the network has several classes.
@@ -118,8 +118,8 @@ def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, A
         for name, value in correct(network, sample).items():
             corrected.setdefault(name, []).append(round(value, 4))
         with torch.inference_mode():
-            found = uncertainty_scores(network.segment(sample.image), network.exclusive)
-        for name, score in found.items():
+            unlabeled = uncertainty_scores(network.segment(sample.image), network.exclusive)
+        for name, score in unlabeled.items():
             scores.setdefault(name, []).append(round(float(score), 6))
     return {"dice": corrected, "scores": scores}
 
@@ -140,7 +140,7 @@ def write_tables(records: Path, document: Path) -> None:
 
 
 def corrections_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Return the mean Dice by what a person said, and the paired difference from what the network does alone."""
+    """Return the mean Dice for each kind of user prompt, and the paired difference from the network without any."""
     lines = []
     for cell in cells:
         base = np.array([cell["dice"]["y1"]])
@@ -163,13 +163,15 @@ def rank_correlation(scores: Sequence[float], dice: Sequence[float]) -> Interval
     """Return Spearman's rho with its bootstrap interval over images; 0 where all scores are equal."""
     values = np.array([scores, dice])
     drawn = np.random.default_rng(0).integers(0, values.shape[1], size=(RESAMPLES // 10, values.shape[1]))
-    low, high = quantiles(np.array([_rho(*values[:, index]) for index in drawn]))
-    return Interval(_rho(*values), low, high)
+    return Interval(float(_rho(*values)), *quantiles(_rho(*values[:, drawn])))
 
 
-def _rho(first: np.ndarray, second: np.ndarray) -> float:
-    constant = np.ptp(first) == 0 or np.ptp(second) == 0
-    return 0.0 if constant else float(spearmanr(first, second).statistic)
+def _rho(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return Spearman's rho along the last axis."""
+    ranks = (rankdata(values, axis=-1) for values in (first, second))
+    first, second = (values - values.mean(axis=-1, keepdims=True) for values in ranks)
+    scale = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
+    return (first * second).sum(axis=-1) / np.where(scale > 0, scale, 1)
 
 
 if __name__ == "__main__":

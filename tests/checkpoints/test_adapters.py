@@ -27,7 +27,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 @pytest.fixture

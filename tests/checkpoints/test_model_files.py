@@ -31,7 +31,7 @@ from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 @pytest.fixture

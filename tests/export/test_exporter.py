@@ -32,7 +32,8 @@ from bundle.inference.inferers import SamSPInferer
 from bundle.sam.preprocessing import PIXEL_MEAN
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.network import SamSP
-from tests.conftest import ROOT, randomize
+from tests.conftest import ROOT
+from tests.networks import randomize
 
 PAPERS = {"metadata.json": '{"version": "1"}', "inference.json": "{}", "model.json": '{"sam": "toy"}'}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -26,7 +26,7 @@ from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import META_KEY, UserPrompt, UserPrompts, to_text
-from tests.conftest import randomize
+from tests.networks import randomize
 
 POINT = UserPrompt(None, ((12.0, 30.5, 1),))
 BOX = UserPrompt((8.0, 20.0, 39.0, 51.0), ((50.0, 3.0, 0),))

@@ -22,7 +22,7 @@ from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.training.cpu_autocast import CpuAutocastInferer
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (100, 50), (37, 80)])

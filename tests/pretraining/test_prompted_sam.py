@@ -23,7 +23,7 @@ from bundle.pretraining.prompt_evaluation import hull_share
 from bundle.pretraining.prompt_rounds import PromptEvaluation, PromptRound, PromptRounds, best_guess
 from bundle.pretraining.prompted_sam import PromptedSam, mark_share
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 from tests.squares import BOXES, squares
 
 

@@ -28,7 +28,7 @@ from bundle.sam.linear import Linear, linear
 from bundle.sam.registry import get_spec
 from bundle.sam_sp.lora import add_lora
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 
 SIZES = [  # (B, H, W, C), heads, window
     ((2, 6, 6, 16), 2, None),
@@ -146,7 +146,7 @@ def test_auto_takes_the_form_of_the_device() -> None:
 
 def test_unknown_form_is_an_error(toy: str) -> None:
     with pytest.raises(BundleError, match="attention is 'flash', expected one of auto, plain, bias, fold, blocks"):
-        SamSP(sam=toy, attention="flash")
+        SamSP(sam=toy, attention="flash", trainable="lora")
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 4, 5), (1, 1, 5)])

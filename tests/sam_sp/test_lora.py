@@ -23,7 +23,7 @@ from bundle.sam import registry as sam
 from bundle.sam.image_encoder import build_image_encoder
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 def adapted(toy: str, **arguments: float) -> SamSP:

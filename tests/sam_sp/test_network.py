@@ -25,7 +25,7 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
 from scripts.benchmarks.reference import ReferenceSam, merged_reference
-from tests.conftest import randomize
+from tests.networks import randomize
 
 
 def official_mask(official: ReferenceSam, image: torch.Tensor, box_xyxy: torch.Tensor | None) -> torch.Tensor:

@@ -31,7 +31,7 @@ from bundle.sam_sp.user_prompts import (
     user_prompts_of_images,
     user_prompts_of_volume,
 )
-from tests.conftest import randomize
+from tests.networks import randomize
 
 BOX = (8.0, 20.0, 39.0, 51.0)
 POINTS = ((12.0, 30.5, 1), (50.0, 3.0, 0))

@@ -113,12 +113,14 @@ def measured(kvasir: Path) -> dict[str, Any]:
     return interaction_table.measure(network, records)
 
 
+@pytest.mark.slow
 def test_on_real_polyps_an_experts_box_does_no_harm_and_three_clicks_help(measured: dict[str, Any]) -> None:
     found = {name: np.mean(values) for name, values in measured["dice"].items()}
     assert found["box"] >= found["y1"]
     assert found["3 clicks"] > found["y1"]
 
 
+@pytest.mark.slow
 def test_on_real_polyps_a_high_score_finds_bad_masks(measured: dict[str, Any]) -> None:
     found = interaction_table.rank_correlation(measured["scores"][uncertainty.DEFAULT], measured["dice"]["y1"])
     assert found.high < -0.3

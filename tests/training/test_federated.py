@@ -37,7 +37,8 @@ from scripts import nvflare_model as federated_model
 from scripts.experiments.federated_sites import Plan, federate, table, test_scores
 from scripts.experiments.polyps.data import write_list
 from tests import processes
-from tests.conftest import RECORDS, ROOT, randomize
+from tests.conftest import RECORDS, ROOT
+from tests.networks import randomize
 
 test_scores.__test__ = False  # type: ignore[attr-defined]
 TINY: dict[str, Any] = {
@@ -127,7 +128,7 @@ def test_three_sites_stopped_and_resumed(polyps: Path, tmp_path: Path) -> None:
     assert federate("stopped", sites, plan) == told
     others: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = [
         ("local_epochs 1, this run has 2", {"local_epochs": 2}, sites),
-        ("knobs", {"knobs": {**TINY, "seed": 1}}, sites),
+        ("knobs", {"settings": {**TINY, "seed": 1}}, sites),
         ("sites", {}, {**sites, "a": stems[:1]}),
     ]
     for sentence, change, members in others:
