@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The bundle as the zip that the model zoo and a user take: ``python -m scripts.make_bundle``, or ``make bundle``."""
+"""Make the zip of the bundle for the model zoo and for users: ``python -m scripts.make_bundle``, or ``make bundle``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from bundle.core.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "polyp_sam_sp_segmentation"
-# What a user needs; tests, CI and this script are for those who change the bundle.
+# Files for users; tests, CI and this script are for developers.
 FOLDERS = ("bundle", "configs", "docs", "models", "scripts")
 FILES = (
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt",
     "large_files.yml", "pyproject.toml",
 )  # fmt: skip
-# The laboratory is for those who change the bundle as well.
+# Benchmarks and experiments are for developers as well.
 LEFT_OUT = ("scripts/make_bundle.py", "scripts/benchmarks/", "scripts/experiments/")
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"
@@ -41,7 +41,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the zip and say where it is."""
+    """Make the zip and print its path."""
     parser = argparse.ArgumentParser(prog="python -m scripts.make_bundle", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "dist", help="folder of the zip (dist)")
     options = parser.parse_args(arguments)
@@ -59,10 +59,10 @@ def make_bundle(root: Path, output_dir: Path) -> Path:
 
     Args:
         root: a git checkout of the bundle.
-        output_dir: is made where it is not there.
+        output_dir: created if it does not exist.
 
     Raises:
-        BundleError: a weights file is not the one its description speaks of, or a file is a link.
+        BundleError: a weights file is not the one that its description describes, or a file is a link.
     """
     version = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     names = bundled_files(root)
@@ -116,7 +116,15 @@ def _write(path: Path, root: Path, names: Iterable[str]) -> None:
             entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, (root / name).read_bytes())
+            archive.writestr(entry, _content(root / name))
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file becomes in the zip: configs in the format that the zoo asks for, which is hard on readers."""
+    if path.parent.name != "configs" or path.suffix != ".json":
+        return path.read_bytes()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode()
 
 
 if __name__ == "__main__":

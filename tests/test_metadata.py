@@ -59,12 +59,6 @@ def test_network_is_what_the_metadata_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert output["num_channels"] == 1 and output["spatial_shape"] == [256, 256]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
-def test_configs_are_formatted_as_the_zoo_wants(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
-
-
 def test_monai_verifies_the_metadata(tmp_path: Path) -> None:
     """``python -m monai.bundle verify_metadata``, which downloads nothing where the schema is there already."""
     if not SCHEMA.is_file():

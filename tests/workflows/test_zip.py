@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,12 @@ import torch
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from scripts import make_bundle
+from tests import processes
 from tests.conftest import ROOT
 from tests.workflows.hub import local_hub
 
 STRANGER = Path(__file__).with_name("stranger.py")
+HUB_CLIENT = Path(__file__).with_name("hub_client.py")
 VERSION = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
 
 
@@ -47,13 +50,11 @@ def unzipped(archive: Path, tmp_path: Path) -> Path:
     return tmp_path / "a place" / make_bundle.NAME
 
 
-def python(*words: str | Path, cwd: Path, **environment: str) -> str:
+def python(run: Callable[..., subprocess.CompletedProcess], *words: str | Path, cwd: Path, **environment: str) -> str:
     """Run Python in a process that knows nothing of this checkout; what it printed."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(
-        command, cwd=cwd, env={**clean, **environment}, capture_output=True, encoding="utf-8", check=False
-    )
+    done = run(command, cwd=cwd, env={**clean, **environment}, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -68,6 +69,16 @@ def test_what_is_in_it(archive: Path) -> None:
         name.startswith(("tests/", ".", "output/", "dist/", "data/", *make_bundle.LEFT_OUT)) for name in inside
     )
     assert not any("__pycache__" in name or name.endswith((".pth", ".pyc")) for name in inside)
+
+
+def test_configs_are_formatted_as_the_zoo_wants(unzipped: Path) -> None:
+    """Its pre-commit hook is pretty-format-json; in the repository short lists stand on a line."""
+    configs = sorted((unzipped / "configs").glob("*.json"))
+    assert {path.name for path in configs} == {path.name for path in (ROOT / "configs").glob("*.json")}
+    for path in configs:
+        text = path.read_text(encoding="utf-8")
+        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", path.name
+        assert json.loads(text) == json.loads((ROOT / "configs" / path.name).read_text(encoding="utf-8"))
 
 
 def test_the_same_files_give_the_same_zip(archive: Path, tmp_path: Path) -> None:
@@ -124,7 +135,7 @@ def test_a_stranger_can_use_it_beside_another_bundle(unzipped: Path, dataset: Pa
     (other / "configs" / "inference.json").write_text(json.dumps(config), encoding="utf-8")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    said = python(STRANGER, unzipped, dataset, other, cwd=elsewhere)
+    said = python(processes.run, STRANGER, unzipped, dataset, other, cwd=elsewhere)
     assert said.count("the other bundle") == 2 and said.endswith("a stranger is content\n")
     for name in (
         "models/model.pt",
@@ -142,11 +153,16 @@ def test_the_hub_takes_it_and_gives_it_back(unzipped: Path, tmp_path: Path) -> N
     before = {path.relative_to(unzipped).as_posix(): sha256_of(path) for path in unzipped.rglob("*") if path.is_file()}
     with local_hub() as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "cache")}
-        python(
-            "-m", "fire", "monai.bundle", "push_to_hf_hub", "--repo", "somebody/polyps", "--name", make_bundle.NAME,
-            "--bundle_dir", unzipped.parent, "--token", "hf_stand_in", "--version", VERSION,
-            "--tag_as_latest_version", "True", cwd=tmp_path, **environment,
-        )  # fmt: skip
+        push = [
+            "fire", "monai.bundle", "push_to_hf_hub", "--repo", "somebody/polyps", "--name", make_bundle.NAME,
+            "--bundle_dir", str(unzipped.parent), "--token", "hf_stand_in", "--version", VERSION,
+            "--tag_as_latest_version", "True",
+        ]  # fmt: skip
+        download = [
+            "monai.bundle", "download", "--name", make_bundle.NAME, "--source", "huggingface_hub", "--repo",
+            "somebody/polyps", "--bundle_dir", str(tmp_path / "got"),
+        ]  # fmt: skip
+        python(subprocess.run, HUB_CLIENT, json.dumps([push, download]), cwd=tmp_path, **environment)
         assert [(one["organization"], one["name"], one["visibility"]) for one in hub.repositories] == [
             ("somebody", "polyps", "private")
         ]
@@ -154,10 +170,6 @@ def test_the_hub_takes_it_and_gives_it_back(unzipped: Path, tmp_path: Path) -> N
         card = hub.files["README.md"].decode()
         assert card.startswith("---\ntags:\n- monai\n- medical\nlibrary_name: monai\nlicense: apache-2.0\n---\n# ")
         pushed = set(hub.files)
-        python(
-            "-m", "monai.bundle", "download", "--name", make_bundle.NAME, "--source", "huggingface_hub", "--repo",
-            "somebody/polyps", "--bundle_dir", tmp_path / "got", cwd=tmp_path, **environment,
-        )  # fmt: skip
     got = tmp_path / "got" / make_bundle.NAME
     after = {name: sha256_of(got / name) for name in before if name != "README.md"}
     assert pushed == set(before) and after == {name: value for name, value in before.items() if name != "README.md"}
