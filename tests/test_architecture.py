@@ -30,7 +30,7 @@ ROOMS = (
     "export", "monai_label",
 )  # fmt: skip
 # Names of version 0.9, kept for one release.
-ALIASES = {"network", "losses", "prompts"}
+ALIASES = {"network", "losses", "prompts", "readers", "volume_reader"}
 MOST_LINES = 300
 MODULES = sorted((ROOT / "bundle").rglob("*.py"))
 SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))

@@ -86,7 +86,12 @@ def read_lineage(weights: str | None) -> list[dict[str, Any]]:
 
 
 def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any]]) -> None:
-    """Print a warning where a model, or one it started from, was not trained on the training part of this split."""
+    """Print a warning where a model, or one it started from, was not trained on the training part of this split.
+
+    A set without a training part is one that nobody trained on, as that of another hospital.
+    """
+    if not train_records:
+        return
     for generation, training in enumerate(read_lineage(weights)):
         trained_on = training.get("trained_on", {})
         if "pretrained_on" in training or trained_on.get("train_images") == 0:

@@ -89,6 +89,8 @@ def test_a_model_says_what_it_and_its_ancestors_were_trained_on(
         weights.warn_of_another_split(str(path), lists[name])
         said = capsys.readouterr().out
         assert said.count("Warning") == (words is not None) and (words or "") in said
+    weights.warn_of_another_split(str(path), [])  # a set to evaluate on alone
+    assert capsys.readouterr().out == ""
     bare = tmp_path / "official.pt"
     torch.save({}, bare)
     assert weights.read_lineage(str(bare)) == [{"sha256": weights.sha256_of(bare)}]
