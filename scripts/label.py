@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Lay out the app folder, run the server until somebody stops it."""
+    """Make the app folder and run the server until a user stops it."""
     options = parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a shell runs in the background
         signal.signal(number, signal.default_int_handler)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.label", description=__doc__)
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--studies", type=Path, help="folder of images or volumes; labels are kept in it")
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Start a server with the models asked for, say where it is, and end it when this process is told to end."""
+    """Start a server with the models asked for, print its addresses, and stop it with this process."""
     from bundle.monai_label.app_folder import add_model, lay_out_app
 
     if options.studies is not None and not options.studies.is_dir():
@@ -82,7 +82,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def addresses(server: LabelServer, options: argparse.Namespace) -> str:
-    """What a person needs to know once the server answers."""
+    """Return the addresses to print once the server answers."""
     lines = [f"3D Slicer: module MONAI Label, server {server.url}"]
     if options.dicomweb:
         lines += [f"OHIF:      {server.url}/ohif/ (series of modality {options.modality}; --modality for others)"]

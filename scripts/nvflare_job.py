@@ -12,8 +12,8 @@
 
     python -m scripts.nvflare_job FOLDER --bundle_root /opt/sam_sp --site north=/data/north --site south=/data/south
 
-Every site and the server have the bundle at --bundle_root, in their PYTHONPATH too, with the weights to start from,
-and a site its images at the path given. A job is of one class. Further options go to every training, for example
+The server and every site need the bundle at --bundle_root, in their PYTHONPATH too, with the weights to start from, and
+each site its images at the given path. A job has one class. Further options go to every training, for example
 --image_size 128.
 """
 
@@ -31,7 +31,7 @@ from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.training.federated import NOT_EXCHANGED
 
-# What shapes the network or its prompts, and so must be known to the server and to the model that is made of it.
+# Settings of the network and its prompts, which the server and the resulting model need.
 NETWORK = ("sam", "image_size", "exclusive", "trainable", "lora_rank", "lora_alpha", *PROMPTING)
 # As train.json and federated.json have them.
 DEFAULTS = {"sam": "vit_tiny", "exclusive": True, "trainable": "lora"}
@@ -41,10 +41,10 @@ SERVER_CONFIG = Path(f"app_{SERVER}", "config", "config_fed_server.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write it and say how to run it."""
-    options, knobs = parse(arguments)
+    """Write the job folder and print how to run it."""
+    options, settings = parse(arguments)
     sites = by_name(options.site)
-    write_job(options.folder, options.bundle_root, sites, options.rounds, options.local_epochs, knobs)
+    write_job(options.folder, options.bundle_root, sites, options.rounds, options.local_epochs, settings)
     names = ",".join(sites)
     print(
         f"Wrote {options.folder}. To try it with all sites on this machine:\n"
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and the knobs in it."""
+    """Parse the command line: options, and settings of the trainings."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.nvflare_job",
         description=__doc__,
@@ -69,14 +69,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def _site(text: str) -> tuple[str, str]:
-    name, found, folder = text.partition("=")
-    if not (name and found and folder):
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=DATASET_DIR")
     return name, folder
 
 
 def by_name(sites: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return the folder of each site; `BundleError` where two have one name, or one that of the server."""
+    """Return the folder of each site by name; `BundleError` for a repeated name or that of the server."""
     names = [name for name, _ in sites]
     if SERVER in names:
         raise BundleError(f"site is '{SERVER}', which is the name of the server: expected another.")
@@ -87,40 +87,45 @@ def by_name(sites: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def write_job(
-    folder: Path, bundle_root: str, sites: Mapping[str, str], rounds: int, local_epochs: int, knobs: Mapping[str, Any]
+    folder: Path,
+    bundle_root: str,
+    sites: Mapping[str, str],
+    rounds: int,
+    local_epochs: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Write ``meta.json``, an app for the server and one for each site.
 
     Raises:
-        BundleError: a path is not absolute, or a knob is not possible in a job.
+        BundleError: a path is not absolute, or a setting is not possible in a job.
     """
-    _require_possible({**knobs, "bundle_root": bundle_root})
+    _require_possible({**settings, "bundle_root": bundle_root})
     apps = {f"app_{name}": [name] for name in (SERVER, *sites)}
     _write(folder / "meta.json", {"name": "sam_sp", "min_clients": len(sites), "resource_spec": {}, "deploy_map": apps})
-    server = server_config(bundle_root, len(sites), rounds, knobs)
+    server = server_config(bundle_root, len(sites), rounds, settings)
     _write(folder / SERVER_CONFIG, server)
     for name, dataset_dir in sites.items():
-        site = site_config(bundle_root, dataset_dir, rounds, local_epochs, knobs)
+        site = site_config(bundle_root, dataset_dir, rounds, local_epochs, settings)
         _write(folder / f"app_{name}" / "config" / "config_fed_client.json", site)
 
 
-def _require_possible(knobs: Mapping[str, Any]) -> None:
+def _require_possible(settings: Mapping[str, Any]) -> None:
     for key in ("bundle_root", "sam_checkpoint", "weights"):
-        value = knobs.get(key)
+        value = settings.get(key)
         if value == RANDOM:
             raise BundleError(f"{key} is '{RANDOM}', but server and sites must start from the same weights: name them.")
         if value is not None and not Path(value).is_absolute():
             raise BundleError(f"{key} is '{value}', expected an absolute path: a job runs in its own folder.")
     for key, expected in (("num_classes", (None, 1)), ("labels", (None,))):
-        if knobs.get(key) not in expected:
-            raise BundleError(f"{key} is {knobs[key]!r}, but a job is of one class: leave it out.")
+        if settings.get(key) not in expected:
+            raise BundleError(f"{key} is {settings[key]!r}, but a job is of one class: leave it out.")
 
 
-def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """NVFlare's own FedAvg of weight differences; the model starts from the weights that all sites start from."""
-    network = {**DEFAULTS, **{key: knobs[key] for key in NETWORK if key in knobs}}
+def server_config(bundle_root: str, sites: int, rounds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of NVFlare's own FedAvg of weight differences, with the common starting weights."""
+    network = {**DEFAULTS, **{key: settings[key] for key in NETWORK if key in settings}}
     base = f"{bundle_root}/models/base/{base_file(network['sam'])}"
-    network["checkpoint"] = knobs.get("weights") or knobs.get("sam_checkpoint") or base
+    network["checkpoint"] = settings.get("weights") or settings.get("sam_checkpoint") or base
     return {
         "format_version": 2,
         "task_data_filters": [],
@@ -168,10 +173,10 @@ def server_config(bundle_root: str, sites: int, rounds: int, knobs: Mapping[str,
 
 
 def network_arguments(job: Path) -> dict[str, Any]:
-    """Return the arguments of `SamSP` in the job folder that `write_job` wrote.
+    """Return the arguments of `SamSP` in a job folder that `write_job` wrote.
 
     Raises:
-        BundleError: the folder is not one.
+        BundleError: the folder is not a job folder.
     """
     path = job / SERVER_CONFIG
     try:
@@ -185,10 +190,10 @@ def network_arguments(job: Path) -> dict[str, Any]:
 
 
 def site_config(
-    bundle_root: str, dataset_dir: str, rounds: int, local_epochs: int, knobs: Mapping[str, Any]
+    bundle_root: str, dataset_dir: str, rounds: int, local_epochs: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """MONAI's client on the bundle; it validates what the server sends, and then trains it."""
-    shared = {**knobs, "dataset_dir": dataset_dir}
+    """Return the config of MONAI's client, which validates the server's model with the bundle and then trains it."""
+    shared = {**settings, "dataset_dir": dataset_dir}
     return {
         "format_version": 2,
         "task_data_filters": [],

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Make a model.pt of what NVFlare's server keeps: ``python -m scripts.nvflare_model JOB FL_global_model.pt``."""
+"""Make a model.pt from NVFlare's global model: ``python -m scripts.nvflare_model JOB FL_global_model.pt``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts.nvflare_job import network_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Merge the adapters, write the pair, say how to evaluate it."""
+    """Merge the adapters, write the pair and print how to evaluate it."""
     options = parse(arguments)
     network = SamSP(**{**network_arguments(options.job), "checkpoint": None})
     network.load_state_dict(read_global_model(options.source))
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.nvflare_model", description=__doc__)
     parser.add_argument("job", type=Path, help="folder that scripts.nvflare_job wrote")
     parser.add_argument("source", type=Path, help="FL_global_model.pt of the server")
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_global_model(path: Path) -> Mapping[str, Any]:
-    """Return the weights in NVFlare's file.
+    """Read the weights in NVFlare's file.
 
     Raises:
         BundleError: there is no such file, or it is another.

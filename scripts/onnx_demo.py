@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read, segment, write, report."""
+    """Read an image, segment it, write the mask and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="what the bundle's export wrote, model.onnx")
     parser.add_argument("image", type=Path, help="PNG, JPEG, TIFF or BMP")

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pre-train the embedded SAM from procedural scenes, stage after stage; after a stop the same command goes on.
+"""Pre-train the embedded SAM on procedural scenes, in stages; after a stop the same command continues.
 
     python -m scripts.pretrain
 
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each stage changes in configs/pretrain.json; docs/results/pretraining.md says why.
+# Settings that each stage changes in configs/pretrain.json; docs/results/pretraining.md explains them.
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "geometry": {"task": "geometry", "image_size": 128, "smallest_crop": 96, "prompts": 4, "epochs": 1},
     "near": {"image_size": 128, "smallest_crop": 96, "largest_crop": 192, "rounds": 1, "epochs": 5},
@@ -60,23 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options, further = parser.parse_known_args(arguments)
     start: Path | None = None
-    for name, knobs in STAGES.items():
+    for name, settings in STAGES.items():
         folder = options.output_dir / name
         result = folder / "sam_vit_tiny.pt"
         if (ROOT / result).is_file():
             print(f"Stage {name} is finished: {result}", flush=True)
         else:
             run_stage(
-                {**knobs, "weights": start, "output_dir": folder, "resume": (ROOT / folder / "last.pt").is_file()},
+                {**settings, "weights": start, "output_dir": folder, "resume": (ROOT / folder / "last.pt").is_file()},
                 further,
             )
         start = result
 
 
-def run_stage(knobs: Mapping[str, Any], further: Sequence[str]) -> None:
-    """Run one stage in a process of its own; its errors are shown there, and end this one with the same status."""
+def run_stage(settings: Mapping[str, Any], further: Sequence[str]) -> None:
+    """Run one stage in a separate process, which prints its errors; on failure exit with the same status."""
     command = [sys.executable, "-m", "monai.bundle", "run", "pretraining", "--config_file", "configs/pretrain.json"]
-    for key, value in knobs.items():
+    for key, value in settings.items():
         command += [] if value is None else [f"--{key}", str(value)]
     done = subprocess.run([*command, *further], cwd=ROOT, check=False)
     if done.returncode:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Saliency measures, which papers on polyp segmentation report, for every image of an evaluation."""
+"""Saliency measures, as reported for polyp segmentation, of every image of an evaluation."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Canvas:
     y: Array
     unit: float
     frequency: Array
-    """Of each coefficient of `scipy.fft.rfft2` on a grid of at least (H, W), in cycles per short side."""
+    """Frequency of each coefficient of `scipy.fft.rfft2` on a grid of at least (H, W), in cycles per short side."""
 
     @property
     def shape(self) -> tuple[int, int]:

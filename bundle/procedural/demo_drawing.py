@@ -137,14 +137,14 @@ def place_polyps(rng: np.random.Generator, canvas: Canvas, field: NDArray[np.boo
     areas = [area, float(rng.uniform(0.02, 0.06))] if rng.random() < 1 / 7 and area < 0.3 else [area]
     visible = np.argwhere(field)
     polyps: list[Polyp] = []
-    for wanted in areas:
+    for target in areas:
         candidates = visible[rng.integers(0, len(visible), 12)]
         spots = [(float(canvas.x[i, j]), float(canvas.y[i, j])) for i, j in candidates]
         if polyps:
             center = max(spots, key=lambda spot: np.hypot(*np.subtract(spot, polyps[0].center)))
         else:
             center = spots[0] if rng.random() < 0.25 else min(spots[:3], key=lambda spot: np.hypot(*spot))
-        polyps.append(make_polyp(rng, canvas, field, center, wanted))
+        polyps.append(make_polyp(rng, canvas, field, center, target))
     return polyps
 
 

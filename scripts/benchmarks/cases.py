@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The cases of the benchmark: what one step of each implementation is, and by how much results differ."""
+"""The cases of the benchmark: one step of each implementation, and the differences between their results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WEIGHT_DECAY = 0.05
 SEGMENT_ANYTHING = "segment_anything"
 ATTENTION_FORMS = ("plain", "bias", "fold", "blocks", "auto")
 
-# The first implementation of a task is the one that the others are compared with.
+# The others are compared with the first implementation of a task.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "encoder": (SEGMENT_ANYTHING, "vanilla", "merged"),
     "inference": (SEGMENT_ANYTHING, "one_decode", "sam_sp"),
@@ -83,7 +83,7 @@ def make_step(case: Case) -> Step:
 
 @lru_cache(maxsize=1)
 def source_network(sam: str, image_size: int) -> SamSP:
-    """Return random weights with adapters and position tables that are not zero; every implementation starts from them."""
+    """Return a network of random weights, with nonzero adapters and position tables, for every implementation."""
     torch.manual_seed(0)
     network = SamSP(sam=sam, image_size=image_size, trainable="lora", lora_rank=RANK)
     for name, parameter in network.named_parameters():
@@ -93,7 +93,7 @@ def source_network(sam: str, image_size: int) -> SamSP:
 
 
 def build_network(case: Case, trainable: str = "lora", **arguments: Any) -> SamSP:
-    """Return SamSP with the weights of `source_network`: with adapters, or for "full" with merged ones in SAM's layers."""
+    """Return SamSP with the weights of `source_network`: with adapters, or for "full" merged into SAM's layers."""
     source = source_network(case.sam, case.image_size)
     network = SamSP(sam=case.sam, image_size=case.image_size, trainable=trainable, lora_rank=RANK, **arguments)
     network.load_state_dict(source.state_dict() if trainable == "lora" else source.merged_state_dict())
@@ -101,12 +101,12 @@ def build_network(case: Case, trainable: str = "lora", **arguments: Any) -> SamS
 
 
 def random_image(image_size: int) -> torch.Tensor:
-    """(1, 3, S, S), always the same."""
+    """Return an image (1, 3, S, S), always the same."""
     return torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
 
 
 def _encoder(case: Case) -> Step:
-    """Return encoder inference; "merged" went through `merge_lora`, "vanilla" never had adapters."""
+    """Return the step of encoder inference; "merged" went through `merge_lora`, "vanilla" never had adapters."""
     image = random_image(case.image_size)
     encoder: nn.Module
     if case.implementation == SEGMENT_ANYTHING:
@@ -126,7 +126,7 @@ def _encoder(case: Case) -> Step:
 
 
 def _inference(case: Case) -> Step:
-    """Image to logits at input resolution: SAM-SP with both passes, or one encode and one decode without a prompt."""
+    """Return the step from image to logits: SAM-SP with both passes, or one encode and one decode without a prompt."""
     image = random_image(case.image_size)
     if case.implementation == SEGMENT_ANYTHING:
         reference = merged_reference(source_network(case.sam, case.image_size))
@@ -148,7 +148,7 @@ def _inference(case: Case) -> Step:
 
 
 def _classes(case: Case) -> Step:
-    """Image to logits at input resolution for one or three classes; "decode" is one decode for one class alone."""
+    """Return the step from image to logits for one or three classes; "decode" is a single decode for one class."""
     torch.manual_seed(0)
     classes = 3 if case.implementation == "three_classes" else 1
     network = SamSP(
@@ -166,7 +166,7 @@ def _classes(case: Case) -> Step:
 
 
 def _correction(case: Case) -> Step:
-    """Image and a click to low-resolution logits, where the image came before; no click is kept, nor what it gave."""
+    """Return the step from a known image and a new click to low-resolution logits; clicks are not cached."""
     torch.manual_seed(0)
     network = SamSP(sam=case.sam, image_size=case.image_size, trainable="full").eval()
     image = random_image(case.image_size)
@@ -209,7 +209,7 @@ def _training(case: Case) -> Step:
 
 
 def initial_logits(network: SamSP, image: torch.Tensor) -> torch.Tensor:
-    """y0, one encode and one decode without a prompt."""
+    """Return y0: one encode and one decode without a prompt."""
     return network.decode(network.image_encoder(image), None)[0]
 
 
@@ -224,7 +224,7 @@ def output_differences(sam: str, image_size: int) -> dict[str, float]:
 
 
 def training_differences(sam: str, image_size: int) -> dict[str, float]:
-    """Return the difference of training from the reference: y0, and the gradients of all A and B relative to their maximum.
+    """Return differences of training from the reference: of y0, and of the gradients of A and B by their maximum.
 
     The gradients are those of one scalar, the mean of y0 weighted at random. Both are the worse of with and without
     checkpointing.
@@ -234,9 +234,9 @@ def training_differences(sam: str, image_size: int) -> dict[str, float]:
     logits = gradients = 0.0
     for checkpointing in (False, True):
         network = build_network(case, checkpointing=checkpointing).train()
-        found_logits, found = _logits_and_gradients(network, image)
-        pairs = list(zip(found, expected, strict=True))
-        logits = max(logits, (found_logits - expected_logits).abs().max().item())
+        own_logits, own_gradients = _logits_and_gradients(network, image)
+        pairs = list(zip(own_gradients, expected, strict=True))
+        logits = max(logits, (own_logits - expected_logits).abs().max().item())
         gradients = max([gradients, *(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)])
     return {"training_logits": logits, "lora_gradients": gradients}
 

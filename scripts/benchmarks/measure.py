@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How the benchmark measures: time in turns, peak memory, the machine's peak, encoder FLOPs, waiting for data."""
+"""Measurements of the benchmark: time in turns, peak memory, the machine's peak, encoder FLOPs, waiting for data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def time_in_turns(steps: Mapping[str, Step], repeats: int, report: Callable[[str
     Args:
         steps: what to measure.
         repeats: rounds that count.
-        report: is told the name of what runs.
+        report: called with the name of each step before it runs.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + repeats):
@@ -62,10 +62,10 @@ def time_in_turns(steps: Mapping[str, Step], repeats: int, report: Callable[[str
 
 
 def peak_memory_mib(case: Case) -> float | None:
-    """Return the peak resident memory of one step above that of the process with the network built; None where not on Linux.
+    """Return the MiB that one step adds to the resident memory of a process with the network; None except on Linux.
 
-    The kernel's high-water mark is set back before the step. A network of 64 px has run the same code before, so that
-    libraries, threads and kernels are there, and what was freed has gone back to the system. Run it through
+    The kernel's high-water mark is reset before the step. A network of 64 px has run the same code before, so that
+    libraries, threads and kernels are loaded, and freed memory was returned to the system. Run it through
     `memory_in_own_process`, where the allocator returns every freed tensor at once.
     """
     if not sys.platform.startswith("linux"):
@@ -85,14 +85,14 @@ def _status_kib(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def data_wait(epochs: int, **knobs: Any) -> dict[str, float]:
-    """Return the share of a training step spent waiting for data: the default training on the demo set, without its first epoch.
+def data_wait(epochs: int, **settings: Any) -> dict[str, float]:
+    """Return the share of a training step spent waiting for data, in the default training after its first epoch.
 
     Ignite's stock `BasicTimeProfiler` on the trainer of ``configs/train.json``.
 
     Args:
         epochs: at least 2.
-        knobs: others of the config.
+        settings: further settings of the config.
     """
     from ignite.handlers import BasicTimeProfiler
     from monai.bundle import ConfigWorkflow
@@ -109,7 +109,7 @@ def data_wait(epochs: int, **knobs: Any) -> dict[str, float]:
             publish=False,
             epochs=epochs,
             val_interval=epochs,
-            **knobs,
+            **settings,
         )
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -129,7 +129,7 @@ def data_wait(epochs: int, **knobs: Any) -> dict[str, float]:
 
 
 def in_own_process(request: dict[str, Any]) -> Any:
-    """Have a fresh process answer a request, see `answer`; what else it says is shown only where it fails.
+    """Have a fresh process answer a request, see `answer`; its other output is shown only if it fails.
 
     Raises:
         RuntimeError: the process failed, for example for lack of memory.
@@ -143,19 +143,19 @@ def in_own_process(request: dict[str, Any]) -> Any:
 
 
 def memory_in_own_process(case: Case) -> float | None:
-    """`peak_memory_mib` in a fresh process."""
+    """Run `peak_memory_mib` in a fresh process."""
     return in_own_process({"memory": astuple(case)})
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """What the fresh process does: {"memory": fields of a `Case`} or {"data": epochs, "knobs": others}."""
+    """Answer a request in the fresh process: {"memory": fields of a `Case`} or {"data": epochs, "knobs": settings}."""
     if "memory" in request:
         return peak_memory_mib(Case(*request["memory"]))
     return data_wait(request["data"], **request.get("knobs", {}))
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return the facts of the machine that measurements depend on."""
     return {
         "cpu": _cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -176,9 +176,9 @@ def _cpu_model() -> str:
 
 @torch.no_grad()
 def peak_gflops(repeats: int = 10) -> dict[str, float]:
-    """Return the machine's float32 peak in GFLOP/s, best of all: `torch.matmul`, and the same product as a 1 x 1 convolution.
+    """Return the machine's float32 peak in GFLOP/s, of `torch.matmul` and of the same product as a 1 x 1 convolution.
 
-    The two go to different libraries, and on some processors one is twice as fast as the other.
+    The two use different libraries, and on some processors one is twice as fast as the other.
     """
     best = {"matmul": 0.0, "conv1x1": 0.0}
     for rows, inner, columns in PEAK_SHAPES:
@@ -190,7 +190,7 @@ def peak_gflops(repeats: int = 10) -> dict[str, float]:
 
 
 def encoder_gflop(sam: str, image_size: int) -> float:
-    """Return the multiplications and additions of the encoder's products for one image, without work on the padding of windows.
+    """Return the GFLOP of the encoder's products for one image, without work on the padding of windows.
 
     Stem, projections, MLP, relative positions, scores, weighted values and neck. In a windowed block each real token
     attends to all positions of its window, as in SAM.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the benchmark compares with: `segment_anything`'s own modules, composed as SAMed and finetune-SAM do it."""
+"""The reference of the benchmark: `segment_anything`'s own modules, composed as in SAMed and finetune-SAM."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ReferenceSam(nn.Module):
             block.attn.qkv = LoraQkv(block.attn.qkv, rank)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer gets."""
+        """Return the parameters for an optimizer."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
@@ -138,7 +138,7 @@ def merged_reference(network: SamSP) -> ReferenceSam:
 
 
 def adapted_reference(network: SamSP, rank: int) -> ReferenceSam:
-    """Return the reference with the base weights and the adapters of a network that has adapters, ready for training."""
+    """Return the reference with the base weights and the adapters of a network, ready for training."""
     reference = ReferenceSam(network.spec, network.image_size)
     reference.load_state_dict(base_state_dict(network), strict=True)
     reference.add_lora(rank)
@@ -149,7 +149,7 @@ def adapted_reference(network: SamSP, rank: int) -> ReferenceSam:
 
 
 def adapter_parameters(network: SamSP | ReferenceSam) -> list[nn.Parameter]:
-    """Return a and B of q, then A and B of v, block by block."""
+    """Return A and B of q, then A and B of v, block by block."""
     parameters: list[nn.Parameter] = []
     for block in network.image_encoder.blocks:
         if isinstance(network, ReferenceSam):
@@ -163,7 +163,7 @@ def adapter_parameters(network: SamSP | ReferenceSam) -> list[nn.Parameter]:
 
 
 def base_state_dict(network: SamSP) -> dict[str, torch.Tensor]:
-    """Return the weights below the adapters in Meta's layout."""
+    """Return the base weights of a network with adapters, in Meta's layout."""
     state = network.merged_state_dict()
     for index, block in enumerate(network.image_encoder.blocks):
         attention = block.attn

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images a second of training and inference against the number of processes: ``python -m scripts.benchmarks.scaling``
+"""Measure how images per second scale with the number of processes: ``python -m scripts.benchmarks.scaling``
 
 Each number of processes runs the bundle's own commands under torchrun, in turns, on procedural images; the time is that
 of the engine, without the start of Python. The images of a step are the same for every number of processes.
@@ -38,7 +38,7 @@ RECORDS = ROOT / "scripts" / "benchmarks" / "records"
 ENGINE_LOG = Path(__file__).with_name("engine_log.conf")
 FINISHED = re.compile(r"Engine run finished\. Time taken: (\d+):(\d+):([\d.]+)")
 THREADS = 1  # of each process
-HELD_OUT = 8  # images of validation and as many of test; no process may be without one
+HELD_OUT = 8  # images for validation, and as many for test; each process needs one at least
 CONFIGS = {
     "training": ["train", "multi_gpu_train"],
     "inferring": ["inference", "multi_gpu_inference"],
@@ -46,7 +46,7 @@ CONFIGS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON file, print the table."""
+    """Measure, write the JSON file and print the table."""
     options = parse(arguments)
     result: dict[str, Any] = {
         "command": "python -m scripts.benchmarks.scaling " + " ".join(sys.argv[1:] if arguments is None else arguments),
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         paces: dict[tuple[str, int], list[float]] = {}
         for turn in range(options.turns):
             for processes in options.processes:
-                for task, knobs in tasks(images, folder, processes, options).items():
-                    seconds = run(task, processes, {**knobs, "output_dir": str(folder / f"{task}_{processes}_{turn}")})
+                for task, settings in tasks(images, folder, processes, options).items():
+                    output_dir = str(folder / f"{task}_{processes}_{turn}")
+                    seconds = run(task, processes, {**settings, "output_dir": output_dir})
                     paces.setdefault((task, processes), []).append(images_of(task, options) / seconds)
                     if task == "training":
                         trained = folder / f"training_{processes}_{turn}" / "model.pt"
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks.scaling", description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes (1 2)")
     parser.add_argument("--images", type=int, default=240, help="to train on and to infer (%(default)s)")
@@ -95,7 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tasks(images: Path, folder: Path, processes: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the knobs of a training and of an inference."""
+    """Return the settings of a training and of an inference."""
     shared = {"dataset_dir": str(images), "device": "cpu", "num_workers": 0}
     share = options.batch_size // processes
     training = {
@@ -109,18 +110,18 @@ def tasks(images: Path, folder: Path, processes: int, options: argparse.Namespac
 
 
 def images_of(task: str, options: argparse.Namespace) -> int:
-    """Return the number of images all processes together have in a task."""
+    """Return the number of images that all processes together have in a task."""
     return options.epochs * options.images if task == "training" else options.images + 2 * HELD_OUT
 
 
-def run(task: str, processes: int, knobs: Mapping[str, Any]) -> float:
-    """Return the seconds that the engine of the first process took.
+def run(task: str, processes: int, settings: Mapping[str, Any]) -> float:
+    """Run a task and return the seconds that the engine of the first process took.
 
     Raises:
         BundleError: the command failed.
     """
     files = ",".join(f"'{ROOT / 'configs' / name}.json'" for name in CONFIGS[task])
-    words = [word for key, value in knobs.items() for word in (f"--{key}", str(value))]
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launcher, "-m", "monai.bundle", "run", task, "--config_file", f"[{files}]"]
     command += ["--logging_file", str(ENGINE_LOG), *words]
@@ -134,7 +135,7 @@ def run(task: str, processes: int, knobs: Mapping[str, Any]) -> float:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """In Markdown."""
+    """Return the table in Markdown."""
     first = {row["task"]: row["images_per_second"] for row in reversed(result["rows"])}
     lines = ["| task | processes | images/s | against the first |", "|---|---|---|---|"]
     for row in result["rows"]:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What fits on a GPU, and how long it takes: computed, not measured. ``python -m scripts.benchmarks.sizing``
+"""Compute, not measure, what fits on a GPU and how long it takes: ``python -m scripts.benchmarks.sizing``
 
 Bytes of a training step in float32, with adapters:
 
@@ -16,10 +16,10 @@ Bytes of a training step in float32, with adapters:
 
 P parameters, T of them trained (a gradient and two moments of AdamW each), B images, N = (S / 16)^2 tokens of width D
 in L blocks. c = 17.9 and b = 63 MiB were fitted to CPU peaks of vit_b at 256 and 1024 px (records/benchmark.json).
-In mixed precision the activations take half, and a copy of the weights 2 P. A GPU gives 90 % of its memory, less 1 GiB.
+In mixed precision the activations take half, and a copy of the weights 2 P. Of a GPU's memory 90 % less 1 GiB is free.
 
 Time: the products of the encoder at 30 % of the data sheet's float16 rate, once for an inference and three times for a
-training step, which is a little much where the weights have no gradient. The two decodes are left out.
+training step, which overestimates where weights have no gradient. The two decodes are left out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRAINING_PASSES = 3
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its data sheet: memory in GiB, dense float16 rate in TFLOP/s."""
+    """The data sheet of a GPU: memory in GiB, dense float16 rate in TFLOP/s."""
 
     name: str
     gib: float
@@ -64,7 +64,7 @@ SAMS = ("vit_b", "vit_l", "vit_h")
 
 @cache
 def parameters(sam: str) -> tuple[int, int]:
-    """P and T with adapters of rank 4, from shapes alone."""
+    """Return P and T with adapters of rank 4, from shapes only."""
     with torch.device("meta"):
         network = SamSP(sam=sam, trainable="lora")
     state = network.state_dict()
@@ -72,7 +72,7 @@ def parameters(sam: str) -> tuple[int, int]:
 
 
 def activation_bytes(sam: str, image_size: int, checkpointing: bool = False, half: bool = False) -> float:
-    """Of one image in a training step."""
+    """Return the bytes of the activations of one image in a training step."""
     spec = get_spec(sam)
     tensor = (image_size // spec.patch_size) ** 2 * spec.embed_dim * 4
     kept = spec.depth + KEPT_PER_BLOCK if checkpointing else KEPT_PER_BLOCK * spec.depth
@@ -80,9 +80,9 @@ def activation_bytes(sam: str, image_size: int, checkpointing: bool = False, hal
 
 
 def images_that_fit(gpu: Gpu, sam: str, image_size: int = 1024, checkpointing: bool = False) -> int:
-    """Return the images of a training step in mixed precision."""
-    all_of_them, trained = parameters(sam)
-    free = (USABLE * gpu.gib - CUDA_GIB) * GIB - 6 * all_of_them - 12 * trained
+    """Return the number of images that fit into a training step in mixed precision."""
+    total, trained = parameters(sam)
+    free = (USABLE * gpu.gib - CUDA_GIB) * GIB - 6 * total - 12 * trained
     return max(0, int(free / activation_bytes(sam, image_size, checkpointing, half=True)))
 
 
@@ -90,12 +90,12 @@ gflop = cache(encoder_gflop)
 
 
 def seconds_per_image(gpu: Gpu, sam: str, image_size: int = 1024, passes: int = 1) -> float:
-    """At `RATE` of the data sheet's rate; an inference is one pass."""
+    """Return the seconds at `RATE` of the data sheet's rate; an inference is one pass."""
     return passes * gflop(sam, image_size) / (RATE * gpu.tflops * 1000)
 
 
 def table(image_size: int = 1024) -> str:
-    """Of all GPUs and the official SAMs, in Markdown."""
+    """Return the table of all GPUs and the official SAMs, in Markdown."""
     lines = [
         "| GPU | SAM | images a step | with checkpointing | training, images/s | inference, images/s |",
         "|---|---|---|---|---|---|",

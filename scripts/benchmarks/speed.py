@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Time and memory of SAM-SP against `segment_anything`: ``python -m scripts.benchmarks.speed``."""
+"""Measure time and memory of SAM-SP and of `segment_anything`: ``python -m scripts.benchmarks.speed``."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SIZES = (256, 512, 1024)
 QUICK_SIZES = {"vit_tiny": (256,)}
 # Merged and vanilla have the same layers.
 WITHOUT_MEMORY = ("vanilla",)
-# Beyond these the differences in training are not looked at and a training step is repeated less.
+# Image sizes above which differences in training are not computed, and training steps are repeated less.
 LARGEST_DIFFERENCE = 512
 LARGEST_REPEATED = 512
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, save after each group of cases, print the tables."""
+    """Measure, save after each group of cases, and print the tables."""
     options = parse(arguments)
     if options.request:
         answer_request(options.request)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="vit_b at 512 and vit_tiny at 256 px, in 3 minutes")
     parser.add_argument("--only", type=_parts, metavar="PART,...", help=f"some of {', '.join(PARTS)}")
@@ -109,7 +109,7 @@ def _positive(text: str) -> int:
 
 
 def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, str, int]]:
-    """(task, sam, image size) of what is measured together; the forms of attention for the largest case alone."""
+    """Return the groups (task, sam, image size) to measure; attention forms for the largest case only."""
     groups = []
     for number, sam in enumerate(options.sam or NETWORKS):
         sizes = options.sizes or (QUICK_SIZES.get(sam, (512,)) if options.quick else SIZES)
@@ -122,7 +122,7 @@ def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, s
 def measure_group(
     task: str, sam: str, size: int, options: argparse.Namespace, result: dict[str, Any], progress: tqdm
 ) -> list[dict[str, Any]]:
-    """Return the rows of one group."""
+    """Measure one group and return its rows."""
 
     def report(name: str) -> None:
         progress.set_postfix_str(f"{task} {sam} {size} {name}")
@@ -149,7 +149,7 @@ def measure_group(
 
 
 def peak_memory(case: Case, report: Callable[[str], object]) -> float | None:
-    """Return the peak memory in MiB above the built network, or None with a message where the process did not survive."""
+    """Return the peak memory in MiB above the built network, or None with a message if the process fails."""
     report(f"memory of {case.implementation}")
     try:
         return measure.memory_in_own_process(case)
@@ -182,7 +182,7 @@ def make_row(
 
 
 def add_share_of_peak(rows: list[dict[str, Any]], peak: dict[str, float] | None) -> None:
-    """How much of the machine's matrix-multiply peak each encoder reaches, if the peak was measured."""
+    """Add the share of the machine's matrix-multiply peak that each encoder reaches, if the peak was measured."""
     for row in rows:
         gflop = measure.encoder_gflop(row["sam"], row["image_size"])
         row["gflop"] = gflop
@@ -193,14 +193,14 @@ def add_share_of_peak(rows: list[dict[str, Any]], peak: dict[str, float] | None)
 
 
 def answer_request(request: dict[str, Any]) -> None:
-    """In a process of its own: the answer is the last line of stdout, everything else goes to stderr."""
+    """Answer a request in a separate process: the answer is the last line of stdout, all else goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         answer = measure.answer(request)
     print(json.dumps(answer))
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Write what there is so far."""
+    """Write the results so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

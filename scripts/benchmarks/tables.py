@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The benchmark's result as Markdown, and whether it meets the bars that the project set itself."""
+"""The benchmark's results as Markdown tables, and the performance targets that they are checked against."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXTRA_CLASS_LIMIT = 2.2
 
 @dataclass(frozen=True)
 class Bar:
-    """A limit of the ratio of two implementations of one task, for one network at one size."""
+    """A target: the largest ratio of two implementations of one task, for one network at one size."""
 
     name: str
     task: str
@@ -46,7 +46,7 @@ BARS = (
 
 
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each bar whose cases were measured, with its value and whether it is met."""
+    """Return each target whose cases were measured, with its value and whether it is met."""
     rows = {(r["task"], r["sam"], r["image_size"], r.get("implementation")): r for r in result["rows"]}
     checked = []
     for bar in BARS:
@@ -55,7 +55,7 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
         if len(values) == 2:
             name = f"{bar.name}: {bar.implementation} / {bar.reference}, {bar.sam} at {bar.image_size} px"
             checked.append(_check(name, values[0] / values[1], bar.limit))
-    checked += [_check(*found, EXTRA_CLASS_LIMIT) for found in extra_classes(result["rows"])]
+    checked += [_check(name, value, EXTRA_CLASS_LIMIT) for name, value in extra_classes(result["rows"])]
     differences = [value for row in result["rows"] for value in row.get("difference", {}).values()]
     if differences:
         checked.append(_check("largest difference", max(differences), DIFFERENCE_LIMIT))
@@ -65,13 +65,13 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def extra_classes(rows: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
-    """What a class more costs in whole inference, in single decodes, for each network and size that was measured."""
+    """Return the cost of one more class in inference, in single decodes, for each network and size measured."""
     seconds = {(r["sam"], r["image_size"], r["implementation"]): r["seconds"] for r in rows if r["task"] == "classes"}
-    found = []
+    costs = []
     for sam, size in dict.fromkeys(key[:2] for key in seconds):
         decode, one, three = (seconds[sam, size, name] for name in ("decode", "one_class", "three_classes"))
-        found.append((f"a class more, time: in single decodes, {sam} at {size} px", (three - one) / 2 / decode))
-    return found
+        costs.append((f"a class more, time: in single decodes, {sam} at {size} px", (three - one) / 2 / decode))
+    return costs
 
 
 def _check(name: str, value: float, limit: float) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _check(name: str, value: float, limit: float) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return all tables, one under the other."""
+    """Return all tables as Markdown."""
     machine = result["machine"]
     cpu = f"{machine['cpu']} ({machine['instructions']})" if "instructions" in machine else machine["cpu"]
     text = [f"{cpu}, {machine['cores']} cores, {machine['threads']} threads, PyTorch {machine['torch']}"]
@@ -114,7 +114,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def sizes(result: dict[str, Any]) -> str:
-    """Return time and memory of an image, for each network and size that was measured."""
+    """Return the time and memory of an image, for each network and size measured."""
     rows = {(r["sam"], r["image_size"], r["task"], r["implementation"]): r for r in result["rows"] if "seconds" in r}
     columns = (("inference", "sam_sp"), ("training", "sam_sp"), ("training", "sam_sp_checkpointing"))
     lines = []

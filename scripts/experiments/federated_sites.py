@@ -8,14 +8,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Three sites with real polyps, simulated: FedAvg against each site alone, on one common test.
+"""Simulate three sites with real polyps: FedAvg against each site alone, on one common test.
 
     python -m scripts.experiments.federated_sites
 
 Sites are Kvasir-SEG and two groups of the video sequences of CVC-ClinicDB. Each drives the bundle through MONAI's
-MonaiAlgo; between rounds only adapters, prompt encoder and mask decoder travel. A site alone trains as many epochs. The
-model of the last round is tested, none is chosen. After a stop the same command goes on with the next round. Further
-options go to every training, for example --image_size 128.
+MonaiAlgo; between rounds they exchange only adapters, prompt encoder and mask decoder. A site alone trains as many
+epochs. The model of the last round is tested, without any selection. After a stop the same command continues with the
+next round. Further options go to every training, for example --image_size 128.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from scripts.experiments.polyps.report import in_markdown, with_interval
 
 RECORDS = ROOT / "scripts" / "experiments" / "records" / "federated_sites.json"
 SHARED = ROOT.parent / "shared" / "data"
-KNOBS = {"batch_size": 4, "cache": 2000, "num_workers": 0, "device": "cpu"}
+SETTINGS = {"batch_size": 4, "cache": 2000, "num_workers": 0, "device": "cpu"}
 TOGETHER = "together"
 STATE = "rounds.pt"
 Sites = Mapping[str, Sequence[str]]  # stems to train on
@@ -60,15 +60,15 @@ Sites = Mapping[str, Sequence[str]]  # stems to train on
 
 @dataclass(frozen=True)
 class Plan:
-    """What all federations share.
+    """The plan that all federations share.
 
     Attributes:
         dataset: folder with images and masks.
         test: list file of the common test.
         work: folder of the trainings.
-        rounds: of each federation.
-        local_epochs: of each site between two rounds.
-        knobs: of configs/train.json, for every site.
+        rounds: rounds of each federation.
+        local_epochs: epochs of each site between two rounds.
+        settings: settings of configs/train.json for every site.
     """
 
     dataset: Path
@@ -76,22 +76,22 @@ class Plan:
     work: Path
     rounds: int
     local_epochs: int
-    knobs: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is not trained yet, test, write the JSON file, print the table."""
+    """Train the models that are missing, test, write the JSON file and print the table."""
     options, further = parse(arguments)
     polyps = lay_out(options.data, options.kvasir, options.clinicdb, options.splits)
     sites = three_sites(polyps, options.splits)
     test = polyps.folder / "test.txt"
-    plan = Plan(polyps.folder, test, options.work, options.rounds, options.local_epochs, {**KNOBS, **further})
+    plan = Plan(polyps.folder, test, options.work, options.rounds, options.local_epochs, {**SETTINGS, **further})
     federations = {TOGETHER: sites, **{name: {name: stems} for name, stems in sites.items()}}
     result: dict[str, Any] = {
         "command": "python -m scripts.experiments.federated_sites "
         f"--rounds {plan.rounds} --local_epochs {plan.local_epochs}",
         "machine": machine(),
-        "knobs": dict(plan.knobs),
+        "knobs": dict(plan.settings),
         "images": {name: len(stems) for name, stems in sites.items()},
         "models": {},
     }
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and the knobs in it."""
+    """Parse the command line: options, and settings of the trainings."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.federated_sites",
         description=__doc__,
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def three_sites(polyps: Polyps, splits: Path) -> dict[str, list[str]]:
-    """Kvasir-SEG, and the training sequences of CVC-ClinicDB in two groups, by turns in the order of their numbers."""
+    """Return the stems of three sites: Kvasir-SEG, and alternating training sequences of CVC-ClinicDB in two groups."""
     sequences = sequences_of(splits / "clinicdb_sequences.csv")
     frames = [stem for stem in polyps.train if stem in sequences]
     numbers = sorted({int(sequences[stem]) for stem in frames})
@@ -143,7 +143,7 @@ def federate(name: str, sites: Sites, plan: Plan) -> dict[str, Any]:
         "seconds" of training so far and "bytes_per_round" that each site receives, and sends.
 
     Raises:
-        BundleError: the earlier call was with other sites, knobs or ``local_epochs``.
+        BundleError: the earlier call was with other sites, settings or ``local_epochs``.
     """
     folder = plan.work / name
     states = read_states(folder / STATE, made_with(sites, plan))
@@ -154,9 +154,9 @@ def federate(name: str, sites: Sites, plan: Plan) -> dict[str, Any]:
 
 
 def made_with(sites: Sites, plan: Plan) -> dict[str, Any]:
-    """What has to be the same when a federation goes on."""
-    told = {name: f"{len(stems)} images, {list_sha256(stems)[:12]}" for name, stems in sites.items()}
-    return {"local_epochs": plan.local_epochs, "knobs": dict(plan.knobs), "sites": told}
+    """Return the values that must be the same when a federation is resumed."""
+    described = {name: f"{len(stems)} images, {list_sha256(stems)[:12]}" for name, stems in sites.items()}
+    return {"local_epochs": plan.local_epochs, "knobs": dict(plan.settings), "sites": described}
 
 
 def list_sha256(stems: Sequence[str]) -> str:
@@ -165,26 +165,26 @@ def list_sha256(stems: Sequence[str]) -> str:
 
 
 def read_states(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier call left, or the start.
+    """Read the states of an earlier call, or return the initial ones.
 
     Raises:
-        BundleError: that was made with something else.
+        BundleError: the earlier call had other values of `made_with`.
     """
     if not path.is_file():
         return {"round": 0, "seconds": 0.0, "sites": {}, "made_with": expected}
     states = torch.load(path, weights_only=True)
-    found = states.get("made_with", {})
+    earlier = states.get("made_with", {})
     for key, value in expected.items():
-        if found.get(key) != value:
+        if earlier.get(key) != value:
             raise BundleError(
-                f"{path} was made with {key} {found.get(key)}, this run has {value}: name another --work, or remove "
+                f"{path} was made with {key} {earlier.get(key)}, this run has {value}: name another --work, or remove "
                 f"{path.parent}."
             )
     return states
 
 
 def run_rounds(name: str, sites: Sites, plan: Plan, states: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the rounds that are left; writes ``work/NAME/rounds.pt`` after each.
+    """Run the rounds that are left, and write ``work/NAME/rounds.pt`` after each.
 
     Returns:
         The states after the last round, and the network with its weights.
@@ -230,8 +230,8 @@ def write_model(network: SamSP, sites: Sites, plan: Plan, folder: Path) -> None:
 def start_site(site: str, stems: Sequence[str], folder: Path, plan: Plan, state: Mapping[str, Any] | None) -> MonaiAlgo:
     """Return a site with its own data and optimizer, as it was after its last round."""
     write_list(folder / f"{site}.txt", list(stems))
-    knobs = {
-        **plan.knobs,
+    settings = {
+        **plan.settings,
         "bundle_root": str(ROOT),
         "dataset_dir": str(plan.dataset),
         "split": {"train": str(folder / f"{site}.txt"), "validation": 0, "test": str(plan.test)},
@@ -244,7 +244,7 @@ def start_site(site: str, stems: Sequence[str], folder: Path, plan: Plan, state:
         config_train_filename=["configs/train.json", "configs/federated.json"],
         config_evaluate_filename=None,
         config_filters_filename="configs/federated_filters.json",
-        train_kwargs=knobs,
+        train_kwargs=settings,
     )
     member.initialize({ExtraItems.CLIENT_NAME: site})
     for name, item in parts_of(member).items() if state else ():
@@ -253,7 +253,7 @@ def start_site(site: str, stems: Sequence[str], folder: Path, plan: Plan, state:
 
 
 def parts_of(member: MonaiAlgo) -> dict[str, Any]:
-    """What a site keeps from round to round besides the weights."""
+    """Return the objects whose state a site keeps from round to round, besides the weights."""
     workflow: Any = member.train_workflow
     trainer: Any = member.trainer
     scheduler = workflow.parser.get_parsed_content("lr_scheduler")
@@ -261,12 +261,12 @@ def parts_of(member: MonaiAlgo) -> dict[str, Any]:
 
 
 def state_of(member: MonaiAlgo) -> dict[str, Any]:
-    """Its state."""
+    """Return the states of these objects."""
     return {name: item.state_dict() for name, item in parts_of(member).items()}
 
 
 def one_round(member: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-    """What changed in a site's own epochs, and its number of steps."""
+    """Train a site for its local epochs, and return the differences of its weights and its number of steps."""
     member.train(ExchangeObject(weights={name: value.clone() for name, value in weights.items()}))
     answer = member.get_weights()
     return answer.weights, answer.statistics[FlStatistics.NUM_EXECUTED_ITERATIONS]
@@ -280,14 +280,14 @@ def test_scores(name: str, plan: Plan) -> dict[str, float]:
     data: dict[str, Any] = {"dataset_dir": str(plan.dataset), "split": split}
     run(
         run_id="evaluating", config_file=configs, bundle_root=str(ROOT), **data, weights=str(folder / "model.pt"),
-        output_dir=str(folder / "test"), panels=0, num_workers=0, device=str(plan.knobs["device"]),
+        output_dir=str(folder / "test"), panels=0, num_workers=0, device=str(plan.settings["device"]),
     )  # fmt: skip
     with open(folder / "test" / "val_dice_raw.csv", encoding="utf-8", newline="") as file:
         return {Path(image).stem: float(dice) for image, dice, *_ in list(csv.reader(file))[1:]}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the mean Dice of each model on each test, and what the federation has more than each site alone, in Markdown."""
+    """Return the mean Dice of each model on each test and the gain of the federation over each site, in Markdown."""
     dice = {name: model["dice"] for name, model in result["models"].items()}
     tests = list(dice[TOGETHER])
     lines = [

@@ -8,15 +8,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Does it help to label first what a model is least certain of? Learning curves on Kvasir-SEG, against random order.
+"""Does it help to label the least certain images first? Learning curves on Kvasir-SEG, against random order.
 
     python -m scripts.experiments.learning_curves
 
-From 50 of PraNet's 900 training images on, 50 labels more in each round: of those that the model of the round before is
-least certain of (`uncertainty`), or of any. Each round trains anew from the embedded SAM for the same number of
-steps, without a validation, and is tested on PraNet's 100 test images. Both orders share their first labels. A round is
-a JSON file in scripts/experiments/records/learning_curves; after a stop the same command goes on, also within a
-training. Further options go to every training, for example --image_size 128.
+The first training has 50 of PraNet's 900 training images, and each round adds 50 labels: of the images that the model
+of the previous round is least certain of (`bundle.inference.uncertainty`), or at random. Each round trains again from
+the embedded SAM for the same number of steps, without a validation, and is tested on PraNet's 100 test images. Both
+orders share their first labels. A round is a JSON file in scripts/experiments/records/learning_curves; after a stop the
+same command continues, also within a training. Further options go to every training, for example --image_size 128.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from bundle.data.folder_pairs import pair_folder
 from bundle.inference import uncertainty
 from bundle.training.checkpoints import LAST
 from scripts.experiments.polyps.bootstrap import interval, paired_interval
-from scripts.experiments.polyps.cells import ROOT, base_sha256, call, evaluation_settings, shown, write_cell
+from scripts.experiments.polyps.cells import ROOT, base_sha256, call, evaluation_settings, printable_command, write_cell
 from scripts.experiments.polyps.corrected import read_sample
 from scripts.experiments.polyps.data import read_list, write_list
-from scripts.experiments.polyps.experiment import BATCH_SIZE, KNOBS
+from scripts.experiments.polyps.experiment import BATCH_SIZE, SETTINGS
 from scripts.experiments.polyps.report import fill, in_markdown, read_json_files, with_interval
 from scripts.experiments.polyps.rows import FULL, Row
 
@@ -58,18 +58,18 @@ ROW = Row("learning_curves", "full, SAM-SP", FULL)
 
 @dataclass(frozen=True)
 class Study:
-    """What all rounds share.
+    """The study that all rounds share.
 
     Attributes:
         folder: Kvasir-SEG.
-        pool: stems that labels are bought from.
-        tests: stems that are tested on.
+        pool: stems of the training images.
+        tests: stems of the test images.
         records: folder of the JSON files.
         work: folder of the trainings.
-        knobs: for every training.
-        sizes: numbers of labels, round by round.
-        steps: of each training, about: whole epochs.
-        threads: of each training.
+        settings: settings of every training.
+        sizes: number of labels in each round.
+        steps: approximate number of steps of each training, in whole epochs.
+        threads: threads of each training.
     """
 
     folder: Path
@@ -77,18 +77,18 @@ class Study:
     tests: list[str]
     records: Path
     work: Path
-    knobs: Mapping[str, Any]
+    settings: Mapping[str, Any]
     sizes: list[int]
     steps: int
     threads: int
 
     def name(self, order: str, seed: int, size: int) -> str:
-        """Of the files of a round; the first is that of both orders."""
+        """Return the name of the files of a round; both orders share the first."""
         return f"{'start' if size == self.sizes[0] else order}_{size}_seed{seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the rounds that are not there yet, then write the table and the curves."""
+    """Run the rounds that are missing, then write the table and the curves."""
     options, further = parse(arguments)
     pool, tests = (read_list(options.splits / f"pranet_kvasir_{part}.txt") for part in ("train", "test"))
     sizes = [options.start + options.step * number for number in range(options.rounds + 1)]
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tests,
         options.records,
         options.work,
-        {**KNOBS, **further},
+        {**SETTINGS, **further},
         sizes,
         options.steps,
         options.threads,
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and the knobs in it."""
+    """Parse the command line: options, and settings of the trainings."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.learning_curves",
         description=__doc__,
@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def run_all(study: Study, seeds: Sequence[int], jobs: int) -> None:
-    """Return the first trainings of all seeds, then the orders of all seeds side by side; the first that fails ends it."""
+    """Run the first trainings of all seeds, then all orders and seeds in parallel; stop at the first failure."""
 
     def start(seed: int) -> None:
         run_round(study, "start", seed, study.sizes[0], None)
@@ -159,10 +159,10 @@ def run_all(study: Study, seeds: Sequence[int], jobs: int) -> None:
 
 
 def run_round(study: Study, order: str, seed: int, size: int, before: str | None) -> None:
-    """Choose labels, train, or go on training, test, and write the JSON file; nothing where that is there.
+    """Choose labels, train or resume, test, and write the JSON file; do nothing if it exists.
 
     Raises:
-        BundleError: the file is of another pre-trained SAM or other knobs, or a command failed; its log is named.
+        BundleError: the file is of another pre-trained SAM or other settings, or a command failed; names its log.
     """
     name = study.name(order, seed, size)
     path = study.records / f"{name}.json"
@@ -171,13 +171,13 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     split = {part: os.path.relpath(folder / f"{part}.txt", ROOT) for part in ("train", "test")}
     data = {"dataset_dir": os.path.relpath(study.folder, ROOT), "split": {**split, "validation": 0}}
     places = {"output_dir": os.path.relpath(folder, ROOT), "publish": False}
-    training = {**study.knobs, **ROW.knobs, **data, "seed": seed, "epochs": epochs, **places}
+    training = {**study.settings, **ROW.settings, **data, "seed": seed, "epochs": epochs, **places}
     if path.is_file():
         made = json.loads(path.read_text(encoding="utf-8"))
-        if made["base_sha256"] != base_sha256(ROW) or made["training"] != shown("training", training, ROW):
+        if made["base_sha256"] != base_sha256(ROW) or made["training"] != printable_command("training", training, ROW):
             raise BundleError(
-                f"{path} was made with another pre-trained SAM or other knobs: remove {study.records} and {study.work} "
-                "to start anew."
+                f"{path} was made with another pre-trained SAM or other settings: remove {study.records} and "
+                f"{study.work} to start anew."
             )
         return
     if not (folder / "train.txt").is_file():  # a training that goes on keeps its labels
@@ -194,8 +194,8 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
     place = {stem: index for index, stem in enumerate(measured["stem"])}
     result = {
         "order": order, "seed": seed, "labels": size, "epochs": epochs, "steps": epochs * -(-size // BATCH_SIZE),
-        "base_sha256": base_sha256(ROW), "training": shown("training", training, ROW),
-        "evaluation": shown("evaluating", testing, ROW, "evaluate", "measure"),
+        "base_sha256": base_sha256(ROW), "training": printable_command("training", training, ROW),
+        "evaluation": printable_command("evaluating", testing, ROW, "evaluate", "measure"),
         "labels_sha256": stems_sha256([{"image": stem} for stem in labels]),
         "dice": [measured["val_dice"][place[stem]] for stem in study.tests],
     }  # fmt: skip
@@ -203,7 +203,7 @@ def run_round(study: Study, order: str, seed: int, size: int, before: str | None
 
 
 def choose(study: Study, order: str, seed: int, size: int, before: str | None) -> list[str]:
-    """Return the labels of a round: those of the round before, and as many more as there are to be."""
+    """Return the stems of a round: those of the previous round and new ones, ``size`` in all."""
     if before is None:
         return sorted(np.random.default_rng(seed).permutation(study.pool)[:size].tolist())
     labeled = read_list(study.work / before / "train.txt")
@@ -218,7 +218,7 @@ def choose(study: Study, order: str, seed: int, size: int, before: str | None) -
 
 @torch.inference_mode()
 def scores_of(study: Study, stems: Sequence[str], weights: Path) -> dict[str, float]:
-    """How little a model is to be trusted on each image."""
+    """Return the uncertainty of a model on each image."""
     network = load_weights(build_network(str(weights)), str(weights)).eval()
     records = {Path(record["image"]).stem: record for record in pair_folder(study.folder).records}
     samples = ((stem, read_sample(records[stem], network.image_size).image) for stem in stems)
@@ -244,19 +244,19 @@ def write_tables(records: Path, document: Path) -> None:
 
 
 def dice_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> np.ndarray:
-    """(seeds, images) by seed."""
+    """Return the Dice (seeds, images) of an order with ``size`` labels."""
     return np.array([cell["dice"] for cell in rounds_of(cells, order, size)])
 
 
 def seeds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[int]:
-    """Whose trainings with so many labels are there."""
+    """Return the seeds that have a training of an order with ``size`` labels."""
     return [cell["seed"] for cell in rounds_of(cells, order, size)]
 
 
 def rounds_of(cells: Sequence[Mapping[str, Any]], order: str, size: int) -> list[Mapping[str, Any]]:
-    """Return the trainings of an order with so many labels, by seed."""
-    found = [cell for cell in cells if cell["labels"] == size and cell["order"] in (order, "start")]
-    return sorted(found, key=lambda cell: cell["seed"])
+    """Return the trainings of an order with ``size`` labels, sorted by seed."""
+    matching = [cell for cell in cells if cell["labels"] == size and cell["order"] in (order, "start")]
+    return sorted(matching, key=lambda cell: cell["seed"])
 
 
 def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -264,16 +264,16 @@ def curves_table(cells: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for size in sorted({cell["labels"] for cell in cells}):
         first, second = (dice_of(cells, order, size) for order in ORDERS)
-        shown_dice = [with_interval(interval(values)) if len(values) else "" for values in (first, second)]
+        means = [with_interval(interval(values)) if len(values) else "" for values in (first, second)]
         both = seeds_of(cells, ORDERS[0], size) == seeds_of(cells, ORDERS[1], size)
         difference = with_interval(paired_interval(first, second), "+") if both else ""
-        lines.append([size, len(first), *shown_dice, difference])
+        lines.append([size, len(first), *means, difference])
     head = ["labels", "seeds", "least certain first: Dice", "random: Dice", "difference"]
     return in_markdown(head, lines)
 
 
 def draw_curves(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Return the mean Dice over the number of labels: a line for the mean, a dot for each seed."""
+    """Draw the mean Dice over the number of labels: a line for the mean, a dot for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -73,9 +73,9 @@ def make_runtimes(network: SamSP, folder: Path) -> dict[str, Runner]:
 
 
 def quantize(source: Path, target: Path) -> Path:
-    """Return the weights of matrix products as int8, activations quantized as they come, by onnxruntime's own tool.
+    """Quantize weights of matrix products to int8, and activations dynamically, with onnxruntime's own tool.
 
-    Of the 8 bits of a weight 7 are used: on a CPU with AVX2 alone sums of two products saturate otherwise.
+    Weights use 7 of 8 bits: otherwise sums of two products saturate on a CPU with AVX2 only.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -85,7 +85,7 @@ def quantize(source: Path, target: Path) -> Path:
 
 
 def openvino_runner(path: Path, precision: str | None) -> Runner:
-    """Return an ONNX file in OpenVINO on the CPU; by default it takes bfloat16 where the CPU has instructions for it."""
+    """Load an ONNX file into OpenVINO on the CPU; its default is bfloat16 where the CPU has instructions for it."""
     try:
         import openvino
     except ImportError as error:
@@ -103,7 +103,7 @@ def openvino_runner(path: Path, precision: str | None) -> Runner:
 def measure_runtimes(
     runtimes: Mapping[str, Runner], network: SamSP, records: Sequence[Mapping[str, str]]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return the Dice at original resolution and seconds of the network alone, of each image, runtimes in turns."""
+    """Return the Dice at original resolution and the seconds of the network, for each image, with runtimes in turns."""
     facts = {"image_size": network.image_size, "num_classes": 1, "intensity": INTENSITY}
     dice: dict[str, list[float]] = {name: [] for name in runtimes}
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}

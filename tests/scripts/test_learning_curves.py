@@ -88,7 +88,7 @@ def test_curves_from_the_command(
     with pytest.raises(BundleError, match="was made with another pre-trained SAM"):
         learning_curves.main(words)
     path.write_text(json.dumps(cells["start_3_seed0"]), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"start_3_seed0\.json was made with .* or other knobs: remove"):
+    with pytest.raises(BundleError, match=r"start_3_seed0\.json was made with .* or other settings: remove"):
         learning_curves.main([*words, "--batch_size", "2"])
 
 

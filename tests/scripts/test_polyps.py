@@ -69,7 +69,7 @@ def test_a_list_that_is_missing(tmp_path: Path) -> None:
 def test_rows_differ_in_what_they_say() -> None:
     rows = list(ROWS.values())
     assert len({(row.title, row.unet) for row in rows}) == len(rows)
-    trained = [(json.dumps(dict(row.knobs), sort_keys=True), row.unet) for row in rows if row.seeds]
+    trained = [(json.dumps(dict(row.settings), sort_keys=True), row.unet) for row in rows if row.seeds]
     assert len(set(trained)) == len(trained)
     assert [row.name for row in choose_rows(["decoder", "pretrained"])] == ["pretrained", "decoder"]
     assert choose_rows(None) == [row for group in GROUPS.values() for row in group]

@@ -93,7 +93,7 @@ def test_table_from_the_command(
     ):
         polyp_table.main([*sources, *rows])
     path.write_text(text.replace('"learning_rate": 0.001', '"learning_rate": 0.5'), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"decoder_seed0.json was made with the knobs .*0\.5.*, its row has .*0\.001"):
+    with pytest.raises(BundleError, match=r"decoder_seed0.json was made with .*0\.5.*, its row has .*0\.001"):
         polyp_table.main([*sources, *rows])
 
 
@@ -102,7 +102,7 @@ def test_a_pace_that_is_not_known_is_measured_beside_one_that_is(
 ) -> None:
     """A third decode in training takes longer; what was measured stays, and with it the numbers of epochs."""
     monkeypatch.setattr(pace, "STEPS", 1)
-    known = {row.pace: 1000.0 for row in ROWS.values() if row.seeds and "correction_weight" not in row.knobs}
+    known = {row.pace: 1000.0 for row in ROWS.values() if row.seeds and "correction_weight" not in row.settings}
     path = tmp_path / "records" / "pace.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"machine": {}, "step_seconds": known}), encoding="utf-8")

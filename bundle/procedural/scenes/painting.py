@@ -30,9 +30,9 @@ class Form:
     box: Box
     depth: Array
     slope_x: Array
-    """By how much the depth rises per pixel to the right."""
+    """Increase of the depth per pixel to the right."""
     slope_y: Array
-    """By how much the depth rises per pixel down."""
+    """Increase of the depth per pixel down."""
     distance: Array
     """Pixels to the outline, roughly; negative outside."""
 
@@ -45,7 +45,7 @@ def fill(stage: Stage, look: Look) -> None:
 def paint(stage: Stage, shape: Shape, look: Look, layer: str = "", inside: Array | None = None) -> Array:
     """Paint a shape and return its cover (S, S), 0 to 1.
 
-    The `layer` is "object", "part" or, for an unlabeled shape, empty. The shape is clipped to the cover (S, S) `inside`.
+    The `layer` is "object", "part" or, for an unlabeled shape, empty. `inside` is a cover (S, S) that clips the shape.
     """
     cover = np.zeros((stage.size, stage.size), np.float32)
     box = box_around(stage, shape, 3 + 2.5 * look.shadow_width * (look.shadow > 0))

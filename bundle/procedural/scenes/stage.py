@@ -38,7 +38,7 @@ class Stage:
     noise: dict[str, Array]
     """The fields of `draw_noise` (S, S)."""
     light: tuple[float, float]
-    """How far the light leans to the right and down."""
+    """Slope of the light to the right and down."""
     objects: NDArray[np.int16] = field(init=False)
     """(S, S): the object a pixel belongs to, 0 where there is none."""
     parts: NDArray[np.int16] = field(init=False)

@@ -36,13 +36,13 @@ class Look:
     texture: str = "noise"
     contrast: float = 0.5
     relief: float = 0.0
-    """How steeply the surface rises from its outline."""
+    """Steepness with which the surface rises from its outline."""
     rim: float = 1.0
     """Share of the depth over which the surface rises: 1 is a dome, less is a pillow with a flat top."""
     ambient: float = 0.4
-    """Share of the light that comes from everywhere."""
+    """Share of the light that comes from all directions."""
     bump: float = 0.0
-    """How much the texture is a relief as well."""
+    """Height of the texture as a relief."""
     gloss: float = 0.0
     edge: float = 1.3
     """Width over which the outline fades."""

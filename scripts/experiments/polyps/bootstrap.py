@@ -32,8 +32,8 @@ def interval(values: np.ndarray) -> Interval:
     """Return the mean of the values and its percentile interval at `LEVEL`.
 
     Args:
-        values: (seeds, images). Images are drawn anew, and every seed keeps them: an image that is hard for one seed is
-            so for the next. That seeds differ is no part of the interval.
+        values: (seeds, images). Images are resampled for all seeds alike, because an image that is hard for one seed is
+            hard for the others. Differences between seeds are not part of the interval.
     """
     means = values.mean(axis=0)
     rng = np.random.default_rng(0)
@@ -42,11 +42,11 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def quantiles(drawn: np.ndarray) -> tuple[float, float]:
-    """Return the percentile interval at `LEVEL` of what was drawn."""
+    """Return the percentile interval at `LEVEL` of resampled values."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
-    """``first`` - ``second``, each (seeds, images) of the same images: mean and interval of the difference."""
+    """Return the mean and interval of ``first`` - ``second``, each (seeds, images) of the same images."""
     return interval(first.mean(axis=0, keepdims=True) - second.mean(axis=0, keepdims=True))

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A cell of the table: one row with one seed, trained and tested by the bundle's own commands, kept as a JSON file."""
+"""Cells of the table: a row with a seed, trained and tested by the bundle's own commands, stored as a JSON file."""
 
 from __future__ import annotations
 
@@ -38,49 +38,49 @@ VALIDATIONS = 6  # of a training, about
 
 @dataclass(frozen=True)
 class Plan:
-    """What all cells share.
+    """The plan that all cells share.
 
     Attributes:
         polyps: the data.
         cells: folder of the JSON files.
         work: folder of the trainings.
-        knobs: for every training.
-        minutes: of training steps, at the measured pace.
-        threads: of each training.
+        settings: settings of every training.
+        minutes: minutes of training steps, at the measured pace.
+        threads: threads of each training.
     """
 
     polyps: Polyps
     cells: Path
     work: Path
-    knobs: Mapping[str, Any]
+    settings: Mapping[str, Any]
     minutes: float
     threads: int
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row and a seed; None where nothing is trained."""
+    """A row and a seed, which is None where nothing is trained."""
 
     row: Row
     seed: int | None
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Return the name of the cell's files."""
         return self.row.name if self.seed is None else f"{self.row.name}_seed{self.seed}"
 
 
 def cells_of(rows: Sequence[Row]) -> list[Cell]:
-    """Return all cells, first seeds first: a table of one seed is there early."""
+    """Return all cells, sorted by seed, so that a table of one seed exists early."""
     pairs = [(row, seed) for row in rows for seed in (row.seeds or (None,))]
     return [Cell(row, seed) for row, seed in sorted(pairs, key=lambda pair: pair[1] or 0)]
 
 
 def is_done(cell: Cell, plan: Plan) -> bool:
-    """Return whether the JSON file of a cell is there.
+    """Return whether the JSON file of a cell exists.
 
     Raises:
-        BundleError: it is, but of another pre-trained SAM or of other knobs than its row has now.
+        BundleError: it exists, but from another pre-trained SAM or other settings than its row has now.
     """
     path = plan.cells / f"{cell.name}.json"
     if not path.is_file():
@@ -89,25 +89,25 @@ def is_done(cell: Cell, plan: Plan) -> bool:
     remedy = f"remove it and {plan.work / cell.name} to train it anew."
     if made["base_sha256"] != base_sha256(cell.row):
         raise BundleError(f"{path} was made with another {cell.row.weights}: {remedy}")
-    if made["knobs"] != cell.row.knobs:
+    if made["knobs"] != cell.row.settings:
         raise BundleError(
-            f"{path} was made with the knobs {made['knobs']}, its row has {dict(cell.row.knobs)}: {remedy}"
+            f"{path} was made with the settings {made['knobs']}, its row has {dict(cell.row.settings)}: {remedy}"
         )
     return True
 
 
 def base_sha256(row: Row) -> str | None:
-    """Of the network that a row starts from, or tests as it is; None where it starts from nothing."""
-    return None if row.unet or row.knobs.get("sam_checkpoint") == RANDOM else sha256_of(ROOT / row.weights)
+    """Return the sha256 of the network that a row starts from or tests as it is; None for random weights."""
+    return None if row.unet or row.settings.get("sam_checkpoint") == RANDOM else sha256_of(ROOT / row.weights)
 
 
 def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | None) -> None:
-    """Train, or go on training, then test, then write the JSON file.
+    """Train or resume, test, and write the JSON file of a cell.
 
     Raises:
         BundleError: a command failed; its log is named.
     """
-    facts = {"row": cell.row.name, "seed": cell.seed, "knobs": dict(cell.row.knobs)}
+    facts = {"row": cell.row.name, "seed": cell.seed, "knobs": dict(cell.row.settings)}
     result: dict[str, Any] = {**facts, "base_sha256": base_sha256(cell.row)}
     weights = ROOT / cell.row.weights
     if epochs is not None:
@@ -118,7 +118,7 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         result |= {"budget_minutes": plan.minutes, "step_seconds": step_seconds, "epochs": epochs}
         result |= {key: described[key] for key in ("best_epoch", "validation", "version")}
-        result["training"] = shown("training", training_options(cell, plan, epochs, resume=False), cell.row)
+        result["training"] = printable_command("training", training_options(cell, plan, epochs, resume=False), cell.row)
         result["curve"] = json.loads((weights.parent / HISTORY).read_text(encoding="utf-8"))
     lists = {"train": plan.polyps.train, **plan.polyps.tests}
     result["lists_sha256"] = {name: stems_sha256([{"image": stem} for stem in lists[name]]) for name in lists}
@@ -128,18 +128,18 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         options = evaluation_options(plan, weights, folder, prompt)
         if not (folder / "measures.json").is_file():
             call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
-        result["evaluations"].append(shown("evaluating", options, cell.row, "evaluate", "measure"))
+        result["evaluations"].append(printable_command("evaluating", options, cell.row, "evaluate", "measure"))
         measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
         result["tests"][folder.name] = by_test(measured, plan.polyps.tests)
     write_cell(plan.cells / f"{cell.name}.json", result)
 
 
 def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = None) -> dict[str, Any]:
-    """Return the knobs of a training; it resumes where one was begun."""
+    """Return the settings of a training, which resumes an earlier one that was stopped."""
     folder = plan.work / cell.name
     options = {
-        **plan.knobs,
-        **cell.row.knobs,
+        **plan.settings,
+        **cell.row.settings,
         "seed": cell.seed,
         "epochs": epochs,
         "val_interval": max(1, epochs // VALIDATIONS),
@@ -151,13 +151,13 @@ def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = 
 
 
 def evaluation_options(plan: Plan, weights: Path, folder: Path, prompt: str | None) -> dict[str, Any]:
-    """Return the knobs of an evaluation on all test images."""
-    data = {key: plan.knobs[key] for key in ("dataset_dir", "split")}
+    """Return the settings of an evaluation on all test images."""
+    data = {key: plan.settings[key] for key in ("dataset_dir", "split")}
     return evaluation_settings(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
 
 
 def evaluation_settings(data: Mapping[str, Any], weights: Path, folder: Path) -> dict[str, Any]:
-    """Return the knobs of an evaluation of some data without pictures, in this process alone."""
+    """Return the settings of an evaluation without pictures, in one process."""
     places = {"weights": os.path.relpath(weights, ROOT), "output_dir": os.path.relpath(folder, ROOT)}
     return {**data, **places, "panels": 0, "num_workers": 0}
 
@@ -182,7 +182,7 @@ def write_cell(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _layout(value: Any, start: str) -> str:
-    """Return JSON of a value; ``start`` is the line break and the indentation that it stands at."""
+    """Return the JSON of a value; ``start`` is the line break with the indentation of its first line."""
     inner = start + " "
     if isinstance(value, Mapping) and any(isinstance(item, (Mapping, list)) for item in value.values()):
         return (
@@ -202,13 +202,13 @@ def _words(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> l
     return [*command, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
-def shown(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
-    """Return the command line that `call` runs, for a person to repeat."""
+def printable_command(run_id: str, options: Mapping[str, Any], row: Row, *others: str) -> str:
+    """Return the command line that `call` runs, for a user to repeat."""
     return shlex.join(["python", *_words(run_id, options, row, *others)])
 
 
 def call(run_id: str, options: Mapping[str, Any], row: Row, folder: Path, threads: int, *others: str) -> None:
-    """Run a command from the bundle's root; what it says goes to ``log.txt``."""
+    """Run a command from the bundle's root; its output goes to ``log.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     command = [sys.executable, *_words(run_id, options, row, *others)]

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Real images with a label and a network that is corrected: the person clicks where the mask is wrong."""
+"""Real images with labels, and a network that a simulated user corrects by clicks where the mask is wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLICKS = 3
 
 
 class Sample(NamedTuple):
-    """An image as the network takes it, and its label on its own grid."""
+    """An image in the form of the network input, and its label on its own grid."""
 
     stem: str
     image: torch.Tensor  # (1, 3, S, S)
@@ -59,13 +59,13 @@ def predicted_mask(network: SamSP, logits_low: torch.Tensor, shape: tuple[int, .
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Of two masks; 1 where both are empty."""
+    """Return the Dice of two masks; 1 where both are empty."""
     total = int(first.sum() + second.sum())
     return 1.0 if total == 0 else 2 * int((first & second).sum()) / total
 
 
 def correct(network: SamSP, sample: Sample, clicks: int = CLICKS) -> dict[str, float]:
-    """Return the Dice of y1, after each of some clicks, after the box of an expert, and after clicks on top of it."""
+    """Return the Dice of y1, after each of some clicks, after an expert's box, and after clicks in addition to it."""
     expert = expert_boxes(torch.from_numpy(sample.label.T.copy())[None, None], network.image_size)[0, 0]
     with torch.inference_mode():
         embedding, before = network.image_encoder(sample.image), network.segment(sample.image)
@@ -80,7 +80,7 @@ def correct(network: SamSP, sample: Sample, clicks: int = CLICKS) -> dict[str, f
 def click_after_click(
     network: SamSP, sample: Sample, embedding: torch.Tensor, before: SamSPOutput, box: Any, clicks: int
 ) -> list[float]:
-    """Return the Dice with no click, one, and so on; each click is where the mask before it is most wrong."""
+    """Return the Dice with no click, one, and so on; each click is in the largest error of the previous mask."""
     scale = InputScale(sample.label.shape[0], sample.label.shape[1], network.image_size)
     prompt, scores = UserPrompt(box), []
     for _ in range(clicks + 1):

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One dataset of Kvasir-SEG and CVC-ClinicDB: what is trained on, validated on, and tested on."""
+"""One dataset of Kvasir-SEG and CVC-ClinicDB, divided for training, validation and test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.data.folder_pairs import pair_folder
 
-# In the order of the sha256 of the name of a sequence the first five are for testing, the next three for validation.
+# Sorted by the sha256 of their names, the first five sequences are for testing, the next three for validation.
 TEST_SEQUENCES, VALIDATION_SEQUENCES = 5, 3
 VALIDATION_IMAGES = 72  # of Kvasir-SEG, the first in the order of the sha256 of their stems
 TESTS = {
@@ -48,7 +48,7 @@ class Polyps:
         return sorted({stem for stems in self.tests.values() for stem in stems})
 
     def split(self, root: Path) -> dict[str, str]:
-        """Return the knob ``split``, relative to a working directory."""
+        """Return the setting ``split``, relative to a working directory."""
         return {part: os.path.relpath(self.folder / f"{part}.txt", root) for part in ("train", "validation", "test")}
 
 
@@ -56,21 +56,21 @@ def lay_out(folder: Path, kvasir: Path, clinicdb: Path, splits: Path) -> Polyps:
     """Link the images and masks of both datasets into one folder, with a list file for each part.
 
     Args:
-        folder: what is written: ``images``, ``masks``, ``train.txt``, ``validation.txt``, ``test.txt``.
+        folder: folder to write, with ``images``, ``masks``, ``train.txt``, ``validation.txt`` and ``test.txt``.
         kvasir: Kvasir-SEG, ``images`` and ``masks``.
         clinicdb: CVC-ClinicDB, likewise.
         splits: PraNet's lists ``pranet_{kvasir,clinicdb}_{train,test}.txt`` and ``clinicdb_sequences.csv``.
 
     Raises:
-        BundleError: a list is missing, or names an image that is not there.
+        BundleError: a list is missing, or names an image that does not exist.
     """
     for name, source in (("kvasir", kvasir), ("clinicdb", clinicdb)):
         for record in pair_folder(source).records:
             for kind, path in (("images", record["image"]), ("masks", record["label"])):
                 _link(folder / kind / f"{name}_{Path(path).name}", Path(path))
     polyps = divide(folder, splits)
-    there = {path.stem for path in (folder / "images").iterdir()}
-    missing = [stem for stem in (*polyps.train, *polyps.validation, *polyps.all_tests) if stem not in there]
+    linked = {path.stem for path in (folder / "images").iterdir()}
+    missing = [stem for stem in (*polyps.train, *polyps.validation, *polyps.all_tests) if stem not in linked]
     if missing:
         raise BundleError(f"The lists in {splits} name {missing[0]} and {len(missing) - 1} more that are not there.")
     for part, stems in (("train", polyps.train), ("validation", polyps.validation), ("test", polyps.all_tests)):
@@ -79,7 +79,7 @@ def lay_out(folder: Path, kvasir: Path, clinicdb: Path, splits: Path) -> Polyps:
 
 
 def write_list(path: Path, stems: Sequence[str]) -> None:
-    """Return one stem a line."""
+    """Write a list file, one stem per line."""
     text = "\n".join(stems) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -87,7 +87,7 @@ def write_list(path: Path, stems: Sequence[str]) -> None:
 def divide(folder: Path, splits: Path) -> Polyps:
     """Divide by PraNet's lists and the sequences; see `TEST_SEQUENCES`.
 
-    No frame of a test or validation sequence is trained on, and none that PraNet tests on is validated on.
+    No frame of a test or validation sequence is used for training, and no test image of PraNet for validation.
     """
     lists = {
         (name, part): [f"{name}_{stem}" for stem in read_list(splits / f"pranet_{name}_{part}.txt")]
@@ -124,7 +124,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def sequences_of(path: Path) -> dict[str, str]:
-    """Return the video sequence of each frame of CVC-ClinicDB, by the stem it has in the joint dataset.
+    """Return the video sequence of each frame of CVC-ClinicDB, by its stem in the joint dataset.
 
     Raises:
         BundleError: there is no such file.

@@ -13,7 +13,7 @@
     python -m scripts.experiments.polyps
 
 Each row gets the same minutes of training steps on one thread. A finished cell (a row with a seed) is a JSON file in
-scripts/experiments/records/polyps/cells; after a stop the same command goes on, also within a training. --rows runs
+scripts/experiments/records/polyps/cells; after a stop the same command continues, also within a training. --rows runs
 some rows or groups. Further options go to every training, for example --image_size 128.
 """
 
@@ -43,22 +43,22 @@ from scripts.experiments.polyps.rows import ROWS, choose_rows
 SHARED = ROOT.parent / "shared" / "data"
 RECORDS = ROOT / "scripts" / "experiments" / "records" / "polyps"
 DOCUMENT = ROOT / "docs" / "results" / "polyps.md"
-# For every training, besides what a row says: the whole training list in memory, no process beside the one that trains.
+# For every training, besides the settings of a row: all training images in memory, and no other process.
 BATCH_SIZE = 4
-KNOBS = {"batch_size": BATCH_SIZE, "cache": 2000, "num_workers": 0, "device": "cpu"}
-# As in the paper; rows may say otherwise.
+SETTINGS = {"batch_size": BATCH_SIZE, "cache": 2000, "num_workers": 0, "device": "cpu"}
+# As in the paper; rows may override it.
 CONSTANT_ALPHA = {"distill_rampup": 0}
 PACE_IMAGES = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the cells that are not there yet, then write docs/results/polyps.md."""
+    """Run the cells that are missing, then write docs/results/polyps.md."""
     options, further = parse(arguments)
     rows = choose_rows(options.rows)
     polyps = lay_out(options.data, options.kvasir, options.clinicdb, options.splits)
     data = {"dataset_dir": os.path.relpath(polyps.folder, ROOT), "split": polyps.split(ROOT)}
-    knobs = {**KNOBS, **CONSTANT_ALPHA, **data, **further}
-    plan = Plan(polyps, options.records / "cells", options.work, knobs, options.minutes, options.threads)
+    settings = {**SETTINGS, **CONSTANT_ALPHA, **data, **further}
+    plan = Plan(polyps, options.records / "cells", options.work, settings, options.minutes, options.threads)
     missing = [cell for cell in cells_of(rows) if not is_done(cell, plan)]
     if missing:
         paces = measured_paces(plan, options.records / "pace.json")
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and the knobs in it."""
+    """Parse the command line: options, and settings of the trainings."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.polyps",
         description=__doc__,
@@ -90,34 +90,34 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 def measured_paces(plan: Plan, path: Path) -> dict[str, float]:
-    """Return the seconds of a step of each pace, measured once: later runs keep them, and so the numbers of epochs.
+    """Return the seconds of a step of each pace, measured once, so that later runs have the same numbers of epochs.
 
-    A row that has come since is measured beside one that is there, whose seconds then stand for how fast the machine
-    is today.
+    A new row is measured together with a known one, which accounts for the present speed of the machine.
     """
-    found: dict[str, Any] = {"machine": {**machine(), "threads": plan.threads}, "batch_size": BATCH_SIZE}
+    record: dict[str, Any] = {"machine": {**machine(), "threads": plan.threads}, "batch_size": BATCH_SIZE}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-    known = found.get("step_seconds", {})
+        record = json.loads(path.read_text(encoding="utf-8"))
+    known = record.get("step_seconds", {})
     rows = [row for row in ROWS.values() if row.seeds]
     missing = [row for row in rows if row.pace not in known]
     if missing:
         records = load_datalists(plan.polyps.folder, plan.polyps.split(Path.cwd()))["train"][:PACE_IMAGES]
         beside = [row for row in rows if row.pace in known][:1]
-        measured = measure_paces([*beside, *missing], records, plan.knobs, plan.threads)
-        found["step_seconds"] = {**known, **to_known(measured, known)}
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
-    return found["step_seconds"]
+        measured = measure_paces([*beside, *missing], records, plan.settings, plan.threads)
+        record["step_seconds"] = {**known, **to_known(measured, known)}
+        text = json.dumps(record, indent=1) + "\n"
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return record["step_seconds"]
 
 
 def to_known(measured: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
-    """Measured seconds that are not known yet, scaled so that the pace in both is as long as it was."""
+    """Return the measured seconds of new paces, scaled by those of a pace that is in both mappings."""
     scale = next((known[pace] / seconds for pace, seconds in measured.items() if pace in known), 1.0)
     return {pace: round(seconds * scale, 4) for pace, seconds in measured.items() if pace not in known}
 
 
 def run_all(cells: Sequence[Cell], plan: Plan, paces: dict[str, float], jobs: int) -> None:
-    """Run cells side by side; the first that fails ends it, after those that run."""
+    """Run cells in parallel; after the first failure no new one starts."""
 
     def run(cell: Cell) -> None:
         pace = None if cell.seed is None else paces[cell.row.pace]

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How long a training step takes, so that every row of the table gets the same time."""
+"""Measure the seconds of a training step, so that every row of the table gets the same time."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def config_files(row: Row, *others: str) -> list[str]:
-    """What a row is trained with, and ``others`` mixed over it, from the bundle's root."""
+    """Return the configs of a row's training, with ``others`` mixed over them, relative to the bundle's root."""
     return [f"configs/{name}.json" for name in ("train", *others, *(["unet"] if row.unet else []))]
 
 
 def measure_paces(
-    rows: Sequence[Row], records: Sequence[Mapping[str, str]], knobs: Mapping[str, Any], threads: int, turns: int = 7
+    rows: Sequence[Row], records: Sequence[Mapping[str, str]], settings: Mapping[str, Any], threads: int, turns: int = 7
 ) -> dict[str, float]:
-    """Return the median seconds of a training step for each pace, measured in turns: data, forward, loss, backward, optimizer.
+    """Return the median seconds of a training step, with data loading, for each pace, measured in turns.
 
     Args:
-        rows: of any paces.
-        records: images to train on, a few batches.
-        knobs: those that all rows share.
-        threads: that a training may use.
-        turns: of `STEPS` steps each.
+        rows: rows of any paces.
+        records: training images, a few batches.
+        settings: settings that all rows share.
+        threads: threads of a training.
+        turns: number of turns of `STEPS` steps each.
     """
     first_of = {row.pace: row for row in reversed(rows)}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        steps = {pace: training_steps(row, records, knobs) for pace, row in first_of.items()}
+        steps = {pace: training_steps(row, records, settings) for pace, row in first_of.items()}
         seconds = time_in_turns(steps, turns, lambda _: None)
     finally:
         torch.set_num_threads(before)
     return {pace: round(median(values) / STEPS, 4) for pace, values in seconds.items()}
 
 
-def training_steps(row: Row, records: Sequence[Mapping[str, str]], knobs: Mapping[str, Any]) -> Callable[[], None]:
+def training_steps(row: Row, records: Sequence[Mapping[str, str]], settings: Mapping[str, Any]) -> Callable[[], None]:
     """Return a function that trains `STEPS` steps, with all parts taken from the configs."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS.parent / path) for path in config_files(row)])
     with tempfile.TemporaryDirectory() as folder:
-        parser.update({**knobs, **row.knobs, "bundle_root": str(CONFIGS.parent), "output_dir": folder})
+        parser.update({**settings, **row.settings, "bundle_root": str(CONFIGS.parent), "output_dir": folder})
         parser["train#dataset#data"] = list(records)
         names = ("network", "loss", "optimizer", "train#inferer", "train#dataloader", "train#trainer#prepare_batch")
         network, loss, optimizer, inferer, loader, prepare = (parser.get_parsed_content(name) for name in names)
@@ -72,7 +72,7 @@ def training_steps(row: Row, records: Sequence[Mapping[str, str]], knobs: Mappin
     def steps() -> None:
         for _ in range(STEPS):
             image, label, *given = prepare(next(batches), "cpu")
-            arguments = given[0] if given else ()  # a simulated person is given the label
+            arguments = given[0] if given else ()  # the label, for a simulated user
             optimizer.zero_grad(set_to_none=True)
             loss(inferer(image, network, *arguments), label).backward()
             optimizer.step()
@@ -81,5 +81,5 @@ def training_steps(row: Row, records: Sequence[Mapping[str, str]], knobs: Mappin
 
 
 def epochs_for(minutes: float, step_seconds: float, images: int, batch_size: int) -> int:
-    """As many epochs as fit best into the minutes, one at least."""
+    """Return the number of epochs that fits the minutes best, at least one."""
     return max(1, round(60 * minutes / (step_seconds * -(-images // batch_size))))

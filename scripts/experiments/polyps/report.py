@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From the cells to docs/results/polyps.md: the tables between its markers, and the curves."""
+"""The report of the experiment: the tables of docs/results/polyps.md, between its markers, and the curves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scripts.experiments.polyps.rows import GROUPS, ROWS, Row
 
 Cells = Mapping[str, list[dict[str, Any]]]  # of each row, by seed
 
-# Who is compared with whom: what, the row, the other row.
+# Comparisons: title, row, other row.
 PAIRS = (
     ("self-prompt", "self", "none"),
     ("self-distillation, with the self-prompt", "sam_sp", "self"),
@@ -55,7 +55,7 @@ PAIRS = (
     ("SAM-SP (full) instead of the U-Net", "full", "unet"),
 )
 PASSES = (("y0", "trained", "dice_initial"), ("y1", "trained", "dice"), ("y1, expert's box", "expert", "dice"))
-# What nothing was trained for: how it is prompted.
+# Titles of prompts for networks that are not trained here.
 PRETRAINED = {"none": "no prompt", "self": "self-prompt", "expert": "the expert's box"}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -88,12 +88,12 @@ def read_cells(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_json_files(folder: Path) -> list[dict[str, Any]]:
-    """What the JSON files of a folder hold, in the order of their names."""
+    """Read the JSON files of a folder, in the order of their names."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """Replace what stands between the markers of each table."""
+    """Replace the text between the markers of each table."""
     unknown = [name for _, name, _ in MARKED.findall(text) if name not in tables]
     if unknown:
         raise BundleError(f"There is no table '{unknown[0]}'; expected one of {', '.join(tables)}.")
@@ -101,7 +101,7 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 
 
 def values_of(cells: Sequence[Mapping[str, Any]], test: str, measure: str, prompt: str = "trained") -> np.ndarray:
-    """(seeds, images) of one measure."""
+    """Return the values (seeds, images) of one measure."""
     return np.array([cell["tests"][prompt][test][measure] for cell in cells], dtype=np.float64)
 
 
@@ -127,7 +127,7 @@ def main_table(cells: Cells) -> str:
 
 
 def saliency_table(cells: Cells) -> str:
-    """MAE, S-measure, E-measure and weighted F-measure on Kvasir-SEG and on the held-out sequences."""
+    """Return MAE, S-measure, E-measure and weighted F-measure on Kvasir-SEG and on the held-out sequences."""
     tests = ("kvasir", "sequences")
     names = ("MAE", "S", "E", "wF")
     lines = [
@@ -153,12 +153,12 @@ def passes_table(cells: Cells) -> str:
     ):
         trained = "trained" if ROWS[name].seeds else "self"
         for test in TESTS if name in cells else ():
-            shown = [
+            cells_of_row = [
                 f"{values_of(cells[name], test, measure, trained if prompt == 'trained' else prompt).mean():.3f}"
                 for _, prompt, measure in PASSES
             ]
             box = np.nanmean(values_of(cells[name], test, "box_iou", trained))
-            lines.append([ROWS[name].title, test, *shown, f"{box:.3f}"])
+            lines.append([ROWS[name].title, test, *cells_of_row, f"{box:.3f}"])
     return in_markdown(["", "test", *(title for title, *_ in PASSES), "box IoU"], lines)
 
 
@@ -185,7 +185,7 @@ def difference_table(cells: Cells) -> str:
 
 
 def sweep_table(cells: Cells) -> str:
-    """Return one seed each: validation, and Dice of both passes on Kvasir-SEG and on the sequences."""
+    """Return the sweeps, one seed each: validation, and Dice of both passes on Kvasir-SEG and on the sequences."""
     rows = [ROWS["sam_sp"], ROWS["self"], *GROUPS["sweeps"]]
     first = {row.name: cells[row.name][:1] for row in rows if row.name in cells}
     lines = [
@@ -214,7 +214,7 @@ def rate_table(cells: Cells) -> str:
 
 
 def noise_table(cells: Cells) -> str:
-    """What two seeds of the same row differ by."""
+    """Return the differences between two seeds of the same row."""
     lines = []
     for row in _rows("main", "rising", "person", "trained"):
         done = cells.get(row.name, [])
@@ -236,7 +236,7 @@ TABLES = {
 
 
 def draw_curves(cells: Cells, path: Path) -> None:
-    """Over the minutes of training: validation Dice of y1, and IoU of SP's box with the true one."""
+    """Draw validation Dice of y1, and IoU of SP's box with the true one, over the minutes of training."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The rows of the table: what each trains, and how it is evaluated."""
+"""The rows of the table: the training and the evaluations of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from bundle.core.errors import BundleError
 
-Knobs = Mapping[str, Any]
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Row:
     """One row of the table; every seed of it is a cell.
 
     Attributes:
-        name: of its files.
-        title: what stands in the table.
-        knobs: of ``configs/train.json``, besides those that all rows share.
-        seeds: one cell each; none where nothing is trained.
+        name: name of its files.
+        title: title in the table.
+        settings: settings of ``configs/train.json``, besides those that all rows share.
+        seeds: seeds, with one cell each; () where nothing is trained.
         unet: mix ``configs/unet.json`` over.
-        weights: what is tested where nothing is trained, from the bundle's root.
-        prompts: what is tested: the knob ``prompt`` as trained (None), or another; nothing where validation is enough.
+        weights: network that the row starts from, or tests where nothing is trained, from the bundle's root.
+        prompts: values of the setting ``prompt`` to test, None as trained; () where validation is enough.
     """
 
     name: str
     title: str
-    knobs: Knobs = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     unet: bool = False
     weights: str = "models/base/sam_vit_tiny.pt"
@@ -45,20 +45,20 @@ class Row:
 
     @property
     def pace(self) -> str:
-        """Return the rows of one pace take the same time for a step; adapters of any rank, and losses of as many passes, do."""
+        """Return the name of the row's pace: a step takes the same time for adapters of any rank and for any loss."""
         if self.unet:
             return "unet"
-        corrected = "_corrected" if self.knobs.get("correction_weight") else ""
-        return f"{self.knobs.get('trainable', 'lora')}_{self.knobs.get('prompt', 'self')}{corrected}"
+        corrected = "_corrected" if self.settings.get("correction_weight") else ""
+        return f"{self.settings.get('trainable', 'lora')}_{self.settings.get('prompt', 'self')}{corrected}"
 
 
 # Each family with the rate that did best on validation, see RATES below; that of `full` ties with a third of it.
-LORA: Knobs = {"trainable": "lora", "learning_rate": 1e-3}
-DECODER: Knobs = {"trainable": "decoder", "learning_rate": 1e-3}
-FULL: Knobs = {"trainable": "full", "learning_rate": 3e-4}
-UNET: Knobs = {"learning_rate": 3e-4}
+LORA: Settings = {"trainable": "lora", "learning_rate": 1e-3}
+DECODER: Settings = {"trainable": "decoder", "learning_rate": 1e-3}
+FULL: Settings = {"trainable": "full", "learning_rate": 3e-4}
+UNET: Settings = {"learning_rate": 3e-4}
 
-# As published: nothing is trained here.
+# The pre-trained network; nothing is trained here.
 PRETRAINED = Row(
     "pretrained", "SAM tiny as pre-trained on procedural scenes", seeds=(), prompts=("none", "self", "expert")
 )
@@ -71,7 +71,7 @@ SHIPPED = Row(
     prompts=("self", "expert"),
 )
 
-# Tested as trained, and with the box of an expert.
+# Prompts to test: as trained, and the box of an expert.
 BY_EXPERT = (None, "expert")
 MAIN = (
     Row("none", "LoRA + decoder, no self-prompt (the recipe of SAMed)", {**LORA, "prompt": "none"}, (0, 1)),
@@ -81,14 +81,14 @@ MAIN = (
     Row("full", "full, SAM-SP", FULL, (0, 1), prompts=BY_EXPERT),
     Row("unet", "MONAI U-Net", UNET, (0, 1), unet=True),
 )
-# With a simulated user, who is given the label and corrects y1 with a box or clicks: a third decode in training.
-CORRECTED: Knobs = {"correction_weight": 1}
-PERSON = (
+# A simulated user, who knows the label, corrects y1 with a box or clicks: a third decode in training.
+CORRECTED: Settings = {"correction_weight": 1}
+SIMULATED_USER = (
     Row("sam_sp_corrected", "SAM-SP (LoRA) with a simulated user", {**LORA, **CORRECTED}, prompts=BY_EXPERT),
     Row("full_corrected", "full, SAM-SP with a simulated user", {**FULL, **CORRECTED}, prompts=BY_EXPERT),
 )
-# What configs/train.json has as its default; all other rows have alpha constant, as in the paper.
-RAMPUP: Knobs = {"distill_rampup": 0.3}
+# The default of configs/train.json; all other rows have a constant alpha, as in the paper.
+RAMPUP: Settings = {"distill_rampup": 0.3}
 RISING = (
     Row("sam_sp_rising", "SAM-SP (LoRA), alpha rising from 0", {**LORA, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
     Row("full_rising", "full, SAM-SP, alpha rising from 0", {**FULL, **RAMPUP}, (0, 1), prompts=BY_EXPERT),
@@ -106,19 +106,19 @@ SWEEPS = (
     Row("student_teacher", "KL(p0 || p1)", {**LORA, "distill_direction": "student_teacher"}),
     Row("initial_1", "Dice on y0 as well (initial_weight 1)", {**LORA, "initial_weight": 1}),
     Row("largest", "box around the largest component", {**LORA, "prompt_component": "largest"}),
-    # The rest of the sweeps was trained so, `sam_sp` in bfloat16: see "machines" in docs/results/polyps.md.
+    # The other sweeps were trained in float32 too, `sam_sp` in bfloat16: see "machines" in docs/results/polyps.md.
     Row("float32", "float32 instead of bfloat16", {**LORA, "amp": False}),
 )
-# What else was tried of the rates: these networks see validation images only, never a test image.
+# Other learning rates: these networks are only validated, never tested.
 RATES = tuple(
     Row(
         f"{name}_lr_{rate:g}",
         f"{name}, learning rate {rate:g}",
-        {**knobs, "learning_rate": rate},
+        {**settings, "learning_rate": rate},
         unet=name == "unet",
         prompts=(),
     )
-    for name, knobs, rates in (
+    for name, settings, rates in (
         ("sam_sp", LORA, (3e-4, 3e-3)),
         ("full", FULL, (1e-4, 1e-3)),
         ("unet", UNET, (1e-4, 1e-3, 3e-3)),
@@ -130,7 +130,7 @@ GROUPS: Mapping[str, tuple[Row, ...]] = {
     "pretrained": (PRETRAINED,),
     "main": MAIN,
     "rising": RISING,
-    "person": PERSON,
+    "person": SIMULATED_USER,
     "trained": TRAINED_PART,
     "shipped": (SHIPPED,),
     "sweeps": SWEEPS,
