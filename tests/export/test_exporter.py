@@ -69,7 +69,11 @@ def as_dataset(images: torch.Tensor) -> Sequence[Mapping[str, Any]]:
 
 
 # The other two formats trace with the same code and take longer; the commands are tested with the paper's network.
-CASES = [("torchscript", variant) for variant in VARIANTS] + [("torch_export", HARDEST), ("onnx", HARDEST)]
+CASES = [
+    *(("torchscript", variant) for variant in VARIANTS),
+    ("torch_export", HARDEST),
+    pytest.param("onnx", HARDEST, marks=pytest.mark.slow),  # tests/workflows/test_exports.py has the format
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)

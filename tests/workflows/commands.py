@@ -21,7 +21,9 @@ import pytest
 import torch
 from monai.bundle import run
 
+from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import find_bundle_error
+from bundle.sam_sp.network import SamSP
 from tests.conftest import ROOT
 
 TRAIN = str(ROOT / "configs" / "train.json")
@@ -63,6 +65,13 @@ def refused(run_id: str, config: str | list[str], root: Path, **override: Any) -
     error = find_bundle_error(caught.value)
     assert error is not None, caught.value
     return str(error)
+
+
+def write_untrained(folder: Path, image_size: int = 64) -> Path:
+    """Write a weights file of random weights, where it matters that there are weights, not which."""
+    torch.manual_seed(0)
+    network = SamSP(image_size=image_size, trainable="decoder")
+    return write_pair(network.merged_state_dict(), describe_network(network, version="0"), folder / "model.pt")
 
 
 def load(path: Path) -> Mapping[str, torch.Tensor]:

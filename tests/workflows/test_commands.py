@@ -47,7 +47,7 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from tests import processes
 from tests.conftest import ROOT
-from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused
+from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused, write_untrained
 
 
 def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
@@ -116,12 +116,10 @@ class OracleInferer(Inferer):
 
 def test_masks_are_written_where_the_network_saw_them(root: Path, dataset: Path) -> None:
     """The oracle through inference.json: each written mask is the label, portrait and landscape, in batches."""
-    command(
-        "training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "image_size": 256, "epochs": 1}
-    )
+    weights = write_untrained(root / "output", image_size=256)
     oracle = {"_target_": f"{__name__}.OracleInferer", "masks": str(dataset / "masks"), "copies": 1}
     command(
-        "inferring", INFER, root, dataset_dir=str(dataset), weights=str(root / "output" / "model.pt"), inferer=oracle,
+        "inferring", INFER, root, dataset_dir=str(dataset), weights=str(weights), inferer=oracle,
         batch_size=4, num_workers=0, device="cpu",
     )  # fmt: skip
     sizes = set()
@@ -132,7 +130,7 @@ def test_masks_are_written_where_the_network_saw_them(root: Path, dataset: Path)
     assert sizes == {True, False}
 
 
-def dice_of_the_oracle(root: Path, folder: Path, split: dict | None, **oracle: Any) -> dict[str, float]:
+def dice_of_the_oracle(root: Path, weights: Path, folder: Path, split: dict | None, **oracle: Any) -> dict[str, float]:
     """Evaluate as the configs say, but with the oracle in place of the inferer."""
     config = [
         *EVALUATE,
@@ -143,7 +141,7 @@ def dice_of_the_oracle(root: Path, folder: Path, split: dict | None, **oracle: A
     parser.update(
         {
             "bundle_root": str(root), "dataset_dir": str(folder), "split": split, "device": "cpu", "num_workers": 0,
-            "weights": str(root / "output" / "model.pt"), **config[2],
+            "weights": str(weights), **config[2],
         }
     )  # fmt: skip
     evaluator = parser.get_parsed_content("validate#evaluator")
@@ -156,16 +154,14 @@ def test_what_the_network_marks_is_what_is_scored(
     root: Path, dataset: Path, source: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Portrait and landscape, from the reader to the metric: right, and wrong as soon as an axis is swapped."""
-    command(
-        "training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "image_size": 256, "epochs": 1}
-    )
+    weights = write_untrained(root / "output", image_size=256)
     folder = dataset if source == "procedural" else request.getfixturevalue("kvasir")
     stems = sorted(path.stem for path in (folder / "images").iterdir())[:6]
     (tmp_path / "test.txt").write_text("\n".join(stems), encoding="utf-8")
     split = {"test": str(tmp_path / "test.txt"), "validation": 0}
-    right = dice_of_the_oracle(root, folder, split)
+    right = dice_of_the_oracle(root, weights, folder, split)
     assert right["val_dice"] > 0.97 and right["val_dice_initial"] > 0.97
-    assert dice_of_the_oracle(root, folder, split, swapped=True)["val_dice"] < 0.9
+    assert dice_of_the_oracle(root, weights, folder, split, swapped=True)["val_dice"] < 0.9
 
 
 @pytest.fixture
@@ -253,14 +249,12 @@ def test_evaluating_with_another_split_warns(root: Path, dataset: Path, capsys: 
 
 
 def test_mask_in_the_masks_own_place_is_refused(root: Path, dataset: Path) -> None:
-    command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
-    weights = str(root / "output" / "model.pt")
+    weights = str(write_untrained(root / "output"))
     for folder in ("images", "masks"):
         sentence = refused(
             "inferring", INFER, root, weights=weights, dataset_dir=str(dataset), output_dir=str(dataset / folder)
         )
         assert "another folder" in sentence
-    assert not (root / "models").exists()  # and publish=False published nothing
 
 
 def test_demo_is_never_published(root: Path, procedural: Path, capsys: pytest.CaptureFixture) -> None:
@@ -372,6 +366,7 @@ def test_the_last_epoch_is_validated_whatever_the_interval(root: Path, dataset: 
     settings = {**SMALL, "epochs": 3, "val_interval": 10}
     command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **settings)
     assert load(root / "output" / "last.pt")["best"]["best_metric_epoch"] == 3
+    assert not (root / "models").exists()  # and publish=False published nothing
 
 
 def test_a_failed_training_publishes_nothing_and_keeps_what_was_there(root: Path, dataset: Path) -> None:
@@ -503,16 +498,14 @@ def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp
         assert "cannot be evaluated" in refused("evaluating", EVALUATE, root, dataset_dir=str(broken), weights=weights)
 
 
-def test_an_error_in_a_worker_is_one_sentence_too(
-    root: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_in_a_worker_is_one_sentence_too(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process with a worker, started by the line we print for another folder: torch hands on the text alone."""
-    command("training", TRAIN, root, dataset_dir=str(dataset), publish=False, **{**SMALL, "epochs": 1})
+    weights = write_untrained(root / "output")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
     said = bundle_command(
         "inferring", ["configs/inference.json"], bundle_root=ROOT,
-        options={"dataset_dir": tmp_path / "broken.jpg", "weights": root / "output" / "model.pt",
+        options={"dataset_dir": tmp_path / "broken.jpg", "weights": weights,
                  "output_dir": tmp_path / "masks", "num_workers": 1},
     )  # fmt: skip
     words = [sys.executable, *shlex.split(said)[1:]]
@@ -536,7 +529,7 @@ def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, d
         shutil.copy(dataset / "masks" / f"{image.stem}.png", two / "masks")
     command(
         "training", [TRAIN, str(ROOT / "configs" / "vit_b.json")], root, dataset_dir=str(two), publish=False,
-        sam_checkpoint=str(tmp_path / "sam_vit_b.pth"), image_size=256, epochs=1, batch_size=2, num_workers=0,
+        sam_checkpoint=str(tmp_path / "sam_vit_b.pth"), image_size=64, epochs=1, batch_size=2, num_workers=0,
     )  # fmt: skip
     trained, base = load(root / "output" / "model.pt"), load(tmp_path / "sam_vit_b.pth")
     assert trained.keys() == base.keys()
@@ -546,7 +539,7 @@ def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, d
     assert changed == [True, False, True]
     assert torch.equal(trained["image_encoder.neck.0.weight"], base["image_encoder.neck.0.weight"])
     assert (root / "output" / "adapter" / "adapter_config.json").is_file()
-    assert SamSP(sam="vit_b", image_size=256, trainable="decoder").load_state_dict(trained)
+    assert SamSP(sam="vit_b", image_size=64, trainable="decoder").load_state_dict(trained)
 
 
 def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

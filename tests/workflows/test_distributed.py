@@ -35,17 +35,16 @@ from monai.data import DistributedSampler
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from bundle.checkpoints.model_files import describe_network, write_pair
+from bundle.checkpoints.model_files import write_pair
 from bundle.core import distributed
 from bundle.core.errors import BundleError, find_bundle_error
 from bundle.evaluation import saliency as measures
 from bundle.evaluation.unet import UNetBaseline
 from bundle.procedural import demo_set
-from bundle.sam_sp.network import SamSP
 from tests import processes as forks
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
-from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, load, refused
+from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, load, refused, write_untrained
 
 SHARDED = [INFER, str(Path(INFER).with_name("multi_gpu_inference.json"))]
 PARALLEL = [TRAIN, str(Path(TRAIN).with_name("multi_gpu_train.json"))]
@@ -75,10 +74,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def untrained(tmp_path: Path) -> Path:
     """A weights file of random weights."""
-    torch.manual_seed(0)
-    network = SamSP(image_size=64, trainable="decoder")
-    description = describe_network(network, version="0")
-    return write_pair(network.merged_state_dict(), description, tmp_path / "untrained" / "model.pt")
+    return write_untrained(tmp_path / "untrained")
 
 
 def torchrun(processes: int, *words: str, seconds: float = 400, fails: bool = False) -> str:
@@ -190,7 +186,7 @@ def test_a_killed_inference_ends_and_goes_on(
     root: Path, dataset: Path, untrained: Path, alone: None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """With one process where there were two: no input is left out, and none noted is done again."""
-    folder = links(tmp_path / "many", sorted((dataset / "images").iterdir()), 400)
+    folder = links(tmp_path / "many", sorted((dataset / "images").iterdir()), 200)
     masks = tmp_path / "masks"
     options = inferring(folder, untrained, masks)
     before = killed(folder, options, masks, after=12)
@@ -202,10 +198,10 @@ def test_a_killed_inference_ends_and_goes_on(
 
     capsys.readouterr()
     command("inferring", SHARDED, root, **options)
-    assert f"{len(kept)} of 400 inputs have their masks" in capsys.readouterr().out
+    assert f"{len(kept)} of 200 inputs have their masks" in capsys.readouterr().out
     require_each_once(folder, masks, before, kept)
     command("inferring", SHARDED, root, **options)  # nothing left
-    assert "400 of 400" in capsys.readouterr().out
+    assert "200 of 200" in capsys.readouterr().out
     assert idist.get_world_size() == 1 and idist.model_name() == "serial"  # this process is one alone again
 
 

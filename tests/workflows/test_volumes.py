@@ -157,7 +157,8 @@ def test_images_of_two_classes(root: Path, dataset: Path, tmp_path: Path, capsys
         Image.fromarray(classes).save(tmp_path / "masks" / f"{path.stem}.png")
     data = {"dataset_dir": str(tmp_path), "split": {"test": 3}}
     labels = {"1": "polyp", "2": "bar"}
-    command("training", TRAIN, root, **data, labels=labels, **{**SMALL, "epochs": 40, "val_interval": 20})
+    options = {**SMALL, "epochs": 16, "val_interval": 8, "learning_rate": 1e-3}
+    command("training", TRAIN, root, **data, labels=labels, **options)
     capsys.readouterr()
     command("evaluating", EVALUATE, root, **data)
     said = capsys.readouterr().out
