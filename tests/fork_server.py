@@ -18,6 +18,7 @@ It ends when its standard input does.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -32,7 +33,7 @@ from typing import Any
 
 IMPORTED = (
     "torch.utils.tensorboard", "torch.distributed.run", "monai.bundle", "monai.handlers", "monai.transforms", "peft",
-    "segment_anything", "nibabel", "SimpleITK", "highdicom", "fire",
+    "segment_anything", "torchvision.transforms", "nibabel", "SimpleITK", "highdicom", "fire",
 )  # fmt: skip
 
 
@@ -123,6 +124,7 @@ if __name__ == "__main__":
     for name in IMPORTED:
         with suppress(ImportError):
             importlib.import_module(name)
+    inspect.stack()  # Fire does, which takes a second where the sources are not known yet
     assert threading.active_count() == 1, threading.enumerate()
     asked = serve(sys.argv[1])
     os.chdir(asked["cwd"])
