@@ -121,7 +121,7 @@ def log_to_file(path: Path) -> None:
 
 
 def format_time(seconds: float) -> str:
-    """As ``0.8 s``, ``103 s``, ``12 min`` or ``1.8 h``."""
+    """Return seconds as ``0.8 s``, ``103 s``, ``12 min`` or ``1.8 h``."""
     if seconds < 600:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
