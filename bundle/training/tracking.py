@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class TrackedRun:
 
     def _start(self, engine: Engine) -> None:
         for handler in mlflow_handlers(engine):
+            handler.artifacts = tuple(evaluate_path(str(path)) for path in handler.artifacts)
             recorded = recorded_settings(handler.artifacts) if self.all_settings else {}
             handler.experiment_param = {**recorded, **self.resolved}
             # MONAI's default expects the output of a trainer that decollates, and names the loss of each step like the
@@ -85,6 +87,15 @@ class TrackedRun:
     def _complete(self, engine: Engine) -> None:
         for handler in mlflow_handlers(engine):
             handler.artifacts = (*handler.artifacts, *self.files)
+
+
+def evaluate_path(path: str) -> str:
+    """Return the path of an artifact.
+
+    MONAI appends an expression to ``output_dir`` to say where it keeps the config, and nothing evaluates it unless
+    ``output_dir`` is an expression itself.
+    """
+    return re.sub(r" \+ '(/config_\w+\.json)'$", r"\1", path)
 
 
 def recorded_settings(artifacts: Iterable[str]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_pictures_are_of_the_best_network() -> None:
     trainer, evaluator = (Engine(lambda *_: None) for _ in range(2))
     drawn: list[int] = []
     panels: Any = lambda engine: drawn.append(engine.state.epoch)  # noqa: E731
-    TrackedRun({}, [], panels, evaluator).attach(trainer)
+    TrackedRun("", [], panels=panels, evaluator=evaluator).attach(trainer)
 
     def validate(epoch: int, best: int) -> None:
         evaluator.state.epoch, evaluator.state.best_metric_epoch = epoch, best
