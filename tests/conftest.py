@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -38,6 +39,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # absl, which comes with OpenVINO and TensorBoard, logs to the stderr that it finds when it is imported. Where a command
 # sets logging up anew it closes that stream, unless it is the process's own: pytest's, and the run ends without a word.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections, which take a second each with all of torch and MONAI."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Leave out what the tests of a module have imported too."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -39,11 +40,13 @@ def words(dataset: Path, tmp_path: Path) -> list[str]:
         (splits / f"pranet_kvasir_{part}.txt").write_text("\n".join(chosen), encoding="utf-8")
     places = {"kvasir": dataset, "splits": splits, "records": tmp_path / "records", "work": tmp_path / "work",
               "document": tmp_path / "docs" / "results" / "curves.md"}  # fmt: skip
-    small = {"start": 3, "step": 2, "rounds": 2, "steps": 2, "seeds": 0, "image_size": 64}
+    small = {"start": 3, "step": 2, "rounds": 1, "steps": 2, "seeds": 0, "image_size": 64}
     return [word for key, value in {**places, **small}.items() for word in (f"--{key}", str(value))]
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_curves_from_the_command(
+    rounds: int,
     words: list[str],
     dataset: Path,
     tmp_path: Path,
@@ -54,29 +57,32 @@ def test_curves_from_the_command(
     document = tmp_path / "docs" / "results" / "curves.md"
     document.parent.mkdir(parents=True)
     document.write_text("# A\n<!-- table: curves -->\n<!-- end -->\n", encoding="utf-8")
+    words += ["--rounds", str(rounds)]
+    sizes = [3, 5, 7][: rounds + 1]
     learning_curves.main(words)
     assert "| labels | seeds |" in capsys.readouterr().out
     text = document.read_text(encoding="utf-8")
-    assert [f"| {size} | 1 | " in text for size in (3, 5, 7)] == [True] * 3
+    assert [f"| {size} | 1 | " in text for size in sizes] == [True] * len(sizes)
     assert Image.open(tmp_path / "docs" / "images" / "learning_curves.png").width > 500
     cells = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "records").glob("*.json")}
     assert set(cells) == {"start_3_seed0"} | {
-        f"{order}_{size}_seed0" for order in learning_curves.ORDERS for size in (5, 7)
+        f"{order}_{size}_seed0" for order in learning_curves.ORDERS for size in sizes[1:]
     }
 
     labeled = {name: set(read_list(tmp_path / "work" / name / "train.txt")) for name in cells}
     for order in learning_curves.ORDERS:
-        rounds = [labeled["start_3_seed0"], labeled[f"{order}_5_seed0"], labeled[f"{order}_7_seed0"]]
-        assert [len(names) for names in rounds] == [3, 5, 7] and rounds[0] < rounds[1] < rounds[2]
+        bought = [labeled["start_3_seed0"], *(labeled[f"{order}_{size}_seed0"] for size in sizes[1:])]
+        assert [len(names) for names in bought] == sizes
+        assert all(fewer < more for fewer, more in itertools.pairwise(bought))
     tests = set((tmp_path / "splits" / "pranet_kvasir_test.txt").read_text(encoding="utf-8").split())
     assert not tests & set.union(*labeled.values())
-    study = learning_curves.Study(dataset, [], [], tmp_path, tmp_path / "work", {}, [3, 5, 7], 2, 1)
+    study = learning_curves.Study(dataset, [], [], tmp_path, tmp_path / "work", {}, sizes, 2, 1)
     others = sorted(set((tmp_path / "splits" / "pranet_kvasir_train.txt").read_text(encoding="utf-8").split())
                     - labeled["start_3_seed0"])  # fmt: skip
     scores = learning_curves.scores_of(study, others, tmp_path / "work" / "start_3_seed0" / "model.pt")
     bought = labeled["least_certain_5_seed0"] - labeled["start_3_seed0"]
     assert bought == set(sorted(others, key=lambda stem: -scores[stem])[:2])
-    assert len(cells["random_7_seed0"]["dice"]) == 4 and cells["random_7_seed0"]["steps"] == 2
+    assert len(cells["random_5_seed0"]["dice"]) == 4 and cells["random_5_seed0"]["steps"] == 2
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("nothing is left to run")

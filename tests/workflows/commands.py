@@ -48,6 +48,9 @@ TINY_PRETRAINING: dict[str, Any] = {
     "device": "cpu",
 }  # fmt: skip
 
+# Loaders of a command that has ended are freed in any order, and then wait so long for workers that nobody told to end.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
 
 def command(run_id: str, config: str | list[str], root: Path, **override: Any) -> None:
     """What ``python -m monai.bundle run`` does, in this process."""
