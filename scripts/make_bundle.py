@@ -19,7 +19,9 @@ import subprocess
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from bundle.checkpoints.model_configs import is_of_the_bundle, model_metadata, train_config
 from bundle.checkpoints.model_json import description_path, require_matching_sha256
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
@@ -111,20 +113,29 @@ def _is_bundled(name: str) -> bool:
 
 
 def _write(path: Path, root: Path, names: Iterable[str]) -> None:
+    of_model = _configs_of_model(root)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, _content(root / name))
+            archive.writestr(entry, _content(root / name, of_model.get(name)))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, of_model: dict[str, Any] | None) -> bytes:
     """Return what a file becomes in the zip: configs in the format that the zoo asks for, which is hard on readers."""
     if path.parent.name != "configs" or path.suffix != ".json":
         return path.read_bytes()
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = of_model or json.loads(path.read_text(encoding="utf-8"))
     return (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode()
+
+
+def _configs_of_model(root: Path) -> dict[str, Any]:
+    """Return the configs that a trained model has instead of those in the repository, which are of the shipped one."""
+    weights = root / MODEL
+    if not weights.is_file() or is_of_the_bundle(root, weights):
+        return {}
+    return {"configs/train.json": train_config(root, weights), "configs/metadata.json": model_metadata(root, weights)}
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ def volume_settings(asked: Mapping[str, Any], weights: str | None) -> dict[str, 
     Raises:
         BundleError: a value is not possible, or contradicts the training of the weights.
     """
-    described = weights is not None and description_path(weights).is_file()
-    trained = read_description(str(weights)).get("volume") if described else None
+    trained = trained_on_volumes(weights)
     settings = {key: (trained or DEFAULTS)[key] if value is None else value for key, value in asked.items()}
     for key, value in settings.items():
         if trained and value != trained[key]:
@@ -54,3 +53,10 @@ def volume_settings(asked: Mapping[str, Any], weights: str | None) -> dict[str, 
         raise BundleError(f"slices_as_rgb is {settings['slices_as_rgb']!r}, expected {' or '.join(SLICES_AS_RGB)}.")
     intensity_transform("image", settings["intensity"])
     return settings
+
+
+def trained_on_volumes(weights: str | None) -> dict[str, Any] | None:
+    """Return the settings for volumes that weights were trained with; None where they are of images, or missing."""
+    if weights is None or not description_path(weights).is_file():
+        return None
+    return read_description(weights).get("volume")

@@ -33,7 +33,10 @@ def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     if not os.path.exists(name):
         raise BundleError(f"{name} does not exist; expected a volume.")
     if extension_of(name).lstrip(".") in IMAGE_EXTENSIONS:
-        raise BundleError(f"{name} is an image, and configs/volume.json is for volumes; leave that config out.")
+        raise BundleError(
+            f"{name} is an image, and configs/volume.json is for volumes; leave that config out, and name a model of "
+            "images with --weights where the model was trained on volumes."
+        )
     if os.path.isdir(name):
         series = find_series(name)
         return _series_values(series.files), LPS_TO_RAS @ series.affine_lps

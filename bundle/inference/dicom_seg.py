@@ -28,13 +28,14 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.dicom_series import find_series
 from bundle.data.file_types import stem_of
 from bundle.data.transforms import SplitClassesd
+from bundle.inference.requests import is_request
 
 NAME = "SAM-SP bundle"
 SERIES_NUMBER = 900  # beyond those of the scanner
 
 
 class SaveSegd(MapTransform):
-    """Write the DICOM SEG of a DICOM series, ``<name>.seg.dcm``, beside its NIfTI; ignore other inputs.
+    """Write the DICOM SEG of a DICOM series, ``<name>.seg.dcm``, beside its NIfTI; ignore other inputs, and requests.
 
     Args:
         keys: label map (1, X, Y, Z) of 0..K, or K masks (K, X, Y, Z), on the grid of the series, with its metadata.
@@ -53,7 +54,7 @@ class SaveSegd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
             source = data[key].meta["filename_or_obj"]
-            if os.path.isdir(source):
+            if os.path.isdir(source) and not is_request(data):
                 masks = self.split({key: strip_metadata(data[key])})[key].cpu().numpy()
                 path = self.output_dir / f"{stem_of(source)}.seg.dcm"
                 write_seg(path, masks, find_series(source).files, self.labels, self.version)

@@ -24,6 +24,7 @@ from bundle.core.tensors import strip_metadata, unwrap
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
+from bundle.inference.requests import is_requested
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_images
 
@@ -36,14 +37,13 @@ class SamSPInferer(Inferer):
 
     Args:
         both: return 2K channels, first y1, then y0 (see `SplitPassesd`), instead of the K of y1.
-        scored: put a score of uncertainty into the metadata, see `bundle.inference.uncertainty`; for batches of one
-            image.
-        embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache.
+        embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache. It serves
+            the requests of a server alone: no other caller comes back with the same image.
     """
 
-    def __init__(self, both: bool = False, scored: bool = False, embedding_cache: float = 0) -> None:
+    def __init__(self, both: bool = False, embedding_cache: float = 0) -> None:
         super().__init__()
-        self.both, self.scored = both, scored
+        self.both = both
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(
@@ -52,15 +52,16 @@ class SamSPInferer(Inferer):
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
 
         The label, (1, K, W, H) in reader order, is used for ``prompt: expert`` only. User prompts are read from the
-        metadata of the inputs, see `bundle.sam_sp.user_prompts`.
+        metadata of the inputs, see `bundle.sam_sp.user_prompts`. The answer to a server, which asks for one image at a
+        time, has a score of uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
-        corrections = user_prompts_of_images(inputs)
+        corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
-        if self.both or self.scored or self.cache or corrections:
-            output = segment(inputs, network, label, corrections, self.cache)
+        if self.both or requested or corrections:
+            output = segment(inputs, network, label, corrections, self.cache if requested else None)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
-            score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if self.scored else None
+            score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if requested else None
         else:
             logits = network(strip_metadata(inputs))
         return attach_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)

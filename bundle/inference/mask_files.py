@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from monai.config import NdarrayOrTensor, PathLike
 from monai.data import FolderLayoutBase, ImageWriter, NibabelWriter, PILWriter
+from monai.engines import SupervisedEvaluator
 from monai.utils import convert_data_type
 
 from bundle.core.errors import BundleError
@@ -69,17 +70,28 @@ def mask_names(images: Sequence[Path], extension: str = ".png") -> dict[Path, st
 class MaskLayout(FolderLayoutBase):
     """Map the path of each input to the path of its mask, `<output_dir>/<stem><extension>` (see `mask_names`).
 
+    Args:
+        output_dir: folder of the masks.
+        images: all inputs, or none, where `plan` tells them later: a server makes layouts that it never uses.
+        extension: of the masks.
+
     Raises:
         BundleError: `output_dir` is a file or a folder that holds an input, or a mask would overwrite an input.
     """
 
-    def __init__(self, output_dir: PathLike, images: Sequence[PathLike], extension: str = ".png") -> None:
-        self.output_dir = _absolute(output_dir)
+    def __init__(self, output_dir: PathLike, images: Sequence[PathLike] = (), extension: str = ".png") -> None:
+        self.output_dir, self.extension = _absolute(output_dir), extension
+        self._masks: dict[Path, Path] = {}
+        if images:
+            self.plan(images)
+
+    def plan(self, images: Sequence[PathLike]) -> None:
+        """Give each input the path of its mask; `BundleError` as the class says."""
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise BundleError(f"output_dir {self.output_dir} is a file; expected a folder.")
         inputs = [_absolute(image) for image in images]
         self._refuse_input_folders({image.parent for image in inputs})
-        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs, extension).items()}
+        self._masks = {image: self.output_dir / name for image, name in mask_names(inputs, self.extension).items()}
         self._refuse_inputs()
 
     def _refuse_input_folders(self, folders: set[Path]) -> None:
@@ -110,6 +122,22 @@ class MaskLayout(FolderLayoutBase):
             raise BundleError(f"{subject} has no mask path; expected one of the {len(self._masks)} listed images.")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         return mask
+
+
+class PlanMasks:
+    """Tell a layout the inputs of an inference before it starts, so that a wrong ``output_dir`` ends it at once.
+
+    Args:
+        layout: of the masks.
+        datalist: the records of the inputs.
+    """
+
+    def __init__(self, layout: MaskLayout, datalist: Sequence[Mapping[str, Any]]) -> None:
+        self.layout, self.datalist = layout, datalist
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Plan the masks; nothing happens while the engine runs."""
+        self.layout.plan([record["image"] for record in self.datalist])
 
 
 class _WholeFileWriter(ImageWriter):

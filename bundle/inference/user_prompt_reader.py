@@ -30,6 +30,7 @@ from bundle.core.files import read_text
 from bundle.data.file_types import stem_of
 from bundle.data.splits import first_names
 from bundle.inference.prompt_parser import KINDS, ClassPrompts, PromptParser
+from bundle.inference.requests import note_request
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.user_prompts import BOXES, META_KEY, POINTS, UserPrompt, UserPrompts, to_text
 
@@ -141,6 +142,7 @@ class ReadUserPromptsd(MapTransform):
                 parser = PromptParser(file, labels, self.limits(image))
                 class_prompts = parser.parse(parser.collect_named_clicks(given, lists), d.get(CLASS))
             image.meta[META_KEY] = to_text(self.to_input(class_prompts, image))
+            note_request(d, image)
         return d
 
     def limits(self, image: MetaTensor) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import attach_score, segment
+from bundle.inference.requests import is_requested
 from bundle.sam.preprocessing import longest_side_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
@@ -45,8 +46,7 @@ class VolumeInferer(Inferer):
         batch_size: slices that go through the network at a time.
         exclusive: see `bundle.sam_sp.classes.label_map`.
         both: also the label map of y0, after that of y1.
-        scored: put a score of uncertainty into the metadata, see `bundle.inference.uncertainty`.
-        embedding_cache: MiB for embeddings and masks of recent slices, see `EmbeddingCache`; 0 for no cache.
+        embedding_cache: MiB for embeddings and masks of recent slices, for a server, as in `SamSPInferer`.
     """
 
     def __init__(
@@ -56,29 +56,31 @@ class VolumeInferer(Inferer):
         batch_size: int = 8,
         exclusive: bool = True,
         both: bool = False,
-        scored: bool = False,
         embedding_cache: float = 0,
     ) -> None:
         super().__init__()
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
-        self.exclusive, self.both, self.scored = exclusive, both, scored
+        self.exclusive, self.both = exclusive, both
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
 
-        M is 1 where classes exclude each other, else the number of classes.
+        M is 1 where classes exclude each other, else the number of classes. The answer to a server has a score of
+        uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
         volume, corrections = strip_metadata(inputs)[0], user_prompts_of_volume(inputs)
+        requested = is_requested(inputs)
+        cache = self.cache if requested else None
         maps: torch.Tensor | None = None
         scores: list[torch.Tensor] = []
         pixels: list[torch.Tensor] = []
         for indices in self._batches(volume.shape[self.axis + 1]):
             images = take_slices(volume, indices, self.axis, self.slices_as_rgb)
-            label_maps, output = self._segment(images, network, prompts_of_slices(corrections, indices))
-            if self.scored:
+            label_maps, output = self._segment(images, network, prompts_of_slices(corrections, indices), cache)
+            if requested:
                 scores.append(uncertainty.ranking_score(output, self.exclusive))
                 pixels.append(uncertainty.marked_pixels(output, self.exclusive))
             if maps is None:
@@ -87,7 +89,7 @@ class VolumeInferer(Inferer):
             maps.movedim(self.axis + 1, 0)[indices[0] : indices[-1] + 1] = label_maps.transpose(2, 3).cpu()
         assert maps is not None
         prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
-        score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if self.scored else None
+        score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if requested else None
         return attach_score(prediction, score)
 
     def _batches(self, slices: int) -> Iterator[range]:
@@ -97,15 +99,13 @@ class VolumeInferer(Inferer):
             yield range(start, min(start + self.batch_size, slices))
 
     def _segment(
-        self, images: torch.Tensor, network: Callable[..., Any], corrections: UserPrompts
+        self, images: torch.Tensor, network: Callable[..., Any], corrections: UserPrompts, cache: EmbeddingCache | None
     ) -> tuple[torch.Tensor, SamSPOutput]:
         """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W), and both passes."""
         sam_sp: Any = unwrap(network)
         height, width = images.shape[-2:]
         size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(
-            to_network_input(images, sam_sp.image_size), network, corrections=corrections, cache=self.cache
-        )
+        output = segment(to_network_input(images, sam_sp.image_size), network, corrections=corrections, cache=cache)
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:

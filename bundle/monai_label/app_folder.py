@@ -24,10 +24,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.checkpoints.base_weights import find_base_checkpoint
+from bundle.checkpoints.model_configs import model_metadata, read_metadata, train_config
 from bundle.checkpoints.model_files import describe_network, publish_pair, read_class_labels, write_pair
 from bundle.checkpoints.model_json import (
-    PROMPTING,
-    STRUCTURE,
     description_path,
     read_description,
     require_matching_sha256,
@@ -41,11 +40,6 @@ KINDS = ("2d", "volume")
 SAMPLE_APP = Path("monailabel") / "sample-apps" / "monaibundle"
 # File with the sha256 that a model in the app folder was copied from, which shows whether it was retrained there.
 ORIGIN = "origin.json"
-OVERLAYS: Mapping[str, Sequence[str]] = {"2d": ["label_image.json"], "volume": ["volume.json", "label_volume.json"]}
-TRAIN_OVERLAYS: Mapping[str, Sequence[str]] = {
-    "2d": ["label_train.json"],
-    "volume": ["volume.json", "label_train.json"],
-}
 HOW_TO_TRAIN = {
     "2d": "python -m monai.bundle run training --config_file configs/train.json --dataset_dir FOLDER",
     "volume": "python -m monai.bundle run training --config_file \"['configs/train.json','configs/volume.json']\" "
@@ -179,7 +173,7 @@ def _start_untrained(kind: str, labels: Sequence[str], root: Path, weights: Path
         else None,
         trained_on={"procedural": False, "train_images": 0, "validation_images": 0},
         epochs=0,
-        version=json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"],
+        version=read_metadata(root)["version"],
     )
     pair = write_pair(network.merged_state_dict(), description, weights.with_name(".untrained.pt"))
     publish_pair(pair, weights.parent)
@@ -219,12 +213,9 @@ def _copy_bundle(root: Path, folder: Path) -> None:
 
 def _write_configs(kind: str, root: Path, folder: Path, weights: Path) -> None:
     """Write the one inference.json, train.json and metadata.json that the server reads."""
-    described = read_description(weights)
-    recipe = [name for name in (f"{described['sam']}.json",) if (root / "configs" / name).is_file()]
-    settings = {key: described[key] for key in (*STRUCTURE, *PROMPTING)} | {"labels": read_class_labels(str(weights))}
     contents = {
-        "inference.json": _merged(root, ["inference.json", *OVERLAYS[kind]]),
-        "train.json": _merged(root, ["train.json", *recipe, *TRAIN_OVERLAYS[kind]]) | settings,
+        "inference.json": ConfigParser.load_config_file(str(root / "configs" / "inference.json")),
+        "train.json": train_config(root, weights, ["label_train.json"]),
         "metadata.json": _metadata(kind, root, weights),
     }
     for name, content in contents.items():
@@ -232,24 +223,12 @@ def _write_configs(kind: str, root: Path, folder: Path, weights: Path) -> None:
         (folder / "configs" / name).write_text(text, encoding="utf-8")
 
 
-def _merged(root: Path, names: Sequence[str]) -> dict[str, Any]:
-    return ConfigParser.load_config_files([str(root / "configs" / name) for name in names])
-
-
 def _metadata(kind: str, root: Path, weights: Path) -> dict[str, Any]:
-    """Return the bundle's metadata with the classes of the model, which the server offers."""
-    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    described = read_description(weights)
-    labels = read_class_labels(str(weights))
-    task = f"SAM-SP, {'volumes slice by slice' if kind == 'volume' else 'images'}: {', '.join(labels.values())}"
-    trained = described.get("trained_on", {}).get("train_images", 0)
-    image, pred = (
-        metadata["network_data_format"][part][key] for part, key in (("inputs", "image"), ("outputs", "pred"))
-    )
-    pred["channel_def"] = {"0": "background", **labels}
+    """Return the metadata of the model; of volumes with the shape of its files, which tells clients of 3 dimensions."""
+    metadata = model_metadata(root, weights)
     if kind == "volume":
+        form = metadata["network_data_format"]
         shape = {"num_channels": 1, "spatial_shape": ["*", "*", "*"], "channel_def": {"0": "intensity"}}
-        image |= {**shape, "format": "magnitude", "modality": "CT or MR"}
-        pred |= {"spatial_shape": ["*", "*", "*"]}
-    state = f"trained on {trained} images" if trained else "UNTRAINED when the server started"
-    return metadata | {"name": task, "description": f"{task} ({state}). {metadata['intended_use']}"}
+        form["inputs"]["image"] |= {**shape, "format": "magnitude"}
+        form["outputs"]["pred"] |= {"spatial_shape": ["*", "*", "*"]}
+    return metadata

@@ -26,17 +26,23 @@ from monai.utils import MetaKeys
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
+from bundle.inference.requests import PATH, is_request
 
-# The server's keys for the path of the input and the extension of the file that it writes.
-PATH, EXTENSION = "image_path", "result_extension"
+# The server's key for the extension of the file that it writes.
+EXTENSION = "result_extension"
+# Formats that change a mask.
+LOSSY = (".jpg", ".jpeg")
 
 
 class ServerResultd(MapTransform):
     """Bring a label map to the shape that MONAI Label's writer needs, and choose the extension of its file.
 
+    What is no request of a server stays as it is, so this is the last step of an inference as well.
+
     A client may ask for an extension, and 3D Slicer asks for ``.nrrd``. Otherwise the server would use that of the
     input, but JPEG compression would change the mask, and a DICOM series has no extension. So masks of images become
-    ``.png``, those of DICOM ``.nii.gz``, and those of other volumes have the extension of the volume.
+    ``.png``, also where a client asks for JPEG, those of DICOM ``.nii.gz``, and those of other volumes have the
+    extension of the volume.
 
     A mask of an image is written as an image, or with the extension of a volume as a volume of one slice, positioned as
     ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin.
@@ -53,10 +59,11 @@ class ServerResultd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return uint8 masks, (W, H) for an image file, (W, H, 1) or (1, X, Y, Z) for the file of a volume."""
         d = dict(data)
-        for key in self.key_iterator(d):
+        for key in self.key_iterator(d) if is_request(d) else ():
             label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
-            d[EXTENSION] = d.get(EXTENSION) or _extension(d[PATH], is_image)
+            asked = d.get(EXTENSION)
+            d[EXTENSION] = _extension(d[PATH], is_image) if not asked or asked.lower() in LOSSY else asked
             if is_image and d[EXTENSION].lower().endswith(VOLUME_EXTENSIONS):
                 d[key] = label_map[0][..., None]
                 d[self.image_key] = _as_one_slice(d[self.image_key], d[key].shape)

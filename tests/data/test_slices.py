@@ -21,6 +21,7 @@ from monai.data import MetaTensor
 
 from bundle.core.errors import BundleError
 from bundle.data.slices import RandSlicesd, ReplaceNonFinited, intensity_transform, take_slices
+from bundle.inference.requests import PATH, note_request
 from bundle.inference.uncertainty import META_KEY, marked_pixels, ranking_score, score_of_slices
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam.preprocessing import to_network_input
@@ -115,11 +116,12 @@ def test_a_slice_is_segmented_like_an_image(toy: str) -> None:
 def test_a_volume_is_as_uncertain_as_its_slices(toy: str) -> None:
     network = randomize(SamSP(sam=toy, trainable="full")).eval()
     volume = MetaTensor(torch.randint(0, 256, (1, 1, 64, 64, 5)).float())
-    found = VolumeInferer(slices_as_rgb="repeat", batch_size=2, scored=True)(volume, network)
+    plain = VolumeInferer(slices_as_rgb="repeat", batch_size=2)(volume, network)
+    note_request({PATH: ""}, volume)
+    found = VolumeInferer(slices_as_rgb="repeat", batch_size=2)(volume, network)
     output = network.segment(to_network_input(take_slices(volume[0].as_tensor(), range(5), 2), 64))
     expected = score_of_slices(ranking_score(output), marked_pixels(output))
     assert found.meta[META_KEY] == pytest.approx(expected, rel=1e-3)
-    plain = VolumeInferer(slices_as_rgb="repeat", batch_size=2)(volume, network)
     assert META_KEY not in plain.meta and torch.equal(plain.as_tensor(), found.as_tensor())
 
 

@@ -24,12 +24,11 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = (
-    "train", "evaluate", "inference", "volume", "export", "merge", "pretrain", "evaluate_prompts", "label_image",
-    "label_volume", "unet",
+    "train", "evaluate", "inference", "volume", "export", "merge", "pretrain", "evaluate_prompts", "unet",
 )  # fmt: skip
 # What stands above or among the settings and is none, and the ids that begin what follows from them.
 NO_SETTINGS = {"imports", "+imports", "bundle_root", "train", "validate"}
-DERIVED = {"torch_device", "volume", "network_def", "network#network", "exporter", "inferer", "inferer#scored", "run"}
+DERIVED = {"torch_device", "volume", "network_def", "network#network", "exporter", "inferer", "run"}
 # A value of a cell in words.
 WORDS: dict[str, Any] = {"none": None, "true": True, "false": False, "empty": ""}
 

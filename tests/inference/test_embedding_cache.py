@@ -22,6 +22,7 @@ from monai.data import MetaTensor
 from bundle.core.errors import BundleError
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import SamSPInferer
+from bundle.inference.requests import PATH, note_request
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
@@ -142,12 +143,13 @@ def test_inferers_give_what_they_give_without(network: SamSP) -> None:
     image = MetaTensor(torch.randn(1, 3, 64, 64))
     volume = MetaTensor(torch.randint(0, 256, (1, 1, 50, 40, 5), dtype=torch.uint8))
     pairs: list[tuple[MetaTensor, Any, Any, list[int]]] = [
-        (image, SamSPInferer(both=True, scored=True, embedding_cache=8), SamSPInferer(both=True, scored=True), [1]),
+        (image, SamSPInferer(both=True, embedding_cache=8), SamSPInferer(both=True), [1]),
         (image, SamSPInferer(embedding_cache=8), SamSPInferer(), [1]),
-        (volume, VolumeInferer(scored=True, embedding_cache=8, batch_size=2), VolumeInferer(scored=True), [2, 2, 1]),
+        (volume, VolumeInferer(embedding_cache=8, batch_size=2), VolumeInferer(), [2, 2, 1]),
     ]
     counted = Counted(network)
     for inputs, cached, plain, encoded in pairs:
+        note_request({PATH: ""}, inputs)
         for corrections in ({}, {(0, 1): BOX}, {(0, 1): POINT}, {}):
             inputs.meta[META_KEY] = to_text(corrections)
             counted.taken()
@@ -161,6 +163,7 @@ def test_inferers_give_what_they_give_without(network: SamSP) -> None:
 
 def test_of_a_volume_only_the_corrected_slices_are_decoded(network: SamSP) -> None:
     volume = MetaTensor(torch.randint(0, 256, (1, 1, 64, 64, 6), dtype=torch.uint8))
+    note_request({PATH: ""}, volume)
     inferer = VolumeInferer(embedding_cache=8, batch_size=4)
     inferer(volume, network)
     decoded: list[int] = []
@@ -168,3 +171,16 @@ def test_of_a_volume_only_the_corrected_slices_are_decoded(network: SamSP) -> No
     volume.meta[META_KEY] = to_text({(5, 1): POINT, (2, 0): POINT})
     inferer(volume, network)
     assert decoded == [1, 1]
+
+
+def test_a_command_keeps_nothing(network: SamSP) -> None:
+    """It never sees an image twice."""
+    counted = Counted(network)
+    for inputs, inferer, encoded in (
+        (MetaTensor(torch.randn(1, 3, 64, 64)), SamSPInferer(embedding_cache=8), [1]),
+        (MetaTensor(torch.zeros(1, 1, 50, 40, 2)), VolumeInferer(embedding_cache=8), [2]),
+    ):
+        for _ in range(2):
+            counted.taken()
+            found = inferer(inputs, network)
+            assert counted.taken() == encoded and "uncertainty" not in found.meta

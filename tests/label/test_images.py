@@ -186,13 +186,14 @@ def test_the_next_sample_is_the_one_that_the_model_is_least_certain_of(
     parser = ConfigParser()
     parser.read_config(INFER)
     parser.update({"weights": str(image_model), "bundle_root": str(ROOT)})
-    prepare, inferer = parser.get_parsed_content("preprocessing"), SamSPInferer(scored=True)
+    prepare, inferer = parser.get_parsed_content("preprocessing"), SamSPInferer()
     with torch.no_grad():
-        expected = {
-            stem_of(path): inferer(prepare({"image": str(path)})["image"][None], network).meta["uncertainty"]
-            for path in studies.iterdir()
-            if path.is_file() and path.name in SAVED
+        answers = {
+            stem_of(name): inferer(prepare({"image": path, "image_path": path})["image"][None], network)
+            for name in SAVED
+            if (path := str(studies / name))
         }
+    expected = {name: prediction.meta["uncertainty"] for name, prediction in answers.items()}
     assert found == pytest.approx(expected, rel=1e-3) and len(set(found.values())) == len(SAVED)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -90,20 +91,29 @@ def test_a_model_goes_in_with_its_description_and_no_other(tmp_path: Path) -> No
     root = tmp_path / "checkout"
     (root / "models").mkdir(parents=True)
     (root / "configs").mkdir()
-    (root / "configs" / "metadata.json").write_text('{"version": "1.2.3"}', encoding="utf-8")
+    for name in ("train.json", "metadata.json"):
+        shutil.copy(ROOT / "configs" / name, root / "configs")
     (root / ".gitignore").write_text("/models/*\n", encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     model = root / "models" / "model.pt"
     torch.save({"weight": torch.zeros(3)}, model)
     described = {
         "sam": "toy", "image_size": 64, "num_classes": 1, "exclusive": True, "prompt": "self", "prompt_threshold": 0.5,
-        "prompt_margin": 0, "sha256": sha256_of(model),
+        "prompt_margin": 0, "labels": {"0": "background", "1": "tool"}, "sha256": sha256_of(model),
     }  # fmt: skip
     model.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
     (root / "models" / "other.pt").write_bytes(b"")
     written = make_bundle.make_bundle(root, root / "dist")
-    assert written.name == "polyp_sam_sp_segmentation_v1.2.3.zip"
-    assert make_bundle.bundled_files(root) == ["configs/metadata.json", "models/model.json", "models/model.pt"]
+    assert written.name == f"polyp_sam_sp_segmentation_v{VERSION}.zip"
+    assert make_bundle.bundled_files(root) == [
+        "configs/metadata.json", "configs/train.json", "models/model.json", "models/model.pt",
+    ]  # fmt: skip
+    with zipfile.ZipFile(written) as zipped:
+        train, metadata = (
+            json.loads(zipped.read(f"{make_bundle.NAME}/configs/{name}.json")) for name in ("train", "metadata")
+        )
+    assert (train["sam"], train["labels"]) == ("toy", {"1": "tool"})
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "tool"}
     torch.save({"weight": torch.ones(3)}, model)
     with pytest.raises(BundleError, match="is not the file that"):
         make_bundle.make_bundle(root, root / "dist")
