@@ -33,7 +33,7 @@ from tests.docs.pages import PAGES, STARTERS, blocks, commands, name
 
 # Arguments of MONAI's `run` that are no ids of the configs.
 ARGUMENTS = {"config_file", "meta_file", "logging_file", "bundle_root", "tracking", "tracking_uri", "experiment_name"}
-OTHERS = {".", "apt-get", "curl", "echo", "git", "mlflow", "nvflare", "pre-commit", "tensorboard"}
+OTHERS = {".", "apt-get", "curl", "echo", "git", "mlflow", "monailabel", "nvflare", "pre-commit", "tensorboard"}
 PASSES_SETTINGS_ON = "and the settings of a training"
 MARKER = re.compile(r"run|run: slow|tested: (\S+)|not run: .+")
 
@@ -119,7 +119,7 @@ def check_python(words: Sequence[str], line: str) -> None:
     elif module == "pytest":
         assert all((ROOT / word).exists() for word in rest if "/" in word), line
     else:
-        assert module in ("venv", "zipfile", "http.server"), line
+        assert module in ("venv", "zipfile", "http.server", "monailabel.main"), line
 
 
 def check_run(words: Sequence[str], line: str) -> None:
