@@ -49,6 +49,8 @@ def check_settings() -> None:
         _require_known(setting_names.unknown_ids(parser.config, known, set(run_ids.values())), known)
         _require_parts(setting_names.replaced_parts(parser.config, known), known)
         _require_arguments(setting_names.unknown_arguments(parser.config, known, parser.locator), known)
+    for id, (name, value) in setting_names.overridden_settings(parser, known).items():
+        _read(name, value, (), id.replace("::", "#"))
     given = {name: value for name, value in parser.config.items() if name in RULES}
     for name, value in read_settings(given, {name: known.get(name, []) for name in given}).items():
         if type(value) is not type(given[name]) or value != given[name]:
@@ -83,7 +85,8 @@ def require_settings_of(config: str, given: Mapping[str, Any]) -> dict[str, Any]
     return {**given, **read_settings(given, known)}
 
 
-def _read(name: str, value: Any, defaults: Sequence[Any]) -> Any:
+def _read(name: str, value: Any, defaults: Sequence[Any], alias: str | None = None) -> Any:
+    """Return a value of a setting in its type; ``alias`` is its name in the error where that is another."""
     if is_expression(value) or (value is None and (not defaults or any(usual is None for usual in defaults))):
         return value
     form = RULES[name]
@@ -91,11 +94,11 @@ def _read(name: str, value: Any, defaults: Sequence[Any]) -> Any:
         value = _as_typed(name, value)
     try:
         return form.read(value)
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         hint = ""
         if form is PATH and not isinstance(value, str | bool | None):
             hint = ": quote it twice, as in \"'2.10'\", or write ./ in front of it"
-        raise BundleError(f"{name} is {_shorten(value)}, expected {form.words}{hint}.") from None
+        raise BundleError(f"{_say(alias or name, value)}, expected {form.words}{hint}.") from None
 
 
 def _as_typed(name: str, value: Any) -> Any:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What values settings take: each form is told in words, and reads a value from JSON, YAML or the command line."""
+"""Forms of values: words for what is expected, and a function that reads a value from JSON, YAML or a command line."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def number(
         return found
 
     if above is not None:
-        words = f" above {above:g}" + ("" if below is None else f" and below {below:g}")
+        words = f" above {above:g}"
     else:
-        words = _limits(least, most) + ("" if below is None else f", below {below:g}")
+        words = _limits(least, most) if below is None else f" from {least:g} to below {below:g}"
     return Form(f"a number{words}", read)
 
 
@@ -164,6 +164,17 @@ def _read_labels(value: Any) -> Any:
     return value
 
 
+def _read_intensity(value: Any) -> Any:
+    """Return a window of values, or percentiles: a mapping with one of them and two finite numbers that rise."""
+    if not isinstance(value, Mapping):
+        raise TypeError
+    ((kind, (low, high)),) = value.items()
+    limits = {"window": (-math.inf, math.inf), "percentiles": (0, 100)}[kind]
+    if isinstance(low, str) or isinstance(high, str) or not limits[0] <= _number(low) < _number(high) <= limits[1]:
+        raise ValueError
+    return value
+
+
 def _read_widths(value: Any) -> Any:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
         raise TypeError
@@ -199,4 +210,5 @@ TEXT = Form("text", _read_text)
 PATH = Form("a path", _read_path)
 DEVICE = Form("one of auto, cpu, cuda, cuda:N and mps", _read_device)
 LABELS = Form("names for the numbers from 1 on, such as {'1': 'polyp'}", _read_labels)
+INTENSITY = Form("{'window': [-160, 240]}, as for CT, or {'percentiles': [0.5, 99.5]}, as for MR", _read_intensity)
 WIDTHS = Form("a list of at least two whole numbers from 1 on", _read_widths)

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
@@ -41,6 +42,8 @@ READ_BY_MONAI = {
     "imports", "initialize", "run", "finalize", "displayable_configs",
     *TRACKING["configs"],
 }  # fmt: skip
+# Arguments of MONAI's own commands, which are no ids.
+ARGUMENTS = ("config_file", "meta_file", "logging_file", "args_file", "tracking", "run_id", "init_id", "final_id")
 # Ids that follow from the settings and may be given as text instead.
 DERIVED_TEXT = {"dataset_root", "base_checkpoint"}
 # What other programs call a setting.
@@ -122,6 +125,21 @@ def replaced_parts(config: Mapping[str, Any], known: Mapping[str, list[Any]]) ->
     }
 
 
+def overridden_settings(config: ConfigParser, known: Mapping[str, list[Any]]) -> dict[str, tuple[str, Any]]:
+    """Return the settings that are set where a config uses them, such as ``train#trainer#max_epochs`` for ``epochs``.
+
+    Returns:
+        Setting and value by id.
+    """
+    found = {}
+    for id, usual in known.items():
+        used = {value[1:] for value in usual if isinstance(value, str) and value.startswith("@")} & set(RULES)
+        value = config.get(id) if used else None
+        if value is not None and not is_expression(value):
+            found[id] = (used.pop(), value)
+    return found
+
+
 def unknown_arguments(
     config: Mapping[str, Any], known: Mapping[str, Any], locator: ComponentLocator, parent: str = ""
 ) -> dict[str, Any]:
@@ -157,10 +175,10 @@ def suggest(id: str, known: Mapping[str, Any]) -> str | None:
     if parents:
         beside = [_split(other)[-1] for other in known if _split(other)[:-1] == parents and other != id]
     else:
-        beside = [name for name in RULES if name in known]
+        beside = [*(name for name in RULES if name in known), *ARGUMENTS]
     if SYNONYMS.get(name) in beside:
         return SYNONYMS[name]
-    meant = difflib.get_close_matches(name, beside, n=1)
+    meant = difflib.get_close_matches(name, beside, n=1, cutoff=0.7)
     return ID_SEP_KEY.join([*parents, *meant]) if meant else None
 
 

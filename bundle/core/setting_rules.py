@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from bundle.core.setting_forms import (
     BOOLEAN,
     DEVICE,
+    INTENSITY,
     LABELS,
     NOTHING,
     PATH,
@@ -98,7 +99,7 @@ RULES: Mapping[str, Form] = {
     "orientation": TEXT,
     "slice_axis": whole(0, 2),
     "slices_as_rgb": choice("neighbors", "repeat"),
-    "intensity": mapping("{'window': [-160, 240]}, as for CT, or {'percentiles': [0.5, 99.5]}"),
+    "intensity": INTENSITY,
     "slices_per_volume": whole(1),
     "foreground": number(least=0, most=1),
     "slice_batch": whole(1),
