@@ -40,7 +40,7 @@ TRACKING: Mapping[str, Any] = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 # Ids that MONAI and MONAI Label read by name.
 READ_BY_MONAI = {
     "imports", "initialize", "run", "finalize", "displayable_configs",
-    *TRACKING["configs"],
+    *(set(TRACKING["configs"]) - set(TRACKING["handlers_id"])),
 }  # fmt: skip
 # Arguments of MONAI's own commands, which are no ids.
 ARGUMENTS = ("config_file", "meta_file", "logging_file", "args_file", "tracking", "run_id", "init_id", "final_id")

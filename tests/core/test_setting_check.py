@@ -202,7 +202,7 @@ def test_a_folder_is_taken_as_it_was_typed(typed: str, form: list[str], monkeypa
     ("configs", "override", "sentence"),
     [
         (TRAIN, {"epoch": 5}, f"epoch is 5, {UNKNOWN}: did you mean --epochs?"),
-        (TRAIN, {"epoch": 5, "lr": 1}, f"epoch is 5 and lr is 1, {UNKNOWN}s: did you mean --epochs and --learning_rate"),
+        (TRAIN, {"epoch": 5, "lr": 1}, f"epoch is 5 and lr is 1, {UNKNOWN}s: did you mean --epochs and --learning"),
         (TRAIN, {"data_dir": "a"}, f"data_dir is 'a', {UNKNOWN}: did you mean --dataset_dir?"),
         (TRAIN, {"panels": 3}, f"panels is 3, {UNKNOWN}: it is one of configs/evaluate.json."),
         (TRAIN, {"meta_fil": "a"}, f"meta_fil is 'a', {UNKNOWN}: did you mean --meta_file?"),
