@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.setting_forms import option, whole
 from bundle.monai_label.server import LabelServer, require_installed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modality", default="CT", help="modality of the series of a DICOMweb server (default: CT)")
     parser.add_argument("--app", type=Path, default=ROOT / "output" / "monai_label", help="app folder of the server")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without any password")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=option(whole(1, 65535)), default=8000)
     return parser.parse_args(arguments)
 
 

@@ -29,6 +29,7 @@ from bundle.checkpoints.base_weights import RANDOM, base_file
 from bundle.checkpoints.model_json import PROMPTING
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.setting_forms import option, whole
 from bundle.training.federated import NOT_EXCHANGED
 
 # Settings of the network and its prompts, which the server and the resulting model need.
@@ -63,8 +64,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("folder", type=Path, help="what is written")
     parser.add_argument("--bundle_root", required=True, help="absolute path of the bundle, the same everywhere")
     parser.add_argument("--site", type=_site, action="append", required=True, help="NAME=DATASET_DIR, once for each")
-    parser.add_argument("--rounds", type=int, default=10, help="of averaging (%(default)s)")
-    parser.add_argument("--local_epochs", type=int, default=1, help="of each site in a round (%(default)s)")
+    parser.add_argument("--rounds", type=option(whole(1)), default=10, help="of averaging (%(default)s)")
+    parser.add_argument(
+        "--local_epochs", type=option(whole(1)), default=1, help="of each site in a round (%(default)s)"
+    )
     return parse_with_settings(parser, arguments)
 
 
@@ -116,6 +119,9 @@ def _require_possible(settings: Mapping[str, Any]) -> None:
             raise BundleError(f"{key} is '{RANDOM}', but server and sites must start from the same weights: name them.")
         if value is not None and not Path(value).is_absolute():
             raise BundleError(f"{key} is '{value}', expected an absolute path: a job runs in its own folder.")
+    for key, instead in (("epochs", "--rounds and --local_epochs"), ("dataset_dir", "--site")):
+        if key in settings:
+            raise BundleError(f"{key} is {settings[key]!r}, but in a job it follows from {instead}: leave it out.")
     for key, expected in (("num_classes", (None, 1)), ("labels", (None,))):
         if settings.get(key) not in expected:
             raise BundleError(f"{key} is {settings[key]!r}, but a job is of one class: leave it out.")

@@ -24,6 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle.core.command_line import parse_with_settings
+from bundle.core.errors import show_errors_plainly
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Settings that each stage changes in configs/pretrain.json; docs/results/pretraining.md explains them.
@@ -59,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a folder for each stage (output/pretrain in the bundle)",
     )
     options, further = parser.parse_known_args(arguments)
+    parse_with_settings(parser, further, "pretrain.json")  # each stage reads them itself, but hours may lie between
     start: Path | None = None
     for name, settings in STAGES.items():
         folder = options.output_dir / name
@@ -84,4 +88,5 @@ def run_stage(settings: Mapping[str, Any], further: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    show_errors_plainly()
     main()

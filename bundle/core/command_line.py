@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from bundle.core.setting_check import require_settings_of
+
 
 def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
     """Return a command line for a user to run in the working directory; options that are None are left out."""
@@ -45,11 +47,21 @@ def _quote(word: str) -> str:
 
 
 def parse_with_settings(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, config: str = "train.json"
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the options of a parser, and the other arguments as settings by name; values are read as YAML."""
+    """Return the options of a parser, and the other arguments as settings by name; values are read as YAML.
+
+    Args:
+        parser: knows the options.
+        arguments: the words, or None for those of this process.
+        config: the config of the bundle whose settings the others are.
+
+    Raises:
+        BundleError: the config has no such setting, or a value is not possible.
+    """
     options, further = parser.parse_known_args(arguments)
     if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
         parser.error(f"expected settings as --KEY VALUE, found {' '.join(further)}")
     keys = [word.removeprefix("--") for word in further[::2]]
-    return options, {key: yaml.safe_load(value) for key, value in zip(keys, further[1::2], strict=True)}
+    values = [None if value == "None" else yaml.safe_load(value) for value in further[1::2]]
+    return options, require_settings_of(config, dict(zip(keys, values, strict=True)))

@@ -23,6 +23,7 @@ from bundle.core.errors import BundleError
 FIRST_DERIVED = "torch_device"
 NO_SETTINGS = ("imports", "bundle_root", "rank", "volume", "run_name")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+AMP_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,6 @@ def use_amp(amp: bool | str, device: torch.device) -> bool:
 
 def amp_kwargs(amp_dtype: str) -> dict[str, torch.dtype]:
     """Return the arguments of autocast for "float16" or "bfloat16"."""
-    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    if amp_dtype not in dtypes:
-        raise BundleError(f"amp_dtype is '{amp_dtype}', expected one of {', '.join(dtypes)}.")
-    return {"dtype": dtypes[amp_dtype]}
+    if amp_dtype not in AMP_DTYPES:
+        raise BundleError(f"amp_dtype is '{amp_dtype}', expected one of {', '.join(AMP_DTYPES)}.")
+    return {"dtype": AMP_DTYPES[amp_dtype]}

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from bundle.core.setting_rules import RULES
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
@@ -102,3 +103,13 @@ def test_a_wrong_default_is_found() -> None:
     assert agrees("3e-4", 0.0003) and agrees("`output`", "$@bundle_root + '/output'") and agrees("none", None)
     assert not agrees("4", 5) and not agrees("`none`", None) and not agrees("none", "none")
     assert not agrees("1", True) and not agrees("`out`", "$@bundle_root + '/output'") and not agrees("", "$@x > 1")
+
+
+def test_the_values_that_settings_take_are_those_of_the_table() -> None:
+    part = PAGE.split("## What a setting takes")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+) \| (`.+`) \|$", part, flags=re.MULTILINE)
+    documented = {words.replace("`", ""): set(re.findall(r"`(\w+)`", names)) for words, names in rows}
+    expected: dict[str, set[str]] = {}
+    for name, form in RULES.items():
+        expected.setdefault(form.words, set()).add(name)
+    assert documented == expected

@@ -488,6 +488,28 @@ def test_a_command_ends_with_its_sentence_and_a_status(root: Path, dataset: Path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--epoch", "5", "--learning_rat", "1e-1"],
+            "epoch is 5 and learning_rat is 0.1, but this command has no such",
+        ),
+        (["--data_dir", "somewhere"], "data_dir is 'somewhere', but this command has no such setting: did you mean"),
+        (["--labels", "['polyp']"], "labels is ['polyp'], expected names for the numbers from 1 on"),
+        (["--val_interval", "0"], "val_interval is 0, expected a whole number from 1 on."),
+    ],
+)
+def test_a_wrong_setting_ends_a_training_before_it_begins(words: list[str], sentence: str, root: Path) -> None:
+    start = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", TRAIN, "--bundle_root", root]
+    start += [word for name, file in FILES.items() for word in (f"--{name}", file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = processes.run([*start, *words], cwd=root, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"Error: {sentence}")
+    assert [path.name for path in root.iterdir()] == ["configs"]  # no demo set, no output
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_bad_dataset_is_refused_before_training(root: Path, dataset: Path, tmp_path: Path, part: str) -> None:
     broken = tmp_path / "broken"

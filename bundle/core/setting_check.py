@@ -1,0 +1,191 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The check of the settings that every command begins with: no unknown name, no value of the wrong kind."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from bundle.core import setting_names
+from bundle.core.errors import BundleError
+from bundle.core.setting_forms import PATH, TEXT
+from bundle.core.setting_rules import RULES
+from bundle.core.settings import is_expression
+
+T = TypeVar("T")
+
+
+def check_settings() -> None:
+    """Check the config whose ``run`` calls this, and give its settings the types that they have in Python.
+
+    A config has no id for itself: it is the one whose parser evaluates the call.
+
+    Raises:
+        BundleError: a name is unknown, or a value is not possible; the sentence has the name and what is expected.
+    """
+    parser = _find_caller(ConfigParser)
+    if parser is None or not isinstance(parser.config, Mapping):
+        return
+    configs = setting_names.mixed_in(parser.config)
+    known = setting_names.known_values(configs)
+    if configs:
+        workflow = _find_caller(ConfigWorkflow)
+        run_ids = {} if workflow is None else {"run_id": workflow.run_id, **_optional_ids(workflow)}
+        _require_runnable(run_ids, parser)
+        _require_known(setting_names.unknown_ids(parser.config, known, set(run_ids.values())), known)
+        _require_parts(setting_names.replaced_parts(parser.config, known), known)
+        _require_arguments(setting_names.unknown_arguments(parser.config, known, parser.locator), known)
+    for id, (name, value) in setting_names.overridden_settings(parser, known).items():
+        _read(name, value, (), id.replace("::", "#"))
+    given = {name: value for name, value in parser.config.items() if name in RULES}
+    for name, value in read_settings(given, {name: known.get(name, []) for name in given}).items():
+        if type(value) is not type(given[name]) or value != given[name]:
+            _replace(parser, name, value)
+
+
+def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return settings in the types that they have in Python; expressions stay as they are.
+
+    Args:
+        given: settings by name.
+        defaults: the values that configs have for each; None is possible where it is among them.
+
+    Raises:
+        BundleError: a value is not possible.
+    """
+    read = {name: _read(name, value, defaults.get(name, ())) for name, value in given.items() if name in RULES}
+    smallest, largest = read.get("smallest_crop"), read.get("largest_crop")
+    if isinstance(smallest, int) and isinstance(largest, int) and smallest > largest:
+        raise BundleError(f"smallest_crop is {smallest}, expected at most largest_crop, which is {largest}.")
+    return read
+
+
+def require_settings_of(config: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for a config of the bundle that a script passes on, read as `read_settings` does.
+
+    Raises:
+        BundleError: the config has no such setting, or a value is not possible.
+    """
+    known = setting_names.known_values([setting_names.bundled_configs()[config]])
+    _require_known({name: value for name, value in given.items() if name.partition("#")[0] not in known}, known)
+    return {**given, **read_settings(given, known)}
+
+
+def _read(name: str, value: Any, defaults: Sequence[Any], alias: str | None = None) -> Any:
+    """Return a value of a setting in its type; ``alias`` is its name in the error where that is another."""
+    if is_expression(value) or (value is None and (not defaults or any(usual is None for usual in defaults))):
+        return value
+    form = RULES[name]
+    if form in (TEXT, PATH) and not isinstance(value, str):
+        value = _as_typed(name, value)
+    try:
+        return form.read(value)
+    except (KeyError, TypeError, ValueError):
+        hint = ""
+        if form is PATH and not isinstance(value, str | bool | None):
+            hint = ": quote it twice, as in \"'2.10'\", or write ./ in front of it"
+        raise BundleError(f"{_say(alias or name, value)}, expected {form.words}{hint}.") from None
+
+
+def _as_typed(name: str, value: Any) -> Any:
+    """Return the words of the command line that a value was read from: Fire takes a,b for a list and 2.10 for 2.1."""
+    from fire.parser import DefaultParseValue
+
+    words = sys.argv
+    for index, word in enumerate(words):
+        flag, equals, text = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            typed = text if equals else words[index + 1] if index + 1 < len(words) else ""
+            if not typed.startswith("--") and DefaultParseValue(typed) == value:
+                return typed
+    return value
+
+
+def _require_runnable(ids: Mapping[str, str], parser: ConfigParser) -> None:
+    for argument, id in ids.items():
+        content = parser.get(id)
+        if not isinstance(content, list) and not is_expression(content):
+            raise BundleError(
+                f"{argument} is {id!r}, expected the id of something to run: a setting has two dashes in front."
+            )
+
+
+def _optional_ids(workflow: ConfigWorkflow) -> dict[str, str]:
+    """Return the ids of what is run before and after, where they are not those that a config may lack."""
+    ids = {"init_id": workflow.init_id, "final_id": workflow.final_id}
+    usual = {"init_id": "initialize", "final_id": "finalize"}
+    return {argument: id for argument, id in ids.items() if id not in (None, "", usual[argument])}
+
+
+def _require_known(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    if unknown:
+        found = " and ".join(_say(id, value) for id, value in unknown.items())
+        settings = "no such setting" if len(unknown) == 1 else "no such settings"
+        raise BundleError(f"{found}, but this command has {settings}: {_advise(list(unknown), known)}")
+
+
+def _require_arguments(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for id, value in unknown.items():
+        raise BundleError(f"{_say(id, value)}, but no argument has that name: {_advise([id], known)}")
+
+
+def _require_parts(replaced: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for id, value in replaced.items():
+        raise BundleError(
+            f"{_say(id, value)}, but that is a part which the config builds, no setting: {_advise([id], known)}"
+        )
+
+
+def _say(id: str, value: Any) -> str:
+    return f"{id.replace('::', '#')} is {_shorten(value)}"
+
+
+def _advise(ids: Sequence[str], known: Mapping[str, Any]) -> str:
+    """Return the end of a sentence on ids that are not settings of this command."""
+    homes = [home for id in ids if (home := setting_names.home_of(id)) is not None]
+    if len(homes) == len(ids):
+        return f"it is one of {' and '.join(f'configs/{home}' for home in dict.fromkeys(homes))}."
+    meant = [name for id in ids if (name := setting_names.suggest(id, known)) is not None]
+    if meant:
+        return f"did you mean {' and '.join('--' + name.replace('::', '#') for name in meant)}?"
+    return "expected one of those in docs/reference/settings.md."
+
+
+def _replace(parser: ConfigParser, name: str, value: Any) -> None:
+    """Put another value into a config that is parsed already."""
+    parser.config[name] = value  # type: ignore[index]
+    parser.ref_resolver.remove_resolved_content(name)
+    item = parser.ref_resolver.items.get(name)
+    if item is not None:
+        item.update_config(value)
+
+
+def _find_caller(kind: type[T]) -> T | None:
+    """Return the nearest object of a class whose method called this, directly or through others."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, kind):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _shorten(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
