@@ -26,6 +26,7 @@ from monai.utils import MetaKeys
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
+from bundle.monai_label.result_places import place_for_itk
 
 # The server's keys for the path of the input and the extension of the file that it writes.
 PATH, EXTENSION = "image_path", "result_extension"
@@ -39,7 +40,8 @@ class ServerResultd(MapTransform):
     ``.png``, those of DICOM ``.nii.gz``, and those of other volumes have the extension of the volume.
 
     A mask of an image is written as an image, or with the extension of a volume as a volume of one slice, positioned as
-    ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin.
+    ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin. The mask of a volume
+    lies where they put the volume, see `place_for_itk`.
 
     Args:
         keys: label map (1, W, H) or (1, X, Y, Z) in reader order, with or without its metadata.
@@ -56,12 +58,16 @@ class ServerResultd(MapTransform):
         for key in self.key_iterator(d):
             label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
-            d[EXTENSION] = d.get(EXTENSION) or _extension(d[PATH], is_image)
+            asked = d.get(EXTENSION)
+            d[EXTENSION] = asked or _extension(d[PATH], is_image)
             if is_image and d[EXTENSION].lower().endswith(VOLUME_EXTENSIONS):
                 d[key] = label_map[0][..., None]
                 d[self.image_key] = _as_one_slice(d[self.image_key], d[key].shape)
             else:
                 d[key] = label_map[0] if is_image else label_map
+            if not is_image:
+                image, shape = d[self.image_key], label_map.shape[1:]
+                d[self.image_key], d[EXTENSION] = place_for_itk(image, d[PATH], shape, asked, d[EXTENSION])
         return d
 
 
