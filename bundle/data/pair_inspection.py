@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bundle.core.errors import BundleError
+from bundle.core.signs_of_life import follow
 from bundle.data.file_types import is_volume
 from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
 from bundle.data.volume_files import open_volume
@@ -69,9 +69,9 @@ def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]
     def inspect(pair: InspectedPair) -> InspectedPair:
         return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
 
-    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
+    # Pillow decodes without holding the interpreter lock
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+        return list(follow(pool.map(inspect, pairs), "Checking the dataset", len(pairs)))
 
 
 def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
