@@ -52,7 +52,7 @@ class Work:
 
 
 class _Pulse:
-    """What is under way in this process, the innermost last, and the thread that prints it."""
+    """The works under way in this process, the innermost last, and the thread that prints them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -91,8 +91,8 @@ class _Pulse:
     def _line(self) -> str | None:
         """Return the line that is due, or None. On a terminal bars show progress, so only a rest is worth a line."""
         now = time.monotonic()
-        shown = sys.stdout.isatty() and sys.stderr.isatty()
-        if now - (max(self.printed, self.moved) if shown else self.printed) < INTERVAL:
+        in_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        if now - (max(self.printed, self.moved) if in_terminal else self.printed) < INTERVAL:
             return None
         texts = ", ".join(work.text for work in self.works)
         return f"{texts}: {now - self.works[-1].begun:.0f} s so far, last progress {now - self.moved:.0f} s ago"

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where two grids of voxels lie: the distance between them, and how far apart the same grid may seem."""
+"""The distance between two grids of voxels, and how far apart the same grid may seem."""
 
 from __future__ import annotations
 

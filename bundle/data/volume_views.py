@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where programs that read volumes put an image and its label: the same place for one of them is the same place.
+"""The places where programs put an image and its label: the same place for one of them is the same place.
 
 A NIfTI file may have two forms that differ, or none, see `bundle.data.nifti_forms`; a label that was drawn in a program
 lies where that program saw the image.
@@ -34,7 +34,7 @@ Views = dict[str, tuple[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class PlaceDifference:
-    """How far a label lies beside its image, for the program that sees them closest.
+    """The distance of a label from its image, for the program that sees them closest.
 
     Attributes:
         apart: millimeters between corresponding voxels.

@@ -62,23 +62,23 @@ def require_dicomweb(url: str, modality: str) -> None:
         raise BundleError(f"{address} did not answer within {max(TIMEOUT):.0f} s; {EXPECTED}.") from error
     except (requests.exceptions.RequestException, ValueError) as error:
         raise BundleError(f"{address} does not answer ({_reason(error)}); {EXPECTED}.") from error
-    said = f"{answer.status_code} {answer.reason}".strip()
+    status = f"{answer.status_code} {answer.reason}".strip()
     if answer.status_code in (401, 403):
         given = f"those of the user '{user}' are refused" if user and password else "there are none"
         raise BundleError(
-            f"{address} answers {said}, for it wants credentials and {given}: set {USERNAME} and {PASSWORD}."
+            f"{address} answers {status}, for it wants credentials and {given}: set {USERNAME} and {PASSWORD}."
         )
     if answer.status_code == 204:
         return  # no series of this modality yet
     if not answer.ok:
-        raise BundleError(f"{address} answers {said}; {EXPECTED}.")
+        raise BundleError(f"{address} answers {status}; {EXPECTED}.")
     try:
         series = answer.json()
     except ValueError:
         series = None
     if not isinstance(series, list):
         form = answer.headers.get("Content-Type") or "no type"
-        raise BundleError(f"{address} answers {said} with {form} instead of a list of series in JSON; {EXPECTED}.")
+        raise BundleError(f"{address} answers {status} with {form} instead of a list of series in JSON; {EXPECTED}.")
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where MONAI Label's writer, which writes through ITK, puts the mask of a volume."""
+"""The place of the mask of a volume for MONAI Label's writer, which writes through ITK."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class LabelServer:
 
     def _wait(self) -> dict[str, Any]:
         assert self.process is not None
-        begun = told = time.monotonic()
+        begun = printed = time.monotonic()
         failures = 0
         while (now := time.monotonic()) < begun + START_TIMEOUT:
             if self.process.poll() is not None:
@@ -212,8 +212,8 @@ class LabelServer:
                     ) from error
             except OSError:  # it does not listen yet, or is busy
                 pass
-            if now - told >= TELL:
-                told = now
+            if now - printed >= TELL:
+                printed = now
                 print(f"Still starting after {now - begun:.0f} s; log: {self.log}", flush=True)
             time.sleep(POLL)
         raise BundleError(
