@@ -126,6 +126,7 @@ def read_itk_affine(path: str, affine: np.ndarray) -> np.ndarray | None:
         return upright
     import SimpleITK as sitk  # volumes alone need it
 
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     try:
