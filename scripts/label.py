@@ -19,6 +19,8 @@ from pathlib import Path
 
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.setting_forms import option, whole
+from bundle.monai_label.app_lock import hold_app
+from bundle.monai_label.dicomweb import require_dicomweb
 from bundle.monai_label.server import LabelServer, require_installed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,21 +67,25 @@ def serve(options: argparse.Namespace) -> None:
 
     if options.studies is not None and not options.studies.is_dir():
         raise BundleError(f"--studies is {options.studies}, which is no folder; expected one with images.")
+    if options.dicomweb:
+        require_dicomweb(options.dicomweb, options.modality)
     app = options.app.resolve()
-    lay_out_app(app, ROOT)
-    asked = options.model or ["volume" if options.dicomweb else "2d"]
-    models = [add_model(app, ROOT, model, options.labels, options.fresh) for model in asked]
-    for model in models:
-        print(f"Model {model.name} ({', '.join(model.labels.values())}): {model.weights}")
-    studies = options.dicomweb or str(options.studies.resolve())
-    server = LabelServer(app, [model.name for model in models], studies, options.modality, options.host, options.port)
-    print(f"Starting, which takes some seconds; log: {server.log}", flush=True)
-    try:
-        server.start()
-        print(addresses(server, options), flush=True)
-        server.wait()
-    finally:
-        server.stop()
+    with hold_app(app, f"http://{options.host}:{options.port}") as lock:
+        lay_out_app(app, ROOT)
+        asked = options.model or ["volume" if options.dicomweb else "2d"]
+        models = [add_model(app, ROOT, model, options.labels, options.fresh) for model in asked]
+        for model in models:
+            print(f"Model {model.name} ({', '.join(model.labels.values())}): {model.weights}")
+        names = [model.name for model in models]
+        studies = options.dicomweb or str(options.studies.resolve())
+        server = LabelServer(app, names, studies, options.modality, options.host, options.port, lock)
+        print(f"Starting, which takes some seconds; log: {server.log}", flush=True)
+        try:
+            server.start()
+            print(addresses(server, options), flush=True)
+            server.wait()
+        finally:
+            server.stop()
 
 
 def addresses(server: LabelServer, options: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from bundle.checkpoints.model_json import require_matching_sha256
 from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
+from bundle.core.signs_of_life import working
 
 RANDOM = "random"
 
@@ -112,7 +113,8 @@ def _download(sam: str, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download_url(url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
+        with working(f"Downloading {url}"):
+            download_url(url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
     except (OSError, RuntimeError, ValueError) as error:
         partial.unlink(missing_ok=True)
         raise BundleError(

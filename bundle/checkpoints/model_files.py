@@ -30,11 +30,13 @@ from bundle.checkpoints.model_json import (
 )
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of, write_atomically
+from bundle.core.signs_of_life import working
 from bundle.data.datalists import stems_sha256
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
 
 
+@working("Reading the weights")
 def load_weights(network: SamSP, weights: str) -> SamSP:
     """Load a published pair into a network from `build_network`, after a check of its sha256.
 
@@ -62,6 +64,7 @@ def read_version(weights: str) -> str:
     return str(read_description(weights).get("version", "unknown"))
 
 
+@working("Reading the weights")
 def start_from(network: SamSP, weights: str | None) -> SamSP:
     """Load the weights that a training starts from, of any image size and classes; None changes nothing."""
     if weights is not None:

@@ -8,14 +8,38 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The number of images or volumes that fit into the cache of a training."""
+"""The cache of a training, and the number of images or volumes that fit into it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai.data import CacheDataset
 
 from bundle.core.errors import BundleError
+from bundle.core.signs_of_life import Work, working
 from bundle.data.volume_files import open_volume
+
+
+class ToldCacheDataset(CacheDataset):
+    """MONAI's `CacheDataset`, which tells how far it is while it fills its cache."""
+
+    _work: Work | None = None
+
+    def _fill_cache(self, indices: Any = None) -> list:
+        self._done = 0
+        with working("Filling the cache") as self._work:
+            filled = super()._fill_cache(indices)
+        self._work = None
+        return filled
+
+    def _load_cache_item(self, idx: int) -> Any:
+        item = super()._load_cache_item(idx)
+        if self._work is not None:
+            self._done += 1
+            self._work.note(f"Filling the cache {self._done}/{self.cache_num}")
+        return item
 
 
 def cached_images(cache: float, image_size: int) -> int:

@@ -24,10 +24,9 @@ from bundle.core.provenance import is_procedural
 from bundle.data.datalists import load_datalists
 from bundle.data.folder_pairs import pair_folder
 from bundle.data.pair_inspection import CLASSES, Datalists, InspectedPair, inspect_pairs
+from bundle.data.volume_views import NIBABEL
 
 EXAMPLES = 5
-# Largest distance between the voxels of an image and its label, in millimeters: files round their affines.
-SAME_PLACE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,8 @@ def _find_problems(pairs: Sequence[InspectedPair], name: Callable[[str], str], n
     )
     differing = [pair for pair in pairs if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size]
     yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
-    apart = [f"{name(pair.label)}: {pair.apart:.3g} mm" for pair in pairs if pair.apart > SAME_PLACE]
+    places = [(pair, pair.place) for pair in pairs if pair.place is not None]
+    apart = [f"{name(pair.label)}: {place.text()}" for pair, place in places if place.apart > place.allowed]
     yield from _findings("labels that do not lie where their images lie", apart)
     wrong = [pair for pair in pairs if pair.not_binary]
     kind = (
@@ -179,6 +179,9 @@ def _find_warnings(
     twice = [same for same in _same_images(pairs) if len({pair.part for pair in same}) == 1]
     examples = [" = ".join(name(pair.image) for pair in same) for same in twice]
     yield from _findings("images that are there more than once", examples)
+    places = [(pair, pair.place) for pair in pairs if pair.place is not None and pair.place.apart <= pair.place.allowed]
+    examples = [f"{name(pair.label)}: {place.text()}" for pair, place in places if place.reader != NIBABEL]
+    yield from _findings("labels that lie where their images lie for some programs only", examples)
     yield from _findings("empty masks", [name(pair.label) for pair in pairs if pair.has_empty_mask])
     if len(scales) > 1:
         rarest = min(scales, key=lambda scale: scales[scale])

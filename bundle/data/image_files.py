@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from bundle.core.errors import BundleError
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS, open_volume
+from bundle.data.volume_views import read_views
 
 # Errors that Pillow raises for missing, truncated, malformed or absurdly large files.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -93,13 +94,17 @@ def _open_slice(name: str) -> np.ndarray:
     values, affine = open_volume(name)
     if values.shape[2] != 1:
         raise BundleError(f"{name} has {values.shape[2]} slices; expected the mask of an image, which has one.")
-    steps = (LPS_TO_RAS @ affine)[:2, :2]
-    if not (np.diag(steps) > 0).all() or np.abs(steps[[0, 1], [1, 0]]).max() > 1e-6:
+    if not any(_is_upright(view) for _, view in read_views(name, affine).values()):
         raise BundleError(
             f"{name} is rotated or mirrored relative to its image; expected columns that run to the left and rows that "
             "run to posterior, as 3D Slicer and ITK write them."
         )
     return values[:, :, 0].T
+
+
+def _is_upright(affine: np.ndarray) -> bool:
+    steps = (LPS_TO_RAS @ affine)[:2, :2]
+    return bool((np.diag(steps) > 0).all() and np.abs(steps[[0, 1], [1, 0]]).max() <= 1e-6)
 
 
 def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:

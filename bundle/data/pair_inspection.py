@@ -17,16 +17,16 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bundle.core.errors import BundleError
+from bundle.core.signs_of_life import follow
 from bundle.data.file_types import is_volume
 from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
 from bundle.data.volume_files import open_volume
+from bundle.data.volume_views import PlaceDifference, compare_places
 
 THREADS = 4
 # A mask with a larger fraction of pixels in the middle half of its scale is not binary.
@@ -48,7 +48,7 @@ class InspectedPair:
     digest: str | None = None
     image_size: tuple[int, ...] | None = None
     mask_size: tuple[int, ...] | None = None
-    apart: float = 0.0  # millimeters between corresponding corners of two volumes
+    place: PlaceDifference | None = None  # of two volumes of the same size
     scale: int | None = None
     not_binary: str | None = None  # why the values are not binary, or not class numbers
 
@@ -69,9 +69,9 @@ def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]
     def inspect(pair: InspectedPair) -> InspectedPair:
         return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
 
-    # Pillow decodes without holding the interpreter lock. `disable=None` shows the bar on a terminal only.
+    # Pillow decodes without holding the interpreter lock
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(inspect, pairs), total=len(pairs), desc="Checking the dataset", disable=None))
+        return list(follow(pool.map(inspect, pairs), "Checking the dataset", len(pairs)))
 
 
 def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
@@ -122,8 +122,7 @@ def _inspect_volume(pair: InspectedPair, num_classes: int) -> InspectedPair:
         if not np.isfinite(values).all():
             pair.errors.append(f"{path} holds values that are not finite; expected intensities.")
     if len(affines) == 2 and pair.image_size == pair.mask_size:
-        corners = np.array(list(product(*((0, side - 1) for side in values.shape), (1,))))
-        pair.apart = float(np.abs(corners @ (affines[0] - affines[1]).T).max())
+        pair.place = compare_places(pair.image, pair.label, affines[0], affines[1], values.shape)
     return pair
 
 

@@ -12,16 +12,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type
+from monai.utils import MetaKeys, convert_to_dst_type
 from torchvision.transforms.v2 import functional as tvf
 
 from bundle.core.tensors import strip_metadata
+
+PLACES = (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)
 
 
 class SplitClassesd(MapTransform):
@@ -45,6 +49,29 @@ class SplitClassesd(MapTransform):
             return classes
         masks = torch.cat([strip_metadata(classes) == number for number in range(1, self.num_classes + 1)])
         return convert_to_dst_type(masks.to(classes.dtype), classes)[0]
+
+
+class PlaceOnImaged(MapTransform):
+    """Give labels the affine of their image, so that both are turned alike and distances are those of the image.
+
+    The check before a training and before an evaluation compares their places, for the programs that may have written
+    the label, see `bundle.data.volume_views`; what it accepts belongs together voxel by voxel, whatever a header says.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with labels (1, X, Y, Z) that have the affines of the image (1, X, Y, Z)."""
+        d = dict(data)
+        image = d[self.image_key]
+        for key in self.key_iterator(d):
+            label = d[key]
+            if isinstance(image, MetaTensor) and isinstance(label, MetaTensor):
+                places = {name: image.meta[name] for name in PLACES if name in image.meta}
+                d[key] = MetaTensor(strip_metadata(label), meta=copy.deepcopy({**label.meta, **places}))
+        return d
 
 
 class RandColorJitterd(RandomizableTransform, MapTransform):

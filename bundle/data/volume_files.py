@@ -22,6 +22,7 @@ from monai.config import PathLike
 from bundle.core.errors import BundleError
 from bundle.data.dicom_series import find_series
 from bundle.data.file_types import IMAGE_EXTENSIONS, NIFTI, extension_of
+from bundle.data.nifti_forms import read_affine
 
 # From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -56,7 +57,7 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
         values = values[..., 0]
     _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))
     values = values.astype(values.dtype.newbyteorder("="), copy=False)  # PyTorch takes the order of this machine alone
-    return values, np.asarray(image.affine, dtype=np.float64)
+    return values, read_affine(image.header)
 
 
 def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:

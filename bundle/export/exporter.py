@@ -30,6 +30,7 @@ from monai.inferers import Inferer
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
+from bundle.core.signs_of_life import Work, working
 from bundle.export.check import Runner, check_export, images_with_different_boxes
 from bundle.sam.preprocessing import INTENSITY
 from bundle.sam_sp.network import SamSP
@@ -82,12 +83,20 @@ class Exporter:
         Raises:
             BundleError: the file does not agree with the network, or the dataset has too few different images.
         """
+        with working("Exporting: images for the check") as work:
+            return self._run(dataset, inferer, records, work)
+
+    def _run(
+        self, dataset: Sequence[Mapping[str, Any]], inferer: Inferer, records: Sequence[Mapping[str, Any]], work: Work
+    ) -> Path:
         images = images_with_different_boxes(self.network, dataset, inferer)
         name = f"model{self.format.suffix}"
         self.output_dir.mkdir(parents=True, exist_ok=True)
         # A TorchScript archive contains its file name, so the file is written with its final name, in another folder.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.output_dir) as folder:
+            work.note(f"Exporting: writing {name}", begins=True)
             self.format.write(self.network, Path(folder) / name, self._metadata_files())
+            work.note(f"Exporting: checking {name}", begins=True)
             agreements = check_export(self.format.load(Path(folder) / name), self.network, images, name)
             for path in sorted(Path(folder).iterdir()):  # ONNX beyond 2 GB keeps its weights in a second file
                 os.replace(path, self.output_dir / path.name)

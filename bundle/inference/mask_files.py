@@ -33,11 +33,13 @@ import numpy as np
 from monai.config import NdarrayOrTensor, PathLike
 from monai.data import FolderLayoutBase, ImageWriter, NibabelWriter, PILWriter
 from monai.engines import SupervisedEvaluator
-from monai.utils import convert_data_type
+from monai.utils import ImageMetaKey, convert_data_type
 
 from bundle.core.errors import BundleError
-from bundle.data.file_types import stem_of
+from bundle.data.file_types import NIFTI, extension_of, stem_of
 from bundle.data.folder_pairs import MASK_FOLDERS
+from bundle.data.nifti_forms import copy_forms, read_affine, set_forms
+from bundle.data.places import are_close
 
 
 def _absolute(path: PathLike) -> Path:
@@ -180,8 +182,34 @@ def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
     return ("PNG of class numbers", None) if exclusive else ("0/255 PNG, one for each class", 255)
 
 
-class VolumeWriter(_WholeFileWriter, NibabelWriter):
-    """MONAI's `NibabelWriter`; a volume of one slice stays a volume."""
+class _PlacedWriter(NibabelWriter):
+    """MONAI's `NibabelWriter`, which puts a mask where every reader puts its image.
+
+    The mask of a NIfTI file gets both forms of that file, any other the affine, see `bundle.data.nifti_forms`.
+    """
+
+    source: str | None = None
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file; `verbose` logs its name."""
+        import nibabel  # volumes alone need it
+
+        ImageWriter.write(self, filename, verbose=verbose)
+        affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=np.float64)
+        image: Any = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        header: Any = None
+        if self.source is not None and extension_of(self.source) in NIFTI and os.path.isfile(self.source):
+            header = nibabel.load(self.source).header
+        if header is not None and are_close(read_affine(header), affine, image.shape[:3]):
+            copy_forms(header, image.header)
+            image = nibabel.Nifti1Image(image.dataobj, None, image.header)
+        else:
+            set_forms(image, affine, image.shape)
+        nibabel.save(image, filename)
+
+
+class VolumeWriter(_WholeFileWriter, _PlacedWriter):
+    """A writer of NIfTI masks; a volume of one slice stays a volume."""
 
     extension = ".nii.gz"
 
@@ -199,3 +227,5 @@ class VolumeWriter(_WholeFileWriter, NibabelWriter):
         sagittal and coronal volumes.
         """
         self.affine = convert_data_type(self.get_meta_info(meta_dict)[1], np.ndarray)[0]
+        source = (meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ)
+        self.source = source if isinstance(source, str) else None

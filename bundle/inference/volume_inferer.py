@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
-from tqdm import tqdm
 
 from bundle.core.errors import BundleError
+from bundle.core.signs_of_life import follow
 from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
@@ -94,8 +94,7 @@ class VolumeInferer(Inferer):
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)
-        bar = tqdm(starts, desc="slices", unit="batch", disable=None, leave=False)
-        for start in bar:
+        for start in follow(starts, "slices", len(starts), unit="batch", leave=False):
             yield range(start, min(start + self.batch_size, slices))
 
     def _segment(

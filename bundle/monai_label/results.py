@@ -27,6 +27,7 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 from bundle.inference.requests import PATH, is_request
+from bundle.monai_label.result_places import place_for_itk
 
 # The server's key for the extension of the file that it writes.
 EXTENSION = "result_extension"
@@ -45,7 +46,8 @@ class ServerResultd(MapTransform):
     extension of the volume.
 
     A mask of an image is written as an image, or with the extension of a volume as a volume of one slice, positioned as
-    ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin.
+    ITK and 3D Slicer position the image: one millimeter per pixel, the first pixel at the origin. The mask of a volume
+    lies where they put the volume, see `place_for_itk`.
 
     Args:
         keys: label map (1, W, H) or (1, X, Y, Z) in reader order, with or without its metadata.
@@ -69,6 +71,9 @@ class ServerResultd(MapTransform):
                 d[self.image_key] = _as_one_slice(d[self.image_key], d[key].shape)
             else:
                 d[key] = label_map[0] if is_image else label_map
+            if not is_image:
+                image, shape = d[self.image_key], label_map.shape[1:]
+                d[self.image_key], d[EXTENSION] = place_for_itk(image, d[PATH], shape, asked, d[EXTENSION])
         return d
 
 

@@ -40,6 +40,8 @@ HOW_TO_INSTALL = "make setup-label, and start with .venv-label/bin/python -m scr
 LISTED = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.nii.gz", "*.nii", "*.nrrd", "*.mha")
 # Seconds: until a slow machine has started the server; between two polls; until the server has stopped.
 START_TIMEOUT, POLL, STOP_TIMEOUT = 300, 0.5, 15
+# Seconds between two lines that say that it is still starting, and failed requests after which it has failed.
+TELL, FAILURES = 20, 3
 LAST_LINES = 15
 # Seconds after which new series of a DICOMweb server appear; the server's own value is two hours.
 SERIES_EXPIRY = 60
@@ -83,13 +85,21 @@ class LabelServer:
         modality: modality of the series of a DICOMweb server to offer, such as "CT".
         host: address to listen on.
         port: port to listen on.
+        lock: descriptor of the lock of the app folder, which the server holds as well, see `app_lock`.
     """
 
     def __init__(
-        self, app: Path, models: Sequence[str], studies: str, modality: str, host: str = "127.0.0.1", port: int = 8000
+        self,
+        app: Path,
+        models: Sequence[str],
+        studies: str,
+        modality: str,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        lock: int | None = None,
     ) -> None:
         self.app, self.models, self.studies, self.modality = app, list(models), studies, modality
-        self.host, self.port = host, port
+        self.host, self.port, self.lock = host, port, lock
         self.log = app / "logs" / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -132,7 +142,13 @@ class LabelServer:
         with open(self.log, "wb") as log:
             # in the app folder, which has no other package `bundle`; in its own session, which ends with its trainings
             self.process = subprocess.Popen(
-                self.command(), cwd=self.app, env=self.environment(), stdout=log, stderr=log, start_new_session=True
+                self.command(),
+                cwd=self.app,
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=() if self.lock is None else (self.lock,),
             )
         info = self._wait()
         missing = [name for name in self.models if name not in info.get("models", {})]
@@ -180,15 +196,29 @@ class LabelServer:
 
     def _wait(self) -> dict[str, Any]:
         assert self.process is not None
-        until = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < until:
+        begun = printed = time.monotonic()
+        failures = 0
+        while (now := time.monotonic()) < begun + START_TIMEOUT:
             if self.process.poll() is not None:
                 self.wait()
             try:
                 return _read_json(f"{self.url}/info/")
-            except (urllib.error.URLError, OSError):
-                time.sleep(POLL)
-        raise BundleError(f"The server did not answer within {START_TIMEOUT} s: {self.log} says why.")
+            except urllib.error.HTTPError as error:
+                failures += 1
+                if failures == FAILURES:
+                    raise BundleError(
+                        f"The server answers {error.code} {error.reason} to {self.url}/info/: {self.log} says why."
+                        f"{self._last_lines()}"
+                    ) from error
+            except OSError:  # it does not listen yet, or is busy
+                pass
+            if now - printed >= TELL:
+                printed = now
+                print(f"Still starting after {now - begun:.0f} s; log: {self.log}", flush=True)
+            time.sleep(POLL)
+        raise BundleError(
+            f"The server did not answer within {START_TIMEOUT} s: {self.log} says why.{self._last_lines()}"
+        )
 
     def _last_lines(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
 from bundle.core.provenance import MARKER
+from bundle.core.signs_of_life import follow
 from bundle.procedural.demo_drawing import draw_scene
 
 VERSION = 1
@@ -43,7 +43,7 @@ def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) ->
         raise BundleError(f"{folder} exists and is not empty: the procedural demo set needs a new or an empty folder.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    files = tqdm(_expected_files(folder, count), desc="procedural demo set", unit="image", disable=None)
+    files = follow(_expected_files(folder, count), "procedural demo set", count, unit="image")
     for index, (image_file, mask_file) in enumerate(files):
         picture, mask = draw_scene(seed, index)
         Image.fromarray(picture).save(image_file, quality=92)

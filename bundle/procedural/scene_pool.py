@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from numpy.lib.format import open_memmap
-from tqdm import tqdm
 
 from bundle.core.errors import BundleError
 from bundle.core.provenance import MARKER
+from bundle.core.signs_of_life import follow
 from bundle.procedural.scenes.labels import LARGEST, SMALLEST
 from bundle.procedural.scenes.scene import VERSION, Scene, draw_scene
 
@@ -81,7 +81,7 @@ def _draw_pool(folder: Path, count: int, seed: int, size: int) -> None:
     with ProcessPoolExecutor(os.cpu_count()) as processes:
         drawn = processes.map(draw, range(count), chunksize=8)
         kinds = []
-        for index, scene in enumerate(tqdm(drawn, total=count, desc="procedural scenes", unit="scene", disable=None)):
+        for index, scene in enumerate(follow(drawn, "procedural scenes", count, unit="scene")):
             images[index], labels[index] = scene.image.transpose(2, 0, 1), scene.labels
             kinds.append(scene.kind)
     images.flush()

@@ -22,6 +22,8 @@ from pathlib import Path
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
+from bundle.core.signs_of_life import say
+
 LOG = "log.txt"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # The logger of all engines, which configs/logging.conf keeps off the console and from the root logger.
@@ -83,7 +85,7 @@ class EpochConsole:
         """Print the line of this epoch."""
         line = self._line(engine)
         logger.info(line)
-        print(line, flush=True)
+        say(line)
 
     def _line(self, engine: SupervisedTrainer) -> str:
         state = engine.state
