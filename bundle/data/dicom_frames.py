@@ -70,10 +70,10 @@ def frames_descend(slices: Sequence[Slice]) -> bool:
         BundleError: the frames are in another order.
     """
     frames = [one.frame or 0 for one in slices]
-    is_descending = len(frames) > 1 and frames[0] > frames[-1]
-    expected = sorted(frames, reverse=is_descending)
-    wrong = next((index for index in range(1, len(frames)) if frames[index] != expected[index]), None)
-    if frames != expected and wrong is not None:
+    is_descending = len(frames) > 1 and frames[1] < frames[0]
+    step = -1 if is_descending else 1
+    wrong = next((index for index in range(1, len(frames)) if frames[index] != frames[index - 1] + step), None)
+    if wrong is not None:
         before, after = slices[wrong - 1], slices[wrong]
         raise BundleError(
             f"{before.file} has frames in another order than their places: {after.name} lies beside {before.name}; "
