@@ -32,6 +32,7 @@ from bundle.data.folder_pairs import (
     require_existing,
 )
 from bundle.data.splits import PARTS, check_split_keys, first_names, split_stems
+from bundle.data.unused_files import warn_of_unused
 from bundle.sam_sp.user_prompts import BOXES, POINTS
 
 
@@ -92,6 +93,8 @@ def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
     """
     source = require_existing(dataset_dir)
     if is_input(source):
+        if source.is_dir():
+            warn_of_unused(source, [source])
         return [{"image": str(source)}]
     if source.is_file():
         return _json_images(source)

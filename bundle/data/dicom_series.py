@@ -33,10 +33,9 @@ from bundle.data.dicom_headers import (
     text_of,
     thickness_of,
 )
-from bundle.data.file_types import is_dicom, is_hidden
+from bundle.data.file_types import DICOM_EXTENSIONS, is_dicom, is_hidden
 
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
-EXTENSIONS = (".dcm", ".ima", ".dicom")
 # What is read of each file; pixels are not.
 KEYWORDS = (
     "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "NumberOfFrames", "ImagePositionPatient",
@@ -141,7 +140,7 @@ def _read_file(path: Path) -> Any:
     if is_dicom(path):
         header = read_header(str(path), KEYWORDS)
         return None if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY else header
-    if path.suffix.lower() not in EXTENSIONS:
+    if path.suffix.lower() not in DICOM_EXTENSIONS:
         return None
     header = read_header(str(path), KEYWORDS)  # without a preamble, as some scanners write
     if not text_of(header, "SOPClassUID"):

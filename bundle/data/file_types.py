@@ -18,6 +18,7 @@ from pathlib import Path
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")
 NIFTI = (".nii.gz", ".nii")
 DICOM = ".dcm"
+DICOM_EXTENSIONS = (DICOM, ".ima", ".dicom")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd", DICOM)
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)
 INPUT_EXTENSIONS = (*(f".{extension}" for extension in IMAGE_EXTENSIONS), *VOLUME_EXTENSIONS)

@@ -93,7 +93,7 @@ class Failures:
         more = f"; and {len(failures) - MOST_REASONS} more, named above" if len(failures) > MOST_REASONS else ""
         count = len({failure.image for failure in failures})
         raise BundleError(
-            f"{count} of {self.total} inputs are not finished, all others are: {'; '.join(reasons)}{more}."
+            f"{count} of {self.total} inputs are not finished, the others have their masks: {'; '.join(reasons)}{more}."
         )
 
     def _gather(self) -> list[Failure]:
