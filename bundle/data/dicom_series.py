@@ -114,6 +114,14 @@ def has_position(path: str | os.PathLike[str]) -> bool:
     return "ImagePositionPatient" in header or is_multiframe(header)
 
 
+def has_frames(path: str | os.PathLike[str]) -> bool:
+    """Return whether a DICOM file is a volume of its own, by its frames; False for one that cannot be read."""
+    try:
+        return is_multiframe(read_header(os.fspath(path), KEYWORDS))
+    except BundleError:
+        return False
+
+
 def _read_folder(name: str) -> dict[str, Any]:
     """Return the headers of the one series of a folder by file, in the order of names."""
     series: dict[str, dict[str, Any]] = {}

@@ -155,7 +155,9 @@ def _require_masks(file: Path, path: Path, masks: np.ndarray, frames: int) -> No
     import pydicom
 
     found = pydicom.dcmread(file)
-    marked = int(np.unpackbits(np.frombuffer(found.PixelData, np.uint8)).sum())
+    voxels = int(found.NumberOfFrames) * found.Rows * found.Columns  # what follows fills an odd length
+    bits = np.unpackbits(np.frombuffer(found.PixelData, np.uint8), count=voxels, bitorder="little")
+    marked = int(bits.sum())
     expected = int(np.count_nonzero(masks))
     if (int(found.NumberOfFrames), marked) != (frames, expected):
         raise BundleError(
