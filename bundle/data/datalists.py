@@ -21,7 +21,8 @@ from typing import Any
 
 from bundle.core.errors import BundleError
 from bundle.core.files import read_text
-from bundle.data.file_types import is_input, stem_of
+from bundle.data.dicom_series import has_frames
+from bundle.data.file_types import is_dicom, is_hidden, is_input, stem_of
 from bundle.data.folder_pairs import (
     PathLike,
     Record,
@@ -32,6 +33,7 @@ from bundle.data.folder_pairs import (
     require_existing,
 )
 from bundle.data.splits import PARTS, check_split_keys, first_names, split_stems
+from bundle.data.unused_files import warn_of_unused
 from bundle.sam_sp.user_prompts import BOXES, POINTS
 
 
@@ -84,19 +86,29 @@ def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
     """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
 
     A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
-    folder its own. A JSON gives its ``test`` list, or ``training`` where that is its only list, and for each record
-    also the user prompts, ``boxes`` and ``points`` (see `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
+    folder its own, as does one with a multi-frame DICOM file among others. A JSON gives its ``test`` list, or
+    ``training`` where that is its only list, and for each record also the user prompts, ``boxes`` and ``points`` (see
+    `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
 
     Raises:
         BundleError: the path does not exist, holds no image, or is a JSON with neither a ``test`` nor a single list.
     """
     source = require_existing(dataset_dir)
-    if is_input(source):
+    if is_input(source) and not _holds_multiframe_files(source):
+        if source.is_dir():
+            warn_of_unused(source, [source])
         return [{"image": str(source)}]
     if source.is_file():
         return _json_images(source)
     folder = source / "images" if (source / "images").is_dir() else source
     return [{"image": str(path)} for path in list_images(folder)]
+
+
+def _holds_multiframe_files(source: Path) -> bool:
+    """Return whether a path is a folder of several inputs, and its first DICOM file is a volume of its own."""
+    files = [path for path in sorted(source.iterdir()) if path.is_file()] if source.is_dir() else []
+    first = next((path for path in files if not is_hidden(path) and is_dicom(path)), None)
+    return first is not None and sum(map(is_input, source.iterdir())) > 1 and has_frames(first)
 
 
 def class_names(

@@ -8,151 +8,174 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Find the one DICOM series of a folder, the order of its slices, and their positions."""
+"""Find the one DICOM volume of a folder or file, the order of its slices, and their positions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bundle.core.errors import BundleError
+from bundle.data.dicom_frames import frames_descend, is_multiframe, read_frames
+from bundle.data.dicom_geometry import Slice, affine_of, require_axes
+from bundle.data.dicom_headers import (
+    find_differences,
+    name_of,
+    numbers_of,
+    padding_of,
+    read_header,
+    require_image,
+    require_numbers,
+    text_of,
+    thickness_of,
+)
+from bundle.data.file_types import DICOM_EXTENSIONS, is_dicom, is_hidden
 
-POSITION, ORIENTATION = "0020|0032", "0020|0037"
-DESCRIPTION, PIXEL_SPACING = "0008|103e", "0028|0030"
-BETWEEN_SLICES, THICKNESS = "0018|0088", "0018|0050"
-# Largest relative difference between distances of slices: files round their positions.
-TOLERANCE = 0.02
+DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+# What is read of each file; pixels are not.
+KEYWORDS = (
+    "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "NumberOfFrames", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", "RescaleSlope",
+    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "BitsStored",
+    "BitsAllocated", "PhotometricInterpretation", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Series:
-    """Slices of a DICOM series from the first to the last.
+    """A DICOM volume: slices from the first to the last.
 
     Attributes:
-        files: paths in the order of the slices.
+        slices: files of a series, or frames of a multi-frame file, in the order of their places.
         affine_lps: (4, 4), from indices of column, row and slice to millimeters, left, posterior, superior.
     """
 
-    files: list[str]
+    slices: list[Slice]
     affine_lps: np.ndarray
 
-
-@dataclass(frozen=True)
-class _Slice:
-    file: str
-    position: np.ndarray  # of the center of the first pixel, millimeters
-    rows: np.ndarray  # direction of growing columns, then of growing rows, unit vectors (2, 3)
-    spacing: np.ndarray  # between rows, between columns
-    thickness: float
+    @property
+    def files(self) -> list[str]:
+        """Return the paths in the order of the slices; one for a multi-frame file."""
+        return list(dict.fromkeys(one.file for one in self.slices))
 
     @property
-    def normal(self) -> np.ndarray:
-        return np.cross(self.rows[0], self.rows[1])
-
-    @property
-    def offset(self) -> float:
-        """Return the position along the normal in millimeters."""
-        return float(self.position @ self.normal)
+    def frames(self) -> list[int] | None:
+        """Return the index in the multi-frame file of each slice; None for a series with a file for each."""
+        frames = [one.frame for one in self.slices if one.frame is not None]
+        return frames or None
 
 
-def find_series(folder: str | os.PathLike[str]) -> Series:
-    """Read the headers of a folder's DICOM series and sort the slices by their position.
+def find_series(path: str | os.PathLike[str]) -> Series:
+    """Read the headers of a folder's DICOM series, or of a DICOM file, and sort the slices by their position.
+
+    A file with several frames (Enhanced MR, CT, PET) is a volume of its own, alone in a folder as well as by its name;
+    any other file is a volume of one slice.
 
     Raises:
-        BundleError: there is no series or more than one; slices have different orientations or the same position;
-            slices are missing, or their distances differ.
+        BundleError: there is no series or more than one, or it is a segmentation; an attribute is missing or malformed;
+            slices have different orientations or the same position, are missing, or their distances differ; frames are
+            not in the order of their places.
     """
-    import SimpleITK as sitk  # volumes alone need it
+    name = os.fspath(path)
+    headers = {name: read_header(name, KEYWORDS)} if os.path.isfile(name) else _read_folder(name)
+    for file, header in headers.items():
+        require_image(header, file)
+    frames = next((file for file, header in headers.items() if is_multiframe(header)), None)
+    if frames is None:
+        slices = [_read_slice(file, header) for file, header in headers.items()]
+        slices.sort(key=lambda one: one.offset)
+        return Series(slices, affine_of(slices, name, _file_differences))
+    if len(headers) > 1:
+        raise BundleError(
+            f"{name} holds {len(headers)} files, and {name_of(frames)} has several frames; expected one multi-frame "
+            "file, or a file for each slice."
+        )
+    slices, differences = read_frames(headers[frames], frames)
+    affine = affine_of(slices, frames, differences)
+    if frames_descend(slices):
+        slices.reverse()
+        affine[:3, 2], affine[:3, 3] = -affine[:3, 2], slices[0].position
+    return Series(slices, affine)
 
-    name = os.fspath(folder)
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(name)
-    if not found:
-        raise BundleError(f"{name} holds no DICOM series; expected a folder with the slices of one.")
-    files = {uid: list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(name, uid)) for uid in found}
-    if len(found) > 1:
-        listed = "; ".join(f"{_describe(files[uid][0])} with {len(files[uid])} files ({uid})" for uid in found)
-        raise BundleError(f"{name} holds {len(found)} DICOM series; expected one in a folder, found {listed}.")
-    slices = sorted((_read_slice(file) for file in files[found[0]]), key=lambda slice_: slice_.offset)
-    return Series([slice_.file for slice_ in slices], _affine(slices, name))
+
+def has_position(path: str | os.PathLike[str]) -> bool:
+    """Return whether a DICOM file says where it lies, or has several frames; X-ray images and captures have no place.
+
+    Raises:
+        BundleError: it is no DICOM file, or a segmentation.
+    """
+    name = os.fspath(path)
+    header = read_header(name, KEYWORDS)
+    require_image(header, name)
+    return "ImagePositionPatient" in header or is_multiframe(header)
 
 
-def _header(file: str) -> dict[str, str]:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
+def has_frames(path: str | os.PathLike[str]) -> bool:
+    """Return whether a DICOM file is a volume of its own, by its frames; False for one that cannot be read."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise BundleError(f"{file} cannot be read as DICOM ({str(error).strip().splitlines()[-1]}).") from error
-    return {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+        return is_multiframe(read_header(os.fspath(path), KEYWORDS))
+    except BundleError:
+        return False
 
 
-def _describe(file: str) -> str:
-    return repr(_header(file).get(DESCRIPTION, "no description"))
+def _read_folder(name: str) -> dict[str, Any]:
+    """Return the headers of the one series of a folder by file, in the order of names."""
+    series: dict[str, dict[str, Any]] = {}
+    for path in sorted(Path(name).iterdir()):
+        if not path.is_file() or is_hidden(path):
+            continue
+        header = _read_file(path)
+        if header is not None:
+            series.setdefault(text_of(header, "SeriesInstanceUID"), {})[str(path)] = header
+    if not series:
+        raise BundleError(f"{name} holds no DICOM series; expected a folder with the slices of one.")
+    if len(series) > 1:
+        listed = "; ".join(f"{_describe(files)} with {len(files)} files ({uid})" for uid, files in series.items())
+        raise BundleError(f"{name} holds {len(series)} DICOM series; expected one in a folder, found {listed}.")
+    return next(iter(series.values()))
 
 
-def _numbers(text: str) -> np.ndarray:
-    return np.array([float(part) for part in text.split("\\")])
+def _read_file(path: Path) -> Any:
+    """Return the header of a DICOM file, None for a file of another type.
+
+    Raises:
+        BundleError: the name says DICOM and the content does not: a slice would be missing.
+    """
+    if is_dicom(path):
+        header = read_header(str(path), KEYWORDS)
+        return None if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY else header
+    if path.suffix.lower() not in DICOM_EXTENSIONS:
+        return None
+    header = read_header(str(path), KEYWORDS)  # without a preamble, as some scanners write
+    if not text_of(header, "SOPClassUID"):
+        raise BundleError(f"{path} cannot be read as DICOM (it holds no SOPClassUID).")
+    return header
 
 
-def _read_slice(file: str) -> _Slice:
-    header = _header(file)
-    missing = [key for key in (POSITION, ORIENTATION, PIXEL_SPACING) if key not in header]
-    if missing:
-        raise BundleError(f"{file} lacks the DICOM attribute {missing[0].replace('|', ',')}; expected its position.")
-    between = header.get(BETWEEN_SLICES) or header.get(THICKNESS) or "1"
-    return _Slice(
+def _describe(headers: dict[str, Any]) -> str:
+    return repr(text_of(next(iter(headers.values())), "SeriesDescription") or "no description")
+
+
+def _read_slice(file: str, header: Any) -> Slice:
+    rows = require_numbers(header, "ImageOrientationPatient", 6, file).reshape(2, 3)
+    spacing = require_numbers(header, "PixelSpacing", 2, file)
+    require_axes(rows, spacing, file)
+    slope, intercept = (numbers_of(header, keyword, 1, file) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    return Slice(
         file=file,
-        position=_numbers(header[POSITION]),
-        rows=_numbers(header[ORIENTATION]).reshape(2, 3),
-        spacing=_numbers(header[PIXEL_SPACING]),
-        thickness=abs(float(between)) or 1.0,
+        name=name_of(file),
+        position=require_numbers(header, "ImagePositionPatient", 3, file),
+        rows=rows,
+        spacing=spacing,
+        thickness=thickness_of(header),
+        rescale=(1.0 if slope is None else float(slope[0]), 0.0 if intercept is None else float(intercept[0])),
+        **padding_of(header),
     )
 
 
-def _affine(slices: Sequence[_Slice], name: str) -> np.ndarray:
-    """Return the affine of sorted slices; their distance is the mean of all, so that rounding errors do not add up."""
-    first, last = slices[0], slices[-1]
-    turned = next((one for one in slices if not np.allclose(one.rows, first.rows, atol=1e-3)), None)
-    if turned is not None:
-        raise BundleError(f"{name}: {Path(turned.file).name} has another orientation than {Path(first.file).name}.")
-    scaled = next((one for one in slices if not np.allclose(one.spacing, first.spacing, rtol=1e-3)), None)
-    if scaled is not None:
-        raise BundleError(f"{name}: {Path(scaled.file).name} has another pixel spacing than {Path(first.file).name}.")
-    _require_even(slices, name)
-    step = (last.position - first.position) / (len(slices) - 1) if len(slices) > 1 else first.normal * first.thickness
-    affine = np.eye(4)
-    affine[:3, 0] = first.rows[0] * first.spacing[1]
-    affine[:3, 1] = first.rows[1] * first.spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = first.position
-    return affine
-
-
-def _require_even(slices: Sequence[_Slice], name: str) -> None:
-    distances = np.diff([one.offset for one in slices])
-    if len(distances) == 0:
-        return
-    usual = float(np.median(distances))
-    for index, distance in enumerate(distances):
-        pair = f"{Path(slices[index].file).name} and {Path(slices[index + 1].file).name}"
-        if distance < 1e-3:
-            raise BundleError(f"{name}: {pair} lie in the same place; expected one slice at each position.")
-        missing = distance / usual - 1
-        if abs(missing) <= TOLERANCE:
-            continue
-        if missing > 0.5 and abs(missing - round(missing)) <= TOLERANCE * (1 + round(missing)):
-            raise BundleError(
-                f"{name}: between {pair} {round(missing)} slice(s) are missing: they are {distance:.3f} mm apart, the "
-                f"others {usual:.3f} mm."
-            )
-        raise BundleError(
-            f"{name}: {pair} are {distance:.3f} mm apart, the others {usual:.3f} mm; expected the same distance "
-            "between all slices."
-        )
+def _file_differences(first: Slice, second: Slice) -> str:
+    return find_differences(read_header(first.file), read_header(second.file))

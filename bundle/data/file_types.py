@@ -13,21 +13,23 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from pathlib import Path
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")
 NIFTI = (".nii.gz", ".nii")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+DICOM = ".dcm"
+DICOM_EXTENSIONS = (DICOM, ".ima", ".dicom")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd", DICOM)
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)
 INPUT_EXTENSIONS = (*(f".{extension}" for extension in IMAGE_EXTENSIONS), *VOLUME_EXTENSIONS)
 DICOM_MARK, DICOM_OFFSET = b"DICM", 128
-DICOM_PROBE_FILES = 20
+# Files of the operating system, beside those that start with a dot, and the index of a DICOM disc.
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "dicomdir", "__macosx")
 
 
 def is_input(path: Path) -> bool:
     """Return whether a path is an image, a volume or a series, and not hidden, such as macOS's ``._a.jpg``."""
-    if path.name.startswith("."):
+    if is_hidden(path):
         return False
     return is_series(path) if path.is_dir() else extension_of(path) in INPUT_EXTENSIONS and path.is_file()
 
@@ -37,13 +39,23 @@ def is_volume(path: str | os.PathLike[str]) -> bool:
     return os.path.isdir(path) or extension_of(path) in VOLUME_EXTENSIONS
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is of the operating system, such as ``.DS_Store`` or ``Thumbs.db``."""
+    return path.name.startswith(".") or path.name.casefold() in SYSTEM_FILES
+
+
 def is_series(folder: Path) -> bool:
-    """Return whether a folder itself holds DICOM files: one among its first `DICOM_PROBE_FILES` files is enough."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return any(_is_dicom(path) for path in islice(files, DICOM_PROBE_FILES))
+    """Return whether a folder itself holds a DICOM file."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path))
+    return any(is_dicom(path) for path in files if extension_of(path) == DICOM or not _is_known(path))
 
 
-def _is_dicom(path: Path) -> bool:
+def _is_known(path: Path) -> bool:
+    return extension_of(path) in INPUT_EXTENSIONS
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has the mark of DICOM behind its preamble."""
     with open(path, "rb") as file:
         file.seek(DICOM_OFFSET)
         return file.read(len(DICOM_MARK)) == DICOM_MARK

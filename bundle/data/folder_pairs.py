@@ -21,6 +21,7 @@ from typing import NamedTuple
 from bundle.core.errors import BundleError
 from bundle.data.file_types import INPUT_EXTENSIONS, is_input, stem_of
 from bundle.data.splits import first_names
+from bundle.data.unused_files import find_unused, warn_of_unused
 
 PathLike = str | os.PathLike[str]
 # A record of a datalist: paths under "image" and "label".
@@ -82,13 +83,18 @@ def natural_key(text: str) -> tuple[str, str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the inputs in a folder in natural order; `BundleError` without any."""
+    """Return the inputs in a folder in natural order, and name on the console what else it holds.
+
+    Raises:
+        BundleError: the folder holds no input.
+    """
     paths = sorted(filter(is_input, folder.iterdir()), key=lambda path: (natural_key(stem_of(path)), path.name))
     if not paths:
         raise BundleError(
             f"{folder} holds no image; expected files that end in {', '.join(INPUT_EXTENSIONS)}, or "
-            "folders with a DICOM series."
+            f"folders with a DICOM series, found {first_names(find_unused(folder)) or 'nothing'}."
         )
+    warn_of_unused(folder, paths)
     return paths
 
 

@@ -8,28 +8,61 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Open volumes: NIfTI through nibabel; DICOM series, NRRD and MetaImage through SimpleITK."""
+"""Open volumes: NIfTI through nibabel; DICOM, NRRD and MetaImage through SimpleITK."""
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from monai.config import PathLike
 
 from bundle.core.errors import BundleError
-from bundle.data.dicom_series import find_series
-from bundle.data.file_types import IMAGE_EXTENSIONS, NIFTI, extension_of
+from bundle.data.dicom_pixels import padding_limits, series_values
+from bundle.data.dicom_series import find_series, has_position
+from bundle.data.file_types import DICOM, IMAGE_EXTENSIONS, NIFTI, extension_of
 from bundle.data.nifti_forms import read_affine
 
 # From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+class Volume(NamedTuple):
+    """A volume as it is in its file.
+
+    Attributes:
+        values: (X, Y, Z).
+        affine: (4, 4), to millimeters, right, anterior, superior.
+        padding: (Z, 2), of DICOM slices the smallest and largest value that means "no measurement", NaN where a slice
+            has none; None where no slice has any.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+    padding: np.ndarray | None = None
+
+
 def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the values (X, Y, Z) of a volume, and its affine (4, 4) to millimeters, right, anterior, superior."""
+    volume = read_volume(path)
+    return volume.values, volume.affine
+
+
+def is_dicom_volume(path: PathLike) -> bool:
+    """Return whether a path is a DICOM volume, from a folder or a file, whose slices have places."""
+    name = os.fspath(path)
+    return os.path.isdir(name) or (extension_of(name) == DICOM and has_position(name))
+
+
+def read_volume(path: PathLike) -> Volume:
+    """Read a volume of any type.
+
+    Raises:
+        BundleError: the file is missing or damaged, of another type, or not one 3D volume with one value per voxel.
+    """
     name = os.fspath(path)
     if not os.path.exists(name):
         raise BundleError(f"{name} does not exist; expected a volume.")
@@ -38,10 +71,10 @@ def open_volume(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
             f"{name} is an image, and configs/volume.json is for volumes; leave that config out, and name a model of "
             "images with --weights where the model was trained on volumes."
         )
-    if os.path.isdir(name):
+    if is_dicom_volume(name):
         series = find_series(name)
-        return _series_values(series.files), LPS_TO_RAS @ series.affine_lps
-    return _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
+        return Volume(series_values(series), LPS_TO_RAS @ series.affine_lps, padding_limits(series.slices))
+    return Volume(*(_open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)))
 
 
 def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +84,7 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
         image: Any = nibabel.load(name)
         shape = image.shape
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise BundleError(f"{name} cannot be read as a volume ({error}); expected a NIfTI file.") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -75,38 +108,6 @@ def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
     affine[:3, :3] = direction * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
-
-
-def _series_values(files: Sequence[str]) -> np.ndarray:
-    """Return the values (columns, rows, slices) of a DICOM series in the order of its files.
-
-    Slices are read one by one: each has a rescale slope and intercept of its own, and ITK's reader of series takes the
-    type of the values from the first, so that others are cut to whole numbers or wrap around.
-    """
-    slices = [_slice_values(file) for file in files]
-    other = next((file for file, values in zip(files, slices, strict=True) if values.shape != slices[0].shape), None)
-    if other is not None:
-        raise BundleError(f"{other} has another size than {files[0]}; expected slices of equal rows and columns.")
-    return np.stack(slices, axis=-1)
-
-
-def _slice_values(file: str) -> np.ndarray:
-    """Return the rescaled values (columns, rows) of a DICOM file, integers where slope and intercept are."""
-    import SimpleITK as sitk
-
-    try:
-        image = sitk.ReadImage(file)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise BundleError(f"{file} cannot be read as a DICOM slice ({reason}).") from error
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise BundleError(f"{file} is in color; expected one value per voxel.")
-    values = sitk.GetArrayFromImage(image)
-    if values.ndim == 3 and len(values) == 1:
-        values = values[0]
-    if values.ndim != 2:
-        raise BundleError(f"{file} holds {len(values)} frames; expected a DICOM series with a file for each slice.")
-    return values.T
 
 
 def _require_3d(name: str, shape: Sequence[int]) -> None:

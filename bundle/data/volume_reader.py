@@ -23,14 +23,17 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from bundle.core.errors import BundleError
 from bundle.data.file_types import is_volume
-from bundle.data.volume_files import open_volume
+from bundle.data.padding import PADDING
+from bundle.data.volume_files import read_volume
 
 
 class VolumeReader(ImageReader):
     """Read a volume as (X, Y, Z) with the affine from voxel indices to millimeters, right, anterior, superior.
 
-    A folder is a DICOM series, see `find_series`; rescale slope and intercept are applied. Integers stay integers where
-    the file has no scaling.
+    A folder is a DICOM series, and a .dcm file may have several frames, see `find_series`; rescale
+    slope and intercept are applied. Integers stay integers where the file has no scaling.
+
+    The metadata of a DICOM series with padding have its limits, see `bundle.data.padding`.
 
     Files are opened in `get_data`, because `LoadImage` swallows errors of `read`.
 
@@ -54,7 +57,7 @@ class VolumeReader(ImageReader):
         """
         if len(img) != 1:
             raise BundleError(f"{', '.join(img)}: expected one file or folder for a volume.")
-        values, affine = open_volume(img[0])
+        values, affine, padding = read_volume(img[0])
         shape = np.asarray(values.shape)
         metadata: dict[Any, Any] = {
             MetaKeys.AFFINE: affine.copy(),
@@ -63,4 +66,6 @@ class VolumeReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
         }
+        if padding is not None:
+            metadata[PADDING] = padding
         return values, metadata

@@ -127,19 +127,20 @@ class MaskLayout(FolderLayoutBase):
 
 
 class PlanMasks:
-    """Tell a layout the inputs of an inference before it starts, so that a wrong ``output_dir`` ends it at once.
+    """Tell layouts the inputs of an inference before it starts, so that a wrong ``output_dir`` ends it at once.
 
     Args:
-        layout: of the masks.
+        layouts: of the masks.
         datalist: the records of the inputs.
     """
 
-    def __init__(self, layout: MaskLayout, datalist: Sequence[Mapping[str, Any]]) -> None:
-        self.layout, self.datalist = layout, datalist
+    def __init__(self, layouts: Sequence[MaskLayout], datalist: Sequence[Mapping[str, Any]]) -> None:
+        self.layouts, self.datalist = layouts, datalist
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Plan the masks; nothing happens while the engine runs."""
-        self.layout.plan([record["image"] for record in self.datalist])
+        for layout in self.layouts:
+            layout.plan([record["image"] for record in self.datalist])
 
 
 class _WholeFileWriter(ImageWriter):

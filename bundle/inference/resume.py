@@ -25,6 +25,7 @@ from bundle.core.distributed import rank, world_size
 from bundle.core.engines import image_meta
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
+from bundle.inference.failures import Failures
 
 Record = Mapping[str, Any]
 
@@ -107,10 +108,12 @@ class NoteFinished:
 
     Args:
         manifest: the manifest of this process.
+        failures: inputs that are not finished, so that a later run takes them up again.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, failures: Failures) -> None:
         self.manifest = manifest
+        self.failures = failures
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator, whose postprocessing writes the masks before."""
@@ -118,4 +121,5 @@ class NoteFinished:
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Add the lines of a batch."""
-        self.manifest.add([str(meta["filename_or_obj"]) for meta in image_meta(engine.state.batch)])
+        images = [str(meta["filename_or_obj"]) for meta in image_meta(engine.state.batch)]
+        self.manifest.add([image for image in images if image not in self.failures])

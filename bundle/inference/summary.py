@@ -20,6 +20,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
 from bundle.core.provenance import is_procedural
+from bundle.inference.failures import Failures
 
 
 class InferenceSummary:
@@ -28,12 +29,16 @@ class InferenceSummary:
     Args:
         output_dir: folder of the masks.
         datalist: the records of the inputs.
+        failures: inputs without a mask.
         form: format of the masks, in words.
     """
 
-    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], form: str = "0/255 PNG") -> None:
+    def __init__(
+        self, output_dir: str, datalist: Sequence[Mapping[str, Any]], failures: Failures, form: str = "0/255 PNG"
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.datalist = datalist
+        self.failures = failures
         self.form = form
 
     def attach(self, engine: SupervisedEvaluator) -> None:
@@ -43,4 +48,5 @@ class InferenceSummary:
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print the summary."""
         kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
-        print(f"\nWrote the masks ({self.form}) of {len(self.datalist)} {kind} to {self.output_dir}", flush=True)
+        count = len(self.datalist) - self.failures.without_mask
+        print(f"\nWrote the masks ({self.form}) of {count} {kind} to {self.output_dir}", flush=True)

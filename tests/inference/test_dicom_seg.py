@@ -41,7 +41,7 @@ def test_read_back_with_geometry_and_references(tmp_path: Path) -> None:
     masks = np.zeros((2, *values.shape), dtype=np.uint8)
     masks[0, 20:120, 40:60, 5:8] = 1
     masks[1, 100:200, 200:310, 7:20] = 1
-    write_seg(tmp_path / "a.dcm", masks, find_series(SERIES).files, LABELS, "1.2.3")
+    write_seg(tmp_path / "a.dcm", masks, find_series(SERIES), LABELS, "1.2.3")
 
     segmentation, sources = read(tmp_path / "a.dcm")
     assert [segment.segment_label for segment in (segmentation.get_segment_description(n) for n in (1, 2))] == [
@@ -69,13 +69,13 @@ def _places(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def test_nothing_marked_is_a_segmentation_too(tmp_path: Path) -> None:
     values, _ = open_volume(SERIES)
-    write_seg(tmp_path / "a.dcm", np.zeros((2, *values.shape), np.uint8), find_series(SERIES).files, LABELS, "1.2.3")
+    write_seg(tmp_path / "a.dcm", np.zeros((2, *values.shape), np.uint8), find_series(SERIES), LABELS, "1.2.3")
     segmentation, _ = read(tmp_path / "a.dcm")
     assert segmentation.number_of_segments == 2
     assert segmentation.pixel_array.sum() == 0 and segmentation.NumberOfFrames >= 25
 
 
 def test_masks_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"do not fit 2 labels and 3 slices"):
-        write_seg(tmp_path / "a.dcm", np.zeros((2, 4, 4, 2), np.uint8), ["a", "b", "c"], LABELS, "1")
+    with pytest.raises(BundleError, match=r"do not fit 2 labels and 25 slices"):
+        write_seg(tmp_path / "a.dcm", np.zeros((2, 4, 4, 2), np.uint8), find_series(SERIES), LABELS, "1")
     assert not any(tmp_path.iterdir())
