@@ -125,7 +125,9 @@ class LabelServer:
             "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": str(SERIES_EXPIRY),
             # the strategy scores images itself; the server would start another process to do it after every request
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+            # images of patients stay in the app folder: a datastore of DICOMweb reads the second, others the first
             "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
+            "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(self.app / "cache"),
         }
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             settings["CUDA_VISIBLE_DEVICES"] = "0"  # with several GPUs the server needs a config for them to train

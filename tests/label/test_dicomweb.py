@@ -74,12 +74,15 @@ def client(server: Server) -> Client:
     return server.client
 
 
-def test_a_series_gives_nifti(client: Client, uid: str, folder: Path, volume_model: Path, tmp_path: Path) -> None:
+def test_a_series_gives_nifti(
+    server: Server, client: Client, uid: str, folder: Path, volume_model: Path, tmp_path: Path
+) -> None:
     classes, where = by_command(volume_model, folder, tmp_path / "command")["series"]
     found, affine = received(client, uid, tmp_path)
     assert found.any()
     np.testing.assert_array_equal(found, classes)
     np.testing.assert_allclose(affine, where, atol=1e-4)
+    assert list((app_models(server, MODEL).parents[2] / "cache").rglob("*.dcm"))  # and not in the home of the user
 
 
 def test_a_series_gives_dicom_seg(client: Client, uid: str, tmp_path: Path) -> None:
