@@ -64,9 +64,15 @@ def test_training_resumes_and_its_model_evaluates_and_infers(
     same = {path.stem: np.array_equal(open_mask(path), open_mask(masks / path.name)) for path in corrected.iterdir()}
     assert len(same) == 14 and sum(same.values()) >= 12  # other images stay as they are
 
-    command("exporting", EXPORT, root, **data, **device, format="torchscript", output_dir=str(root / "export"))
-    assert any(path.suffix == ".ts" for path in (root / "export").iterdir())
-    assert "logits differ by" in capsys.readouterr().out
+
+def test_export_of_the_shipped_network(
+    accelerator: torch.device, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Written on the device and checked there against PyTorch, on images with different boxes."""
+    weights = ROOT / "models" / "model.pt"
+    options = {"dataset_dir": str(dataset), "weights": str(weights), "output_dir": str(tmp_path)}
+    command("exporting", EXPORT, ROOT, **options, device=accelerator.type, num_workers=0, format="torchscript")
+    assert (tmp_path / "model.ts").is_file() and "logits differ by" in capsys.readouterr().out
 
 
 def test_two_trainings_of_a_seed_are_equal(accelerator: torch.device, root: Path, dataset: Path) -> None:
@@ -94,7 +100,7 @@ def test_volumes(accelerator: torch.device, root: Path, tmp_path: Path) -> None:
     assert values.shape == draw_blocks(0)[1].shape and set(np.unique(values)) <= {0, 1, 2}
     np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
 
-    boxes = {"case0": [5, 4, 2, 20, 15, 3]}
+    boxes = {"case0": {"class 1": [5, 4, 2, 20, 15, 3]}}
     options = {"dataset_dir": str(folder / "images"), "boxes": boxes, "output_dir": str(tmp_path / "corrected")}
     command("inferring", [INFER, VOLUME], root, **options, **where)
     changed = (open_volume(tmp_path / "corrected" / "case0.nii.gz")[0] != values).any(axis=(0, 1))

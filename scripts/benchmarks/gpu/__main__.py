@@ -90,12 +90,14 @@ def run_all(options: argparse.Namespace) -> int:
     deadline, problems = Deadline(options.minutes * 60), 0
     options.out.mkdir(parents=True, exist_ok=True)
     parts = [part for part in PARTS if part.name in options.only]
+    # the toy networks of a dry run gain nothing from a second thread
+    environment = {"OMP_NUM_THREADS": "1"} if options.device == "cpu" and options.toy else {}
     with open(options.out / LOG, "w", encoding="utf-8") as log:
         for index, part in enumerate(parts):
             seconds = seconds_of(parts[index:], deadline.left)
             print(f"[{part.name}: {seconds:.0f} of {deadline.left:.0f} s]", flush=True)
             start = time.monotonic()
-            reason = run_process(command_of(part, seconds, options), seconds, log, ROOT)
+            reason = run_process(command_of(part, seconds, options), seconds, log, ROOT, environment)
             problems += close(options.out / f"{part.name}.json", part, reason, time.monotonic() - start)
             write_summary(options.out)
     return min(1, problems)

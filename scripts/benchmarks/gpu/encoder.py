@@ -21,11 +21,11 @@ import torch
 
 from bundle.sam_sp.network import SamSP
 from scripts.benchmarks.cases import SEGMENT_ANYTHING as SA
-from scripts.benchmarks.gpu.budget import Deadline, limited
+from scripts.benchmarks.gpu.budget import Deadline
 from scripts.benchmarks.gpu.machine import card, matrix_peak
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision, weights_dtype
 from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
-from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare, time_in_turns, timed_row
+from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare_in_time, time_in_turns, timed_row
 from scripts.benchmarks.gpu.variants import build_encoder, build_whole, compile_backend, parse_variant, source_network
 from scripts.benchmarks.measure import encoder_gflop
 from scripts.benchmarks.reference import ReferenceSam
@@ -88,8 +88,8 @@ TOY_GROUPS = (
     Group(ENCODER, "vit_tiny", 64, 1, "float32", (SA, "blocks", "auto", "bias", "fold", "no_such_form")),
     Group(INFERENCE, "vit_tiny", 64, 2, "bfloat16", (SA, "fold", "bias")),
 )
-# Seconds of the rounds of a group, of building or compiling one variant, and those needed to begin a group.
-ROUNDS_SECONDS, VARIANT_SECONDS, LEAST_SECONDS = 4.0, 60.0, 8.0
+# Seconds of the rounds of a group, and those needed to begin one.
+ROUNDS_SECONDS, LEAST_SECONDS = 4.0, 8.0
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -118,8 +118,7 @@ def measure_group(group: Group, results: Results, device: torch.device, deadline
     prepared: dict[str, Prepared] = {}
     differences: dict[str, dict[str, float]] = {}
     for name in group.variants:
-        with limited(max(1.0, min(VARIANT_SECONDS, deadline.left))):
-            one = prepare(partial(_make_step, group, name, source, image, backend), device)
+        one = prepare_in_time(partial(_make_step, group, name, source, image, backend), device, deadline)
         if one.output is not None:
             differences[name] = difference(one.output, expected[parse_variant(name).is_reference])
         one.output = None

@@ -42,8 +42,8 @@ def flex_form(
     ) -> torch.Tensor:
         return score + scores_h[b, h, query, key // width] + scores_w[b, h, query, key % width]
 
-    flat = (t.flatten(2, 3).contiguous() for t in (q, k, v))
-    return flex_attention(*flat, score_mod=add_positions).unflatten(2, (height, width))  # type: ignore[union-attr]
+    queries, keys, values = (t.flatten(2, 3).contiguous() for t in (q, k, v))
+    return flex_attention(queries, keys, values, score_mod=add_positions).unflatten(2, (height, width))
 
 
 def register() -> None:

@@ -144,8 +144,8 @@ def _loader(content: Mapping[str, Any]) -> str:
 def _polyps(content: Mapping[str, Any]) -> str:
     def dice(test: str) -> Callable[[Row], str]:
         def show(row: Row) -> str:
-            tests = row.get("cell", {}).get("tests", {})
-            values = next(iter(tests.values()), {}).get(test, {}).get("dice", [])
+            tests: dict[str, Any] = row.get("cell", {}).get("tests", {})
+            values = (next(iter(tests.values())) if tests else {}).get(test, {}).get("dice", [])
             return f"{sum(values) / len(values):.4f}" if values else ""
 
         return show

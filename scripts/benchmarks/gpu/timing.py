@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarks.gpu.budget import Deadline
+from scripts.benchmarks.gpu.budget import Deadline, limited
 
 Step = Callable[[], Any]
 LEAST_ROUNDS, MOST_ROUNDS = 3, 20
 # A measurement repeats a short step until it takes about this long.
 LEAST_MS, MOST_REPEATS = 20.0, 50
+# Seconds to build or compile one variant, at most and where little time is left.
+VARIANT_SECONDS, LEAST_SECONDS = 60.0, 2.0
 MIB = 2**20
 
 
@@ -105,8 +107,18 @@ def prepare(make: Callable[[], Step], device: torch.device, warm_up: int = 2) ->
         return Prepared(error=describe_error(error))
 
 
+def prepare_in_time(make: Callable[[], Step], device: torch.device, deadline: Deadline) -> Prepared:
+    """Run `prepare` for at most `VARIANT_SECONDS`, or not at all where no time is left."""
+    if deadline.left < 0:
+        return Prepared(error="no time was left")
+    with limited(min(VARIANT_SECONDS, max(LEAST_SECONDS, deadline.left))):
+        return prepare(make, device)
+
+
 def describe_error(error: BaseException) -> str:
-    """Return an error as one line."""
+    """Return an error, or what caused it, as one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     lines = str(error).strip().splitlines() or [""]

@@ -24,11 +24,11 @@ from bundle.sam_sp.network import SamSP
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
 from scripts.benchmarks import sizing
 from scripts.benchmarks.cases import LEARNING_RATE, RANK, WEIGHT_DECAY
-from scripts.benchmarks.gpu.budget import Deadline, limited
+from scripts.benchmarks.gpu.budget import Deadline
 from scripts.benchmarks.gpu.machine import card
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision
 from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
-from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare, time_in_turns, timed_row
+from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare_in_time, time_in_turns, timed_row
 from scripts.benchmarks.gpu.variants import compile_backend
 from scripts.benchmarks.reference import ReferenceSam, UpsampledDice, adapted_reference
 
@@ -70,7 +70,8 @@ TOY_GROUPS = (
     Group("vit_tiny", 64, 2, "bfloat16", (*USUAL, "fold", "bias", "no_such_form")),
     Group("vit_tiny", 64, 1, "float32", (SAMED, f"auto{CHECKPOINTING}{COMPILE}")),
 )
-ROUNDS_SECONDS, VARIANT_SECONDS, LEAST_SECONDS = 4.0, 60.0, 8.0
+# Seconds of the rounds of a group, and those needed to begin one.
+ROUNDS_SECONDS, LEAST_SECONDS = 4.0, 8.0
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -94,8 +95,7 @@ def measure_group(group: Group, results: Results, device: torch.device, deadline
     backend = compile_backend(device, toy)
     prepared: dict[str, Prepared] = {}
     for name in group.variants:
-        with limited(max(1.0, min(VARIANT_SECONDS, deadline.left))):
-            prepared[name] = prepare(partial(make_step, group, name, device, backend), device)
+        prepared[name] = prepare_in_time(partial(make_step, group, name, device, backend), device, deadline)
     steps = {name: one.step for name, one in prepared.items() if one.step is not None}
     seconds = 0.2 if toy else ROUNDS_SECONDS
     times = time_in_turns(steps, device, Deadline(min(seconds, deadline.left)))
