@@ -18,7 +18,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-DEVICE_VARIABLE = "SAM_SP_TEST_DEVICE"
+from scripts.benchmarks.gpu.tests import DEVICE_VARIABLE
+
+# Without this cuBLAS is not deterministic; it is read once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture

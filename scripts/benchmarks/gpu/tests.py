@@ -24,8 +24,6 @@ from scripts.benchmarks.measure import ROOT
 
 # Read by tests/cuda/conftest.py: the device on which the same tests run without a GPU.
 DEVICE_VARIABLE = "SAM_SP_TEST_DEVICE"
-# cuBLAS is deterministic only with this, and reads it once.
-DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 class Recorder:
@@ -53,7 +51,6 @@ class Recorder:
 
 def run(results: Results, options: argparse.Namespace) -> None:
     """Run the tests in this process."""
-    os.environ.update(DETERMINISTIC)
     if options.device != "cuda":
         os.environ[DEVICE_VARIABLE] = options.device
     recorder = Recorder(results, Deadline(options.seconds))
