@@ -23,11 +23,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from bundle.sam.attention_forms import UNBLOCKED, plain_attention
 from scripts.benchmarks import sizing
 from scripts.benchmarks.gpu import __main__ as kit
-from scripts.benchmarks.gpu import budget, encoder, flex, polyps, timing, training
+from scripts.benchmarks.gpu import budget, encoder, flex, polyps, timing, training, variants
 from scripts.benchmarks.gpu.budget import NAMES, PARTS, Deadline, Part, run_process, seconds_of
 from scripts.benchmarks.gpu.machine import facts, matrix_peak
 from scripts.benchmarks.gpu.results import Results, read_json, write_json
@@ -189,6 +190,27 @@ def test_groups_are_the_issues_and_begin_with_the_most_important() -> None:
     assert vars(parse_variant("flex/bias+compile")) == {
         "name": "flex/bias+compile", "form": "flex", "window_form": "bias", "compiled": True,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def test_blocks_of_a_kind_are_compiled_once(toy: str) -> None:
+    """Also with more variants than PyTorch compiles by default, and the output is that of `segment_anything`."""
+    variants.start_compiling_anew()
+    source = variants.source_network(toy, 64, CPU)
+    names = ("segment_anything", "bias", "fold", "plain", "blocks", "auto", "fold/bias")
+    image, encoders = torch.randn(2, 3, 64, 64), []
+    expected = variants.build_encoder(parse_variant("segment_anything"), source, torch.float32, "eager")(image)
+    for name in names:
+        variant = parse_variant(f"{name}{variants.COMPILED}")
+        encoders.append(variants.build_encoder(variant, source, torch.float32, "eager"))
+        counters.clear()
+        torch.testing.assert_close(encoders[-1](image), expected, rtol=1e-4, atol=1e-4)
+        assert counters["stats"]["unique_graphs"] <= 2, name  # windowed and global
+    counters.clear()
+    for encoder_of_variant in encoders:
+        encoder_of_variant(image)
+    assert counters["stats"]["unique_graphs"] == 0
+    variants.start_compiling_anew()
 
 
 def test_computed_memory_is_that_of_the_docs() -> None:

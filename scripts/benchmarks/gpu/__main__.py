@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -92,6 +93,7 @@ def run_all(options: argparse.Namespace) -> int:
     parts = [part for part in PARTS if part.name in options.only]
     # the toy networks of a dry run gain nothing from a second thread
     environment = {"OMP_NUM_THREADS": "1"} if options.device == "cpu" and options.toy else {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the process of a part ends as well
     with open(options.out / LOG, "w", encoding="utf-8") as log:
         for index, part in enumerate(parts):
             seconds = seconds_of(parts[index:], deadline.left)

@@ -20,14 +20,21 @@ from functools import lru_cache, partial
 import torch
 
 from bundle.sam_sp.network import SamSP
+from scripts.benchmarks import sizing
 from scripts.benchmarks.cases import SEGMENT_ANYTHING as SA
 from scripts.benchmarks.gpu.budget import Deadline
 from scripts.benchmarks.gpu.machine import card, matrix_peak
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision, weights_dtype
 from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
 from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare_in_time, time_in_turns, timed_row
-from scripts.benchmarks.gpu.variants import build_encoder, build_whole, compile_backend, parse_variant, source_network
-from scripts.benchmarks.measure import encoder_gflop
+from scripts.benchmarks.gpu.variants import (
+    build_encoder,
+    build_whole,
+    compile_backend,
+    parse_variant,
+    source_network,
+    start_compiling_anew,
+)
 from scripts.benchmarks.reference import ReferenceSam
 
 ENCODER, INFERENCE = "encoder", "inference"
@@ -109,7 +116,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 @torch.no_grad()
 def measure_group(group: Group, results: Results, device: torch.device, deadline: Deadline, toy: bool) -> None:
     """Measure the variants of a group in turns and write a row for each."""
-    torch._dynamo.reset()
+    start_compiling_anew()
     source = network_of(group.sam, group.image_size, device)
     image = torch.randn(group.batch, 3, group.image_size, group.image_size, device=device)
     expected = {is_reference: _float32_output(group, source, image, is_reference) for is_reference in (True, False)}
@@ -183,5 +190,5 @@ def difference(output: torch.Tensor, expected: torch.Tensor) -> dict[str, float]
 
 def share_of_peak(group: Group, ms_per_image: float, peak_tflops: float) -> dict[str, float]:
     """Return the rate of the encoder's products, also for an inference, and its share of the matrix peak."""
-    tflops = encoder_gflop(group.sam, group.image_size) / ms_per_image  # GFLOP in a millisecond
+    tflops = sizing.gflop(group.sam, group.image_size) / ms_per_image  # GFLOP in a millisecond
     return {"tflops": tflops, "share_of_matrix_peak": tflops / peak_tflops}

@@ -78,7 +78,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
     kvasir = options.data / KVASIR if options.data else None
     real = kvasir is not None and kvasir.is_dir()
     folder = kvasir if real and kvasir is not None else toy_data(options.work, options.toy) / KVASIR
-    results.content |= {"card": card(device), "images": f"{'real' if real else 'procedural'}, {folder}"}
+    results.content |= {"card": card(device), "images": f"{'real' if real else 'procedural'}, {folder.name}"}
     cases = TOY_CASES if options.toy else CASES
     for number, case in enumerate(cases, start=1):
         if deadline.left < (0 if options.toy else LEAST_SECONDS):

@@ -29,7 +29,7 @@ from scripts.benchmarks.gpu.machine import card
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision
 from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
 from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare_in_time, time_in_turns, timed_row
-from scripts.benchmarks.gpu.variants import compile_backend
+from scripts.benchmarks.gpu.variants import compile_backend, start_compiling_anew
 from scripts.benchmarks.reference import ReferenceSam, UpsampledDice, adapted_reference
 
 SAMED = "samed"
@@ -90,7 +90,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 def measure_group(group: Group, results: Results, device: torch.device, deadline: Deadline, toy: bool) -> None:
     """Measure the variants of a group in turns and write a row for each."""
-    torch._dynamo.reset()
+    start_compiling_anew()
     set_precision(group.precision)
     backend = compile_backend(device, toy)
     prepared: dict[str, Prepared] = {}

@@ -25,6 +25,8 @@ from scripts.benchmarks.gpu import flex
 from scripts.benchmarks.reference import ReferenceSam
 
 COMPILED = "+compile"
+# Of blocks in a group: windowed and global, for each variant.
+MOST_KINDS = 64
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ def parse_variant(name: str) -> Variant:
 def compile_backend(device: torch.device, toy: bool) -> str:
     """Return the backend of torch.compile; a dry run does without generated code."""
     return "aot_eager" if toy and device.type == "cpu" else "inductor"
+
+
+def start_compiling_anew() -> None:
+    """Forget compiled code, and raise the limit after which PyTorch silently goes on without it.
+
+    All blocks of all variants are one function to the compiler, compiled once for each kind of block and variant.
+    """
+    torch._dynamo.reset()
+    for name, setting in (("recompile_limit", MOST_KINDS), ("fail_on_recompile_limit_hit", True)):
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, setting)
 
 
 def source_network(sam: str, image_size: int, device: torch.device) -> SamSP:
