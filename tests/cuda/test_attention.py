@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from bundle.sam.attention import Attention
+from bundle.sam.attention_forms import UNBLOCKED
 from scripts.benchmarks.gpu import flex
 from tests.cuda.bounds import PRECISIONS, assert_near, dtype_of
 
@@ -63,9 +64,11 @@ def test_form_equals_plain_in_float32(
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_flex_equals_plain_in_float32(accelerator: torch.device, precision: str) -> None:
+def test_flex_equals_plain_in_float32(
+    accelerator: torch.device, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The form that only the benchmark has, without and, on a GPU, with a kernel of its own."""
-    flex.register()
+    monkeypatch.setitem(UNBLOCKED, flex.FORM, flex.flex_form)
     shape = (2, 16, 16, 128)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     expected = layer("plain", shape, None)(x)
