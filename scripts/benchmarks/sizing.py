@@ -79,10 +79,16 @@ def activation_bytes(sam: str, image_size: int, checkpointing: bool = False, hal
     return (kept * tensor + FIXED_MIB * MIB) * (0.5 if half else 1.0)
 
 
+def training_bytes(sam: str, image_size: int, batch: int, checkpointing: bool = False, half: bool = False) -> float:
+    """Return the bytes of a training step with adapters: weights, gradients, moments, activations."""
+    total, trained = parameters(sam)
+    weights = (6 if half else 4) * total + 12 * trained
+    return weights + batch * activation_bytes(sam, image_size, checkpointing, half)
+
+
 def images_that_fit(gpu: Gpu, sam: str, image_size: int = 1024, checkpointing: bool = False) -> int:
     """Return the number of images that fit into a training step in mixed precision."""
-    total, trained = parameters(sam)
-    free = (USABLE * gpu.gib - CUDA_GIB) * GIB - 6 * total - 12 * trained
+    free = (USABLE * gpu.gib - CUDA_GIB) * GIB - training_bytes(sam, image_size, batch=0, half=True)
     return max(0, int(free / activation_bytes(sam, image_size, checkpointing, half=True)))
 
 

@@ -70,9 +70,9 @@ class Cell:
         return self.row.name if self.seed is None else f"{self.row.name}_seed{self.seed}"
 
 
-def cells_of(rows: Sequence[Row]) -> list[Cell]:
-    """Return all cells, sorted by seed, so that a table of one seed exists early."""
-    pairs = [(row, seed) for row in rows for seed in (row.seeds or (None,))]
+def cells_of(rows: Sequence[Row], seeds: Sequence[int] | None = None) -> list[Cell]:
+    """Return all cells, sorted by seed, so that a table of one seed exists early; ``seeds`` replace those of rows."""
+    pairs = [(row, seed) for row in rows for seed in ((seeds or row.seeds) if row.seeds else (None,))]
     return [Cell(row, seed) for row, seed in sorted(pairs, key=lambda pair: pair[1] or 0)]
 
 
@@ -152,7 +152,7 @@ def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = 
 
 def evaluation_options(plan: Plan, weights: Path, folder: Path, prompt: str | None) -> dict[str, Any]:
     """Return the settings of an evaluation on all test images."""
-    data = {key: plan.settings[key] for key in ("dataset_dir", "split")}
+    data = {key: plan.settings[key] for key in ("dataset_dir", "split", "device")}
     return evaluation_settings(data, weights, folder) | ({} if prompt is None else {"prompt": prompt})
 
 

@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = choose_rows(options.rows)
     polyps = lay_out(options.data, options.kvasir, options.clinicdb, options.splits)
     data = {"dataset_dir": os.path.relpath(polyps.folder, ROOT), "split": polyps.split(ROOT)}
-    settings = {**SETTINGS, **CONSTANT_ALPHA, **data, **further}
+    settings = {**SETTINGS, "device": options.device, **CONSTANT_ALPHA, **data, **further}
     plan = Plan(polyps, options.records / "cells", options.work, settings, options.minutes, options.threads)
-    missing = [cell for cell in cells_of(rows) if not is_done(cell, plan)]
+    missing = [cell for cell in cells_of(rows, options.seeds) if not is_done(cell, plan)]
     if missing:
         paces = measured_paces(plan, options.records / "pace.json")
         run_all(missing, plan, paces, options.jobs)
@@ -82,6 +82,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--minutes", type=float, default=12, help="of training steps for each cell (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each training (%(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of all rows (those of rows.py)")
+    parser.add_argument(
+        "--device", default="cpu", help="of trainings and tests (%(default)s); with cuda name other --records as well"
+    )
     parser.add_argument("--records", type=Path, default=RECORDS, help="cells and paces (%(default)s)")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="tables and curves go there (%(default)s)")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "polyps", help="links to both (data/polyps)")

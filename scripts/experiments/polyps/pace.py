@@ -66,16 +66,22 @@ def training_steps(row: Row, records: Sequence[Mapping[str, str]], settings: Map
         parser["train#dataset#data"] = list(records)
         names = ("network", "loss", "optimizer", "train#inferer", "train#dataloader", "train#trainer#prepare_batch")
         network, loss, optimizer, inferer, loader, prepare = (parser.get_parsed_content(name) for name in names)
+        device, amp = (parser.get_parsed_content(name) for name in ("torch_device", "train#trainer#amp"))
+        half = parser.get_parsed_content("train#trainer#amp_kwargs")["dtype"]
     batches = chain.from_iterable(repeat(loader))
     network.train()
 
     def steps() -> None:
         for _ in range(STEPS):
-            image, label, *given = prepare(next(batches), "cpu")
+            image, label, *given = prepare(next(batches), device)
             arguments = given[0] if given else ()  # the label, for a simulated user
             optimizer.zero_grad(set_to_none=True)
-            loss(inferer(image, network, *arguments), label).backward()
+            with torch.autocast(device.type, dtype=half, enabled=amp):
+                value = loss(inferer(image, network, *arguments), label)
+            value.backward()
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return steps
 
