@@ -16,7 +16,15 @@ import torch
 from segment_anything.modeling.image_encoder import Attention as SamAttention
 from torch import nn
 
-from bundle.sam.attention_forms import UNBLOCKED, Attend, Qkv, blocked_attention, choose_form, split_qkv_along
+from bundle.sam.attention_forms import (
+    FEW_SCORES,
+    UNBLOCKED,
+    Attend,
+    Qkv,
+    blocked_attention,
+    choose_form,
+    split_qkv_along,
+)
 from bundle.sam.linear import Linear, linear
 
 
@@ -52,13 +60,13 @@ class Attention(SamAttention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, C)."""
         qkv = self._project(x)
-        form = choose_form(self.form, x, self._scores(x))
+        form = choose_form(self.form, x, self._has_few_scores(x))
         return self.proj(self._attend_in_blocks(qkv) if form == "blocks" else self._attend(qkv, UNBLOCKED[form]))
 
-    def _scores(self, x: torch.Tensor) -> int:
-        """Return the number of scores of one image: each token with all tokens of its window, or of the image."""
+    def _has_few_scores(self, x: torch.Tensor) -> bool:
+        """Return whether all scores of an image fit. Windows go in strips, of which recomputing costs little."""
         tokens = x.shape[1] * x.shape[2]
-        return self.num_heads * tokens * (tokens if self.window is None else self.window**2)
+        return self.window is None and self.num_heads * tokens**2 <= FEW_SCORES
 
     def _project(self, x: torch.Tensor) -> Qkv:
         """tokens (B, H, W, C) -> q, k and v of the same shape, without the padding of windows."""

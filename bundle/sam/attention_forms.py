@@ -35,12 +35,12 @@ FORMS = ("auto", "plain", "bias", "fold", "blocks")
 BLOCK_SCORES = 2**21
 
 
-# Up to this many scores per image, 1 MiB in float32 (`vit_tiny` at 256 px), blocks save too little memory to be used.
-FEW_SCORES = 2**18
+# Up to this many scores of an image, 16 MiB in float32, all of them are kept: `vit_tiny` up to 544 px.
+FEW_SCORES = 2**22
 
 
-def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
-    """Return the form in which to compute the attention of ``x``, where an image has ``scores`` attention scores.
+def choose_form(form: str, x: torch.Tensor, has_few_scores: bool) -> str:
+    """Return the form in which to compute the attention of ``x``.
 
     ========  ====================================================  ===================================================
     plain     SAM's own code                                        the reference; several N x N matrices
@@ -49,8 +49,9 @@ def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
     blocks    plain, over a block of scores at a time               no N x N matrix; the gradient computes scores again
     ========  ====================================================  ===================================================
 
-    "auto" is bias in a graph that is traced, compiled or exported, fold on a GPU, and on a CPU blocks, or plain where
-    there are few scores and the backward pass would compute them twice.
+    "auto" is bias in a graph that is traced, compiled or exported, fold on a GPU, and on a CPU blocks. Where there are
+    few scores (`FEW_SCORES`, without windows) it is bias on a CPU, or plain with a gradient: blocks would compute them
+    twice.
     """
     if form != "auto":
         return form
@@ -58,7 +59,9 @@ def choose_form(form: str, x: torch.Tensor, scores: int) -> str:
         return "bias"
     if x.device.type != "cpu":
         return "fold"
-    return "plain" if scores <= FEW_SCORES and torch.is_grad_enabled() else "blocks"
+    if not has_few_scores:
+        return "blocks"
+    return "plain" if torch.is_grad_enabled() else "bias"
 
 
 def require_form(form: str) -> None:

@@ -12,9 +12,24 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def _is_convolution_faster() -> bool:
+    """Return whether this processor is AMD's with AVX-512, where MKL does not use all of it."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        processor = platform.processor()  # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AuthenticAMD" in processor
+
+
+IS_CONVOLUTION_FASTER = _is_convolution_faster()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -22,7 +37,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
     On a CPU PyTorch computes float32 matrix products with MKL and convolutions with oneDNN. On AMD processors with
     AVX-512 oneDNN is about twice as fast, forward and backward: see docs/explanation/performance.md. A 1 x 1
-    convolution over a row of tokens is the same product in the same precision.
+    convolution over a row of tokens is the same product in the same precision. On all others it is no faster, and for
+    few tokens slower.
 
     Args:
         x: (..., in).
@@ -40,10 +56,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def _use_convolution(x: torch.Tensor) -> bool:
-    """Return True on a CPU in float32, except in an exported graph, where readers expect a linear layer."""
+    """Return True on such a CPU in float32, except in an exported graph, where readers expect a linear layer."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
+        and IS_CONVOLUTION_FASTER
         and bool(torch.backends.mkldnn.enabled)
         and not torch.jit.is_tracing()
         and not torch.compiler.is_exporting()

@@ -22,9 +22,9 @@ from segment_anything.modeling.image_encoder import window_partition, window_unp
 from bundle.core.errors import BundleError
 from bundle.sam import attention_forms as attention
 from bundle.sam.attention import Attention
-from bundle.sam.attention_forms import FEW_SCORES, FORMS, choose_form
+from bundle.sam.attention_forms import FORMS, choose_form
 from bundle.sam.image_encoder import build_image_encoder
-from bundle.sam.linear import Linear, linear
+from bundle.sam.linear import Linear, _is_convolution_faster, linear
 from bundle.sam.registry import get_spec
 from bundle.sam_sp.lora import add_lora
 from bundle.sam_sp.network import SamSP
@@ -133,15 +133,16 @@ def test_blocks_never_hold_more_scores_than_stated(monkeypatch: pytest.MonkeyPat
 
 
 def test_auto_takes_the_form_of_the_device() -> None:
-    many = FEW_SCORES + 1
-    assert choose_form("auto", torch.empty(1), many) == "blocks"
-    assert choose_form("auto", torch.empty(1, device="meta"), many) == "fold"
-    assert choose_form("plain", torch.empty(1), many) == "plain"
-    assert choose_form("auto", torch.empty(1), FEW_SCORES) == "plain"  # with a gradient, few scores are kept
+    assert choose_form("auto", torch.empty(1), False) == "blocks"
+    assert choose_form("auto", torch.empty(1, device="meta"), True) == "fold"
+    assert choose_form("plain", torch.empty(1), False) == "plain"
+    assert choose_form("auto", torch.empty(1), True) == "plain"  # with a gradient, few scores are kept
     with torch.no_grad():
-        assert choose_form("auto", torch.empty(1), FEW_SCORES) == "blocks"
-    assert Attention(192, 3, (16, 16))._scores(torch.empty(2, 16, 16, 192)) <= FEW_SCORES  # vit_tiny at 256 px
-    assert Attention(48, 3, (14, 14), 14)._scores(torch.empty(1, 32, 32, 48)) == 3 * 32 * 32 * 14 * 14
+        assert choose_form("auto", torch.empty(1), True) == "bias"
+        assert choose_form("auto", torch.empty(1), False) == "blocks"
+    for side, few in ((16, True), (32, True), (64, False)):  # vit_tiny at 256, 512 and 1024 px
+        assert Attention(192, 3, (side, side))._has_few_scores(torch.empty(2, side, side, 192)) == few
+    assert not Attention(768, 12, (14, 14), window=14)._has_few_scores(torch.empty(1, 16, 16, 768))
 
 
 def test_unknown_form_is_an_error(toy: str) -> None:
@@ -151,7 +152,10 @@ def test_unknown_form_is_an_error(toy: str) -> None:
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 4, 5), (1, 1, 5)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_linear_equals_torch_in_values_and_gradients(shape: tuple[int, ...], with_bias: bool) -> None:
+def test_linear_equals_torch_in_values_and_gradients(
+    shape: tuple[int, ...], with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bundle.sam.linear.IS_CONVOLUTION_FASTER", True)
     torch.manual_seed(0)
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     bias = torch.randn(6, requires_grad=True) if with_bias else None
@@ -165,8 +169,21 @@ def test_linear_equals_torch_in_values_and_gradients(shape: tuple[int, ...], wit
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(
+    ("capability", "processor", "expected"),
+    [("AVX512", "AuthenticAMD", True), ("AVX2", "AuthenticAMD", False), ("AVX512", "GenuineIntel", False)],
+)
+def test_a_convolution_is_taken_where_it_is_faster(
+    capability: str, processor: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: f"vendor_id\t: {processor}\n\nprocessor\t: 1\n")
+    assert _is_convolution_faster() == expected
+
+
 @torch.no_grad()
-def test_linear_is_a_linear_layer_where_a_graph_leaves_the_process() -> None:
+def test_linear_is_a_linear_layer_where_a_graph_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.sam.linear.IS_CONVOLUTION_FASTER", True)
     layer = Linear(4, 3)
     x = torch.randn(2, 4)
     as_convolution = torch.jit.trace(lambda x: F.conv2d(x[..., None, None], torch.ones(3, 4, 1, 1)), x)
