@@ -23,7 +23,6 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import SaveImage
 
 from bundle.data.dataset_check import check_dataset
 from bundle.data.image_files import open_mask
@@ -31,8 +30,8 @@ from bundle.data.places import has_right_angles
 from bundle.data.transforms import PlaceOnImaged
 from bundle.data.volume_files import open_volume
 from bundle.data.volume_reader import VolumeReader
-from bundle.inference.mask_files import MaskLayout, VolumeWriter
 from tests.conftest import ROOT
+from tests.volume_masks import volume_saver
 
 SHAPE = (4, 5, 6)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -75,14 +74,7 @@ def itk_affine(path: Path | str) -> np.ndarray | None:
 
 def save_mask(source: Path, affine: np.ndarray, folder: Path) -> Path:
     """Write a mask as an inference does; its path."""
-    save = SaveImage(
-        output_ext=".nii.gz",
-        output_dtype=np.uint8,
-        resample=False,
-        print_log=False,
-        writer=VolumeWriter,
-        folder_layout=MaskLayout(folder, [source], extension=".nii.gz"),
-    )
+    save = volume_saver(source, folder)
     mask = torch.ones(1, *SHAPE, dtype=torch.uint8)
     save(MetaTensor(mask, meta={"filename_or_obj": str(source), "affine": torch.as_tensor(affine)}))
     return next(folder.glob("*.nii.gz"))

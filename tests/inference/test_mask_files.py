@@ -21,14 +21,15 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import AsDiscreted, Compose, Invertd, SaveImage, SaveImaged
+from monai.transforms import AsDiscreted, Compose, Invertd, SaveImaged
 from monai.utils import convert_to_tensor
 from PIL import Image
 
 from bundle.core.errors import BundleError
-from bundle.inference.mask_files import MaskLayout, MaskWriter, VolumeWriter
+from bundle.inference.mask_files import MaskLayout, MaskWriter
 from bundle.inference.postprocessing import SplitPassesd
 from tests.pictures import STORED_AS, preprocessing, save_with_orientation
+from tests.volume_masks import volume_saver
 
 IMAGE_SIZE = 128
 
@@ -239,14 +240,7 @@ def test_a_sagittal_volume_keeps_its_affine(tmp_path: Path) -> None:
     affine = np.array([[0.0, 0.0, 3.0, 7.0], [-1.2, 0.0, 0.0, -9.0], [0.0, 1.4, 0.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
     label = (torch.arange(24).reshape(1, 2, 3, 4) % 3).to(torch.uint8)
     image = tmp_path / "sagittal.nii.gz"
-    save = SaveImage(
-        output_ext=".nii.gz",
-        output_dtype=np.uint8,
-        resample=False,
-        print_log=False,
-        writer=VolumeWriter,
-        folder_layout=MaskLayout(tmp_path / "masks", [image], extension=".nii.gz"),
-    )
+    save = volume_saver(image, tmp_path / "masks")
     save(MetaTensor(label, meta={"filename_or_obj": str(image), "affine": torch.as_tensor(affine)}))
     written = nibabel.load(tmp_path / "masks" / "sagittal.nii.gz")
     np.testing.assert_allclose(written.affine, affine, atol=1e-6)

@@ -22,7 +22,7 @@ import torch
 from scripts.benchmarks.gpu.budget import Deadline, limited
 from scripts.benchmarks.gpu.images import KVASIR, count_images, toy_data
 from scripts.benchmarks.gpu.machine import card
-from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
+from scripts.benchmarks.gpu.results import Results
 from scripts.benchmarks.gpu.timing import describe_error
 from scripts.benchmarks.measure import data_wait
 
@@ -79,14 +79,9 @@ def run(results: Results, options: argparse.Namespace) -> None:
     real = kvasir is not None and kvasir.is_dir()
     folder = kvasir if real and kvasir is not None else toy_data(options.work, options.toy) / KVASIR
     results.content |= {"card": card(device), "images": f"{'real' if real else 'procedural'}, {folder.name}"}
-    cases = TOY_CASES if options.toy else CASES
-    for number, case in enumerate(cases, start=1):
-        if deadline.left < (0 if options.toy else LEAST_SECONDS):
-            results.end(OUT_OF_TIME)
-            return
-        print(f"[loader {number}/{len(cases)}, {deadline.left:.0f} s left] {case}", flush=True)
+    cases, least = (TOY_CASES, 0.0) if options.toy else (CASES, LEAST_SECONDS)
+    for case in results.in_time(cases, deadline, least):
         results.add(**case.settings, **measured(case, folder, device, deadline.left, options.toy))
-    results.end(COMPLETE)
 
 
 def measured(case: Case, folder: Path, device: torch.device, seconds: float, toy: bool) -> dict[str, Any]:

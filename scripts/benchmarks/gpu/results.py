@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bundle.core.files import write_atomically
+from scripts.benchmarks.gpu.budget import Deadline
 
+T = TypeVar("T")
 COMPLETE, OUT_OF_TIME = "complete", "out of time"
 
 
@@ -40,6 +42,16 @@ class Results:
         """Append a row and write the file."""
         self.content["rows"].append(row)
         self.save()
+
+    def in_time(self, items: Sequence[T], deadline: Deadline, least: float) -> Iterator[T]:
+        """Yield what is to be measured, with a line for each, while ``least`` seconds are left; then write the end."""
+        for number, item in enumerate(items, start=1):
+            if deadline.left < least:
+                self.end(OUT_OF_TIME)
+                return
+            print(f"[{self.path.stem} {number}/{len(items)}, {deadline.left:.0f} s left] {item}", flush=True)
+            yield item
+        self.end(COMPLETE)
 
     def end(self, how: str) -> None:
         """Write how the part ended; without that it was cut off."""

@@ -27,7 +27,7 @@ from scripts.benchmarks.cases import LEARNING_RATE, RANK, WEIGHT_DECAY
 from scripts.benchmarks.gpu.budget import Deadline
 from scripts.benchmarks.gpu.machine import card
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision
-from scripts.benchmarks.gpu.results import COMPLETE, OUT_OF_TIME, Results
+from scripts.benchmarks.gpu.results import Results
 from scripts.benchmarks.gpu.timing import Prepared, Step, free_memory, prepare_in_time, time_in_turns, timed_row
 from scripts.benchmarks.gpu.variants import compile_backend, start_compiling_anew
 from scripts.benchmarks.reference import ReferenceSam, UpsampledDice, adapted_reference
@@ -78,14 +78,9 @@ def run(results: Results, options: argparse.Namespace) -> None:
     """Measure group after group while there is time."""
     device, deadline = torch.device(options.device), Deadline(options.seconds)
     results.content |= {"card": card(device), "lora_rank": RANK}
-    groups = TOY_GROUPS if options.toy else GROUPS
-    for number, group in enumerate(groups, start=1):
-        if deadline.left < (0 if options.toy else LEAST_SECONDS):
-            results.end(OUT_OF_TIME)
-            return
-        print(f"[training {number}/{len(groups)}, {deadline.left:.0f} s left] {group}", flush=True)
+    groups, least = (TOY_GROUPS, 0.0) if options.toy else (GROUPS, LEAST_SECONDS)
+    for group in results.in_time(groups, deadline, least):
         measure_group(group, results, device, deadline, options.toy)
-    results.end(COMPLETE)
 
 
 def measure_group(group: Group, results: Results, device: torch.device, deadline: Deadline, toy: bool) -> None:
