@@ -24,6 +24,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys
 
 from bundle.core.tensors import strip_metadata
+from bundle.core.threads import share_cores
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 from bundle.inference.requests import PATH, is_request
@@ -61,6 +62,8 @@ class ServerResultd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return uint8 masks, (W, H) for an image file, (W, H, 1) or (1, X, Y, Z) for the file of a volume."""
         d = dict(data)
+        if is_request(d):
+            share_cores()  # a server runs no list of a config, and trains while people work beside it
         for key in self.key_iterator(d) if is_request(d) else ():
             label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
