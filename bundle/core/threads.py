@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -45,7 +46,10 @@ def share_cores() -> bool:
     chosen = any(name in os.environ for name in CHOICES)
     if chosen or torch.get_num_threads() == 1 or not _is_gnu_openmp() or seconds_without_core() is None:
         return False
-    threading.Thread(target=_watch, name="watch for other work", daemon=True).start()
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(ended,), name="watch for other work", daemon=True)
+    watch.start()
+    atexit.register(_end, watch, ended)
     return True
 
 
@@ -111,11 +115,11 @@ def seconds_without_core() -> float | None:
     return nanoseconds / 1e9 if known else None
 
 
-def _watch() -> None:
-    crowding, idle = Crowding(), None
+def _watch(ended: threading.Event) -> None:
+    crowding = Crowding()
+    idle: IdleThreads | None = None
     waited, begun = seconds_without_core() or 0.0, time.monotonic()
-    while True:
-        time.sleep(SECONDS)
+    while not ended.wait(SECONDS):
         now_waited, now = seconds_without_core() or 0.0, time.monotonic()
         crowded = crowding.update((now_waited - waited) / (now - begun))
         waited, begun = now_waited, now
@@ -124,6 +128,14 @@ def _watch() -> None:
         elif not crowded and idle is not None:
             idle.end()
             idle = None
+    if idle is not None:
+        idle.end()
+
+
+def _end(watch: threading.Thread, ended: threading.Event) -> None:
+    """End the watch before the interpreter: a thread that it kills within PyTorch takes the process along."""
+    ended.set()
+    watch.join()
 
 
 def _is_gnu_openmp() -> bool:
