@@ -171,20 +171,61 @@ def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
         assert items.count == 1
 
 
-def test_scaled_gradients_are_clipped_after_they_are_unscaled() -> None:
-    """GradScaler leaves a fused optimizer scaled gradients; clipping those would make every step tiny."""
+def test_a_step_with_scaled_gradients_reads_no_value_off_the_device() -> None:
+    """As in float16 on a GPU: neither the scaler nor the optimizer asks whether all gradients are finite."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(parameter.sum()).backward()
+    with CountItems() as items:
+        scaler.step(optimizer)
+        scaler.update()
+    assert items.count == 0 and parameter.abs().min() > 0
+
+
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_scaled_gradients_step_as_unscaled_ones_do(size: float) -> None:
+    """Above the norm and below it; clipping scaled gradients to the norm itself would make every step tiny."""
     steps = []
     for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=1024.0)):
         parameter = torch.nn.Parameter(torch.zeros(3))
         optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
-        seen: list[torch.Tensor] = []
-        optimizer.register_step_pre_hook(lambda *_, p=parameter, s=seen: s.append(p.grad.clone()))
-        scaler.scale((parameter * torch.tensor([3.0, 4.0, 0.0])).sum()).backward()
+        for factors in ([3.0, 4.0, 0.0], [1.0, -0.2, 0.3]):
+            optimizer.zero_grad()
+            scaler.scale((parameter * torch.tensor(factors) * size).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        moments = optimizer.state[parameter]
+        steps.append((parameter.detach().clone(), moments["exp_avg"], moments["exp_avg_sq"]))
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_skips_the_step(value: float) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = ClippedAdamW([{"params": parameters}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor, expected_step, expected_scale in ((1.0, 1.0, 1024.0), (value, 1.0, 512.0), (1.0, 2.0, 512.0)):
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer.zero_grad()
+        scaler.scale(parameters[0].sum() * factor + parameters[1].sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-        steps.append((parameter.detach().clone(), seen[0]))
-    torch.testing.assert_close(steps[1][1], torch.tensor([0.6, 0.8, 0.0]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(steps[0], steps[1])
+        moved = [not torch.equal(old, parameter) for old, parameter in zip(before, parameters, strict=True)]
+        assert moved == [factor == 1.0] * 2
+        assert all(parameter.isfinite().all() for parameter in parameters)
+        assert all(optimizer.state[parameter]["step"] == expected_step for parameter in parameters)
+        assert scaler.get_scale() == expected_scale
+
+
+def test_gradients_that_were_unscaled_before_the_step_are_clipped_as_they_are() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((parameter * torch.tensor([3.0, 4.0, 0.0])).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8, 0.0]), rtol=1e-4, atol=1e-5)
 
 
 def test_dense_positional_encoding_follows_the_weights(toy: str) -> None:
