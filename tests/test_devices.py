@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,7 +29,9 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
+from tests.conftest import ROOT
 from tests.networks import randomize
+from tests.workflows.commands import SMALL, TRAIN
 
 
 class RealArange:
@@ -169,6 +174,46 @@ def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
         assert items.count == 0
         image.sum().item()
         assert items.count == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulation_steps": 2, "iou_weight": 1.0}])
+def test_a_step_of_the_trainer_reads_no_value_off_the_device(
+    toy: str, root: Path, dataset: Path, settings: dict[str, Any]
+) -> None:
+    """With all that configs/train.json attaches to it: loss, metric, schedules, bar, history, console."""
+    parser = ConfigParser()
+    parser.read_config(TRAIN)
+    parser.update({**SMALL, "sam": toy, "batch_size": 2, "dataset_dir": str(dataset), "bundle_root": str(root)})
+    parser.update({**settings, "epochs": 1, "publish": False, "trainable": "lora"})
+    trainer = parser.get_parsed_content("train#trainer")
+    items, counted = CountItems(), []
+
+    def begin() -> None:
+        if trainer.state.iteration < trainer.state.epoch_length - 1:  # the last one is followed by those of an epoch
+            items.__enter__()
+
+    def end() -> None:
+        if trainer.state.iteration > 0:
+            items.__exit__(None, None, None)
+            counted.append(items.count)
+
+    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, begin)
+    trainer.add_event_handler(Events.GET_BATCH_STARTED, end)
+    trainer.run()
+    assert counted == [0] * 5
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.json"])
+def test_losses_are_added_up_on_the_device(fake_cuda: FakeTensorMode, config: str) -> None:
+    """A copy to the CPU waits as well; ignite's default is the CPU."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / config))
+    parser["torch_device"] = torch.device("cuda")
+    with fake_cuda:
+        average = parser.get_parsed_content("train#key_metric")["train_loss"]
+        for _ in range(2):
+            average.update(torch.ones((), device="cuda"))
+        assert average.accumulator.device.type == "cuda"
 
 
 def test_a_step_with_scaled_gradients_reads_no_value_off_the_device() -> None:

@@ -86,7 +86,7 @@ RULES: Mapping[str, Form] = {
     "warmup": number(least=0, below=1),
     "val_interval": whole(1),
     "amp": BOOLEAN,
-    "amp_dtype": choice(*AMP_DTYPES),
+    "amp_dtype": choice("auto", *AMP_DTYPES),
     "cache": number(least=0),
     "num_workers": whole(0),
     "resume": BOOLEAN,

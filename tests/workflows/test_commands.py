@@ -309,6 +309,7 @@ def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: P
     before = load(root / "output" / "last.pt")
     steps_an_epoch = 3
     assert before["trainer"]["iteration"] == 2 * steps_an_epoch
+    assert len(before["random"]) == 1 and before["scaler"] == {}
 
     assert "--epochs" in refused("training", TRAIN, root, resume="true", **settings)
     other = {**settings, "epochs": 3}
