@@ -63,6 +63,7 @@ RULES: Mapping[str, Form] = {
     "lora_alpha": number(above=0),
     "attention": choice("auto", "plain", "bias", "fold", "blocks"),
     "checkpointing": BOOLEAN,
+    "compile": choice("off", "inference", "training"),
     # prompt
     "prompt": choice("self", "none", "expert"),
     "prompt_threshold": number(least=0, below=1),
