@@ -63,8 +63,7 @@ class ConvStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> tokens (B, S / patch, S / patch, C)."""
-        # channels last is what the tensor cores of a GPU convolve in, and the layout of tokens
-        x = self.stages[0](x.to(memory_format=torch.channels_last) if x.device.type == "cuda" else x)
+        x = self.stages[0](x)
         features = []
         for stage, patch in zip(self.stages[1:], self.patches, strict=True):
             x = stage(x)

@@ -43,7 +43,7 @@ def nothing_compiled() -> Iterator[None]:
 
 @pytest.fixture
 def counter() -> CompileCounterWithBackend:
-    return CompileCounterWithBackend("aot_eager")
+    return CompileCounterWithBackend("eager")
 
 
 def images(count: int) -> torch.Tensor:
@@ -68,7 +68,11 @@ def gradients(network: SamSP, image: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("trainable", "checkpointing", "backend"),
-    [("lora", False, "inductor"), ("lora", True, "aot_eager"), ("full", False, "aot_eager")],
+    [
+        pytest.param("lora", False, "inductor", marks=pytest.mark.slow),
+        ("lora", True, "aot_eager"),
+        pytest.param("full", False, "aot_eager", marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_step_has_the_same_loss_and_gradients(
     toy: str, trainable: str, checkpointing: bool, backend: str
