@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,7 +29,9 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
+from tests.conftest import ROOT
 from tests.networks import randomize
+from tests.workflows.commands import SMALL, TRAIN
 
 
 class RealArange:
@@ -141,8 +146,15 @@ def test_merged_network_compiles_without_a_graph_break(toy: str) -> None:
     torch.testing.assert_close(compiled(image), expected, rtol=1e-4, atol=1e-4)
 
 
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
+WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
 class CountItems(TorchDispatchMode):
-    """Counts how often a value is read off a tensor, which on a GPU waits for all that was queued."""
+    """Counts how often a value is read off a tensor, which on a GPU waits for all that was queued.
+
+    So does an index that is a mask: the size of the result has to be known.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +163,8 @@ class CountItems(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.count += function is torch.ops.aten._local_scalar_dense.default
+        by_mask = function in INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.count += function in WAITING or by_mask
         return function(*args, **(kwargs or {}))
 
 
@@ -169,22 +182,109 @@ def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
         assert items.count == 0
         image.sum().item()
         assert items.count == 1
+        image[image > 0].sum()
+        assert items.count == 2
 
 
-def test_scaled_gradients_are_clipped_after_they_are_unscaled() -> None:
-    """GradScaler leaves a fused optimizer scaled gradients; clipping those would make every step tiny."""
+@pytest.mark.parametrize(
+    ("settings", "on_the_cpu"),
+    # a simulated user draws two numbers on the CPU, also beside a GPU
+    [({}, 0), ({"accumulation_steps": 2, "iou_weight": 1.0}, 0), ({"correction_weight": 1.0}, 2)],
+)
+def test_a_step_of_the_trainer_reads_no_value_off_the_device(
+    toy: str, root: Path, dataset: Path, settings: dict[str, Any], on_the_cpu: int
+) -> None:
+    """With all that configs/train.json attaches to it: loss, metric, schedules, bar, history, console."""
+    parser = ConfigParser()
+    parser.read_config(TRAIN)
+    parser.update({**SMALL, "sam": toy, "batch_size": 2, "dataset_dir": str(dataset), "bundle_root": str(root)})
+    parser.update({**settings, "epochs": 1, "publish": False, "trainable": "lora"})
+    trainer = parser.get_parsed_content("train#trainer")
+    items, counted = CountItems(), []
+
+    def begin() -> None:
+        if trainer.state.iteration < trainer.state.epoch_length - 1:  # the last one is followed by those of an epoch
+            items.__enter__()
+
+    def end() -> None:
+        if trainer.state.iteration > 0:
+            items.__exit__(None, None, None)
+            counted.append(items.count)
+
+    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, begin)
+    trainer.add_event_handler(Events.GET_BATCH_STARTED, end)
+    trainer.run()
+    assert counted == [on_the_cpu * (step + 1) for step in range(5)]
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.json"])
+def test_losses_are_added_up_on_the_device(fake_cuda: FakeTensorMode, config: str) -> None:
+    """A copy to the CPU waits as well; ignite's default is the CPU."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / config))
+    parser["torch_device"] = torch.device("cuda")
+    with fake_cuda:
+        average = parser.get_parsed_content("train#key_metric")["train_loss"]
+        for _ in range(2):
+            average.update(torch.ones((), device="cuda"))
+        assert average.accumulator.device.type == "cuda"
+
+
+def test_a_step_with_scaled_gradients_reads_no_value_off_the_device() -> None:
+    """As in float16 on a GPU: neither the scaler nor the optimizer asks whether all gradients are finite."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(parameter.sum()).backward()
+    with CountItems() as items:
+        scaler.step(optimizer)
+        scaler.update()
+    assert items.count == 0 and parameter.abs().min() > 0
+
+
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_scaled_gradients_step_as_unscaled_ones_do(size: float) -> None:
+    """Above the norm and below it; clipping scaled gradients to the norm itself would make every step tiny."""
     steps = []
     for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=1024.0)):
         parameter = torch.nn.Parameter(torch.zeros(3))
         optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
-        seen: list[torch.Tensor] = []
-        optimizer.register_step_pre_hook(lambda *_, p=parameter, s=seen: s.append(p.grad.clone()))
-        scaler.scale((parameter * torch.tensor([3.0, 4.0, 0.0])).sum()).backward()
+        for factors in ([3.0, 4.0, 0.0], [1.0, -0.2, 0.3]):
+            optimizer.zero_grad()
+            scaler.scale((parameter * torch.tensor(factors) * size).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        moments = optimizer.state[parameter]
+        steps.append((parameter.detach().clone(), moments["exp_avg"], moments["exp_avg_sq"]))
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_skips_the_step(value: float) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = ClippedAdamW([{"params": parameters}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor, expected_step, expected_scale in ((1.0, 1.0, 1024.0), (value, 1.0, 512.0), (1.0, 2.0, 512.0)):
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer.zero_grad()
+        scaler.scale(parameters[0].sum() * factor + parameters[1].sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-        steps.append((parameter.detach().clone(), seen[0]))
-    torch.testing.assert_close(steps[1][1], torch.tensor([0.6, 0.8, 0.0]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(steps[0], steps[1])
+        moved = [not torch.equal(old, parameter) for old, parameter in zip(before, parameters, strict=True)]
+        assert moved == [factor == 1.0] * 2
+        assert all(parameter.isfinite().all() for parameter in parameters)
+        assert all(optimizer.state[parameter]["step"] == expected_step for parameter in parameters)
+        assert scaler.get_scale() == expected_scale
+
+
+def test_gradients_that_were_unscaled_before_the_step_are_clipped_as_they_are() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedAdamW([{"params": [parameter]}], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((parameter * torch.tensor([3.0, 4.0, 0.0])).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8, 0.0]), rtol=1e-4, atol=1e-5)
 
 
 def test_dense_positional_encoding_follows_the_weights(toy: str) -> None:

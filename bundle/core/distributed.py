@@ -100,6 +100,15 @@ def on_main(function: Callable[..., Any], *args: Any) -> None:
         dist.barrier()
 
 
+def gather(value: T) -> list[T]:
+    """Return the value of each process, in their order, in all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def run_first_on_node(function: Callable[..., T], *args: Any) -> T:
     """Call ``function`` once on each machine before its other processes do, as for a file that it downloads."""
     if not dist.is_initialized():

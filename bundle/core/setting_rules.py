@@ -63,6 +63,7 @@ RULES: Mapping[str, Form] = {
     "lora_alpha": number(above=0),
     "attention": choice("auto", "plain", "bias", "fold", "blocks"),
     "checkpointing": BOOLEAN,
+    "compile": choice("off", "inference", "training"),
     # prompt
     "prompt": choice("self", "none", "expert"),
     "prompt_threshold": number(least=0, below=1),
@@ -86,7 +87,7 @@ RULES: Mapping[str, Form] = {
     "warmup": number(least=0, below=1),
     "val_interval": whole(1),
     "amp": BOOLEAN,
-    "amp_dtype": choice(*AMP_DTYPES),
+    "amp_dtype": choice("auto", *AMP_DTYPES),
     "cache": number(least=0),
     "num_workers": whole(0),
     "resume": BOOLEAN,

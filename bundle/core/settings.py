@@ -84,8 +84,24 @@ def use_amp(amp: bool | str, device: torch.device) -> bool:
     return parse_boolean(amp, "amp") and device.type == "cuda"
 
 
-def amp_kwargs(amp_dtype: str) -> dict[str, torch.dtype]:
-    """Return the arguments of autocast for "float16" or "bfloat16"."""
-    if amp_dtype not in AMP_DTYPES:
-        raise BundleError(f"amp_dtype is '{amp_dtype}', expected one of {', '.join(AMP_DTYPES)}.")
+def amp_kwargs(amp_dtype: str, device: torch.device) -> dict[str, torch.dtype]:
+    """Return the arguments of autocast for "float16", "bfloat16", or "auto": bfloat16 where the GPU computes in it.
+
+    bfloat16 has the range of float32: nothing overflows, and gradients need no scale. Cards before Ampere emulate it.
+
+    Raises:
+        BundleError: the type is none of these.
+    """
+    if amp_dtype not in ("auto", *AMP_DTYPES):
+        raise BundleError(f"amp_dtype is '{amp_dtype}', expected one of auto, {', '.join(AMP_DTYPES)}.")
+    if amp_dtype == "auto":
+        amp_dtype = "bfloat16" if _computes_in_bfloat16(device) else "float16"
     return {"dtype": AMP_DTYPES[amp_dtype]}
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether a device is a GPU with instructions for bfloat16."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -121,8 +121,12 @@ class Exporter:
 
 
 def merge_for_export(network: SamSP) -> SamSP:
-    """Return the network in evaluation mode, without adapters and gradients; one with adapters is copied."""
-    network = copy.deepcopy(network).merge_lora() if network.has_lora else network
+    """Return the network in evaluation mode, without adapters and gradients; one with adapters, or compiled, is copied.
+
+    A copy is not compiled: a file holds the network's own operations.
+    """
+    if network.has_lora or network.image_encoder.compiled_for != "off":
+        network = copy.deepcopy(network).merge_lora()
     return network.eval().requires_grad_(False)
 
 

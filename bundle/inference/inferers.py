@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
+from bundle.core.precision import float32_precision_of_server
 from bundle.core.tensors import strip_metadata, unwrap
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
@@ -39,11 +40,12 @@ class SamSPInferer(Inferer):
         both: return 2K channels, first y1, then y0 (see `SplitPassesd`), instead of the K of y1.
         embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache. It serves
             the requests of a server alone: no other caller comes back with the same image.
+        amp: the setting, for the requests of a server on a GPU, see `float32_precision_of_server`.
     """
 
-    def __init__(self, both: bool = False, embedding_cache: float = 0) -> None:
+    def __init__(self, both: bool = False, embedding_cache: float = 0, amp: bool | str = True) -> None:
         super().__init__()
-        self.both = both
+        self.both, self.amp = both, amp
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(
@@ -55,6 +57,10 @@ class SamSPInferer(Inferer):
         metadata of the inputs, see `bundle.sam_sp.user_prompts`. The answer to a server, which asks for one image at a
         time, has a score of uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
+        with float32_precision_of_server(self.amp, is_requested(inputs)):
+            return self._segment(inputs, network, label)
+
+    def _segment(self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None) -> torch.Tensor:
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
         if self.both or requested or corrections:

@@ -21,6 +21,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from bundle.core.errors import BundleError
+from bundle.core.precision import float32_precision_of_server
 from bundle.core.signs_of_life import follow
 from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.slices import take_slices
@@ -47,6 +48,7 @@ class VolumeInferer(Inferer):
         exclusive: see `bundle.sam_sp.classes.label_map`.
         both: also the label map of y0, after that of y1.
         embedding_cache: MiB for embeddings and masks of recent slices, for a server, as in `SamSPInferer`.
+        amp: the setting, for a server, as in `SamSPInferer`.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class VolumeInferer(Inferer):
         exclusive: bool = True,
         both: bool = False,
         embedding_cache: float = 0,
+        amp: bool | str = True,
     ) -> None:
         super().__init__()
+        self.amp = amp
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
         self.exclusive, self.both = exclusive, both
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
@@ -69,6 +73,10 @@ class VolumeInferer(Inferer):
         M is 1 where classes exclude each other, else the number of classes. The answer to a server has a score of
         uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
+        with float32_precision_of_server(self.amp, is_requested(inputs)):
+            return self._segment_volume(inputs, network)
+
+    def _segment_volume(self, inputs: torch.Tensor, network: Callable[..., Any]) -> torch.Tensor:
         if inputs.shape[:2] != (1, 1):
             raise BundleError(f"Volumes come one at a time with one channel, not as {tuple(inputs.shape)}.")
         volume, corrections = strip_metadata(inputs)[0], user_prompts_of_volume(inputs)

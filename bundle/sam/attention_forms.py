@@ -49,16 +49,18 @@ def choose_form(form: str, x: torch.Tensor, has_few_scores: bool) -> str:
     blocks    plain, over a block of scores at a time               no N x N matrix; the gradient computes scores again
     ========  ====================================================  ===================================================
 
-    "auto" is bias in a graph that is traced, compiled or exported, fold on a GPU, and on a CPU blocks. Where there are
-    few scores (`FEW_SCORES`, without windows) it is bias on a CPU, or plain with a gradient: blocks would compute them
-    twice.
+    "auto" is bias in a graph that is traced or exported, fold on a GPU, compiled or not, and on a CPU blocks, compiled
+    bias. Where there are few scores (`FEW_SCORES`, without windows) it is bias on a CPU, or plain with a gradient:
+    blocks would compute them twice.
     """
     if form != "auto":
         return form
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "bias"
     if x.device.type != "cpu":
         return "fold"
+    if torch.compiler.is_compiling():
+        return "bias"
     if not has_few_scores:
         return "blocks"
     return "plain" if torch.is_grad_enabled() else "bias"

@@ -8,11 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's image encoder at any image size, optionally with activation checkpointing."""
+"""SAM's image encoder at any image size, optionally with activation checkpointing or compiled."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bundle.sam.attention import Attention
 from bundle.sam.attention_forms import require_form
+from bundle.sam.compiled import with_any_batch
 from bundle.sam.conv_stem import ConvStem
 from bundle.sam.mlp import Mlp
 from bundle.sam.registry import SamSpec
@@ -68,13 +70,26 @@ class ImageEncoder(ImageEncoderViT):
     """
 
     checkpointing: bool = False
+    # Of `bundle.sam.compiled.MODES`; the blocks themselves hold the compiled code.
+    compiled_for: str = "off"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> embedding (B, C, S / patch, S / patch)."""
         x = self.patch_embed(x) + self.pos_embed
         for block in self.blocks:
+            run = block
+            if self.compiled_for == "inference" and torch.is_grad_enabled():
+                run = block.forward  # past the compiled code, which a call of the block would run
+            elif self.compiled_for != "off":
+                x = with_any_batch(x)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x)
+                x = run(x)
         return self.neck(x.permute(0, 3, 1, 2))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy, whose blocks are not compiled."""
+        state = super().__getstate__()
+        state.pop("compiled_for", None)
+        return state

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import PromptEncoder
 
 from bundle.sam.registry import SamSpec
@@ -25,7 +26,7 @@ class CachedPromptEncoder(PromptEncoder):
 
     The encoding follows from a weight: it is computed again when weights are loaded, and is not saved with them. Boxes
     alone, or no prompt at all, are embedded without the empty tensor that SAM allocates on a fixed device, so that a
-    traced graph runs on every device.
+    traced graph runs on every device. Nothing waits for the device.
     """
 
     dense_pe: torch.Tensor
@@ -47,6 +48,24 @@ class CachedPromptEncoder(PromptEncoder):
         no_mask = self.no_mask_embed.weight
         sparse = no_mask[None, :0] if boxes is None else self._embed_boxes(boxes)
         return sparse, no_mask[..., None, None].expand(sparse.shape[0], -1, *self.image_embedding_size)
+
+    def _embed_points(self, points: torch.Tensor, labels: torch.Tensor, pad: bool) -> torch.Tensor:
+        """Points (N, T, 2) and labels (N, T) -> (N, T, C), with ``pad`` (N, T + 1, C); -1 labels a point that is none.
+
+        SAM's own code picks points by masks, for which a GPU has to count them first. Here values are chosen.
+        """
+        points = points + 0.5  # the center of the pixel
+        if pad:
+            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
+        embedded = self.pe_layer.forward_with_coords(points, self.input_image_size)
+        no_point, background, foreground = (
+            module.weight.to(embedded.dtype)
+            for module in (self.not_a_point_embed, self.point_embeddings[0], self.point_embeddings[1])
+        )
+        kind = labels[..., None]
+        embedded = torch.where(kind == -1, no_point, embedded)
+        embedded = torch.where(kind == 0, embedded + background, embedded)
+        return torch.where(kind == 1, embedded + foreground, embedded)
 
     def get_dense_pe(self) -> torch.Tensor:
         """Return the positional encoding (1, C, H, W), one vector for each position of the embedding."""

@@ -84,7 +84,8 @@ def random_points(weight: torch.Tensor, stride: int) -> torch.Tensor:
     """Draw points (N, 2), x and y in input pixels, with the density ``weight`` (N, 1, h, w) at low resolution."""
     density = weight.flatten(1)
     density = torch.where(density.sum(dim=1, keepdim=True) > 0, density, torch.ones_like(density))
-    index = torch.multinomial(density, 1)[:, 0]
+    # torch.multinomial draws so as well, and first waits for the device, to check the density
+    index = (density / torch.empty_like(density).exponential_()).argmax(dim=1)
     width = weight.shape[-1]
     corner = torch.stack([index % width, index // width], dim=1) * float(stride)
     return corner + torch.rand_like(corner) * (stride - 1)

@@ -15,20 +15,23 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
+from monai.data.utils import set_rnd
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch.utils.data import DataLoader
 
-from bundle.core.distributed import on_main, rank, world_size
+from bundle.core.distributed import gather, on_main, rank, world_size
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.core.tensors import unwrap
 from bundle.training.console import LOG
 from bundle.training.history import HISTORY
+from bundle.training.random_states import get_random_states, set_random_states
 
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
 
@@ -48,9 +51,12 @@ class CheckpointKeeper:
 
     What an earlier run left in the same folder moves to ``previous``, unless it is resumed.
 
+    A resumed run goes on with the scale of gradients in float16 and with new random numbers, not those of the first
+    epochs again.
+
     Of several processes all have this handler, and the first one writes. What they saved is that of one process, and
     is resumed by any number of them: where that changes the number of steps of an epoch, the schedule goes on from the
-    same epoch.
+    same epoch. Random numbers go on only where the number of processes is the same.
 
     Args:
         output_dir: where the two files go.
@@ -118,6 +124,8 @@ class CheckpointKeeper:
         for name, item in self._objects(engine).items():
             item.load_state_dict(states[name])
         engine.state.max_epochs = epochs
+        _restore_scale(engine, states.get("scaler"))
+        _restore_random_numbers(engine, states.get("random", []))
         # the rate and the decay are those of this command
         for group, settings in zip(optimizer.param_groups, asked, strict=True):
             group.update(settings)
@@ -152,7 +160,9 @@ class CheckpointKeeper:
                 f"The training loss is {loss} in epoch {engine.state.epoch}: try a smaller --learning_rate; nothing "
                 f"was published, and what {self.output_dir} holds of earlier epochs stays."
             )
-        states = {name: item.state_dict() for name, item in self._objects(engine).items()}
+        states: dict[str, Any] = {name: item.state_dict() for name, item in self._objects(engine).items()}
+        states["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else {}
+        states["random"] = gather(get_random_states(engine.state.device))
         if rank() > 0:
             return
         # first the best: a run killed in between resumes from the epoch before and does this one again
@@ -162,6 +172,24 @@ class CheckpointKeeper:
 
     def _objects(self, engine: SupervisedTrainer) -> dict[str, Any]:
         return {**self.save_dict, "trainer": engine, "best": self}
+
+
+def _restore_scale(engine: SupervisedTrainer, state: Mapping[str, Any] | None) -> None:
+    """Go on with the scale of gradients, where both runs have one: old checkpoints, float32 and bfloat16 have none."""
+    if engine.scaler is not None and engine.scaler.is_enabled() and state:
+        engine.scaler.load_state_dict(dict(state))
+
+
+def _restore_random_numbers(engine: SupervisedTrainer, states: Sequence[Mapping[str, Any]]) -> None:
+    """Go on with the random numbers of each process, where there are as many; old checkpoints have none.
+
+    The transforms of a loader without workers have drawn their seed already; workers get theirs from PyTorch later.
+    """
+    if len(states) != world_size():
+        return
+    set_random_states(states[rank()], engine.state.device)
+    if isinstance(engine.data_loader, DataLoader):
+        set_rnd(engine.data_loader.dataset, seed=int(torch.randint(2**31, ())))
 
 
 def _with_epochs_of(states: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Muon, Optimizer
 
 
@@ -33,19 +33,22 @@ class ClippedAdamW(AdamW):
     """Fused AdamW that first clips all gradients to a common norm of at most ``max_norm``.
 
     Without clipping, a network without pre-training diverges under a Dice loss and marks everything as foreground.
-    Clipping is part of the step, so accumulated gradients are clipped once, and those of automatic mixed precision
-    after they are unscaled.
+    Clipping is part of the step, so accumulated gradients are clipped once. Of a `GradScaler` it gets gradients that
+    are still scaled, with the scale and whether a gradient is not finite as tensors: the norm is divided by the scale,
+    the fused kernel divides the gradients, and does nothing where one is not finite. So no value is read off the
+    device.
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, max_norm: float = 1.0) -> None:
         super().__init__(params, lr=lr, fused=True)
-        # A fused step would unscale gradients itself, after they were clipped: leave that to the scaler.
-        self._step_supports_amp_scaling = False
         self.max_norm = max_norm
         self.register_step_pre_hook(self._clip)
 
     def _clip(self, *_: Any) -> None:
-        clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        scale = getattr(self, "grad_scale", None)  # set by GradScaler.step; None where it has unscaled before
+        clip_grads_with_norm_(parameters, self.max_norm, norm if scale is None else norm / scale)
 
 
 class ClippedMuon(Optimizer):

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -39,10 +41,26 @@ def test_amp_is_for_cuda_and_can_be_switched_off() -> None:
     assert not settings.use_amp(True, cpu)
 
 
-def test_amp_dtype_has_two_values() -> None:
-    assert settings.amp_kwargs("bfloat16") == {"dtype": torch.bfloat16}
-    with pytest.raises(BundleError, match="amp_dtype is 'int8'"):
-        settings.amp_kwargs("int8")
+def test_amp_dtype_can_be_asked_for() -> None:
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert settings.amp_kwargs("bfloat16", device) == {"dtype": torch.bfloat16}
+        assert settings.amp_kwargs("float16", device) == {"dtype": torch.float16}
+    with pytest.raises(BundleError, match="amp_dtype is 'int8', expected one of auto, float16, bfloat16"):
+        settings.amp_kwargs("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("has_instructions", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_amp_dtype_is_bfloat16_where_the_card_of_the_run_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, has_instructions: bool, dtype: torch.dtype
+) -> None:
+    """An emulation does not count, and of two cards that of the run does."""
+    current: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.device", lambda device: current.append(device) or nullcontext())
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or has_instructions
+    )
+    assert settings.amp_kwargs("auto", torch.device("cuda", 1)) == {"dtype": dtype}
+    assert current == [torch.device("cuda", 1)]
 
 
 def test_device() -> None:

@@ -29,6 +29,17 @@ def test_boxes_of_masks_are_exact_and_noisy_boxes_stay_inside() -> None:
     assert moved.mean() > 0 and moved.max() <= person.BOX_NOISE_LIMIT * 64 + 1e-4
 
 
+def test_points_are_drawn_as_by_multinomial() -> None:
+    """With the same random numbers, and never where the density is 0."""
+    weight = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    weight[:, :, :4] = 0
+    torch.manual_seed(2)
+    expected = torch.multinomial(weight.flatten(1), 1)[:, 0]
+    torch.manual_seed(2)
+    xy = person.random_points(weight, stride=1)
+    assert torch.equal((xy[:, 1] * 8 + xy[:, 0]).long(), expected) and xy[:, 1].min() >= 4
+
+
 def test_corrective_points_lie_where_mask_and_object_differ() -> None:
     target = torch.zeros(2, 1, 16, 16)
     target[:, :, 4:8, 4:8] = 1

@@ -26,7 +26,7 @@ from torch._dynamo.utils import counters
 from bundle.sam.attention_forms import UNBLOCKED, plain_attention
 from scripts.benchmarks import sizing
 from scripts.benchmarks.gpu import __main__ as kit
-from scripts.benchmarks.gpu import budget, encoder, flex, polyps, timing, training, variants
+from scripts.benchmarks.gpu import budget, click, encoder, flex, polyps, timing, training, variants
 from scripts.benchmarks.gpu.budget import PARTS, Deadline, Part, run_process, seconds_of
 from scripts.benchmarks.gpu.machine import facts, matrix_peak
 from scripts.benchmarks.gpu.results import Results, read_json, write_json
@@ -35,6 +35,7 @@ from scripts.benchmarks.gpu.variants import parse_variant
 from scripts.experiments.polyps.cells import cells_of
 from scripts.experiments.polyps.rows import choose_rows
 from tests.conftest import ROOT
+from tests.test_devices import CountItems
 
 CPU = torch.device("cpu")
 
@@ -178,7 +179,8 @@ def test_groups_are_the_issues_and_begin_with_the_most_important() -> None:
         assert {(task, sam, 1024, batch) for sam in ("vit_b", "vit_h") for batch in (1, 8)} < cases
     assert {g.precision for g in encoder.GROUPS} == {"float32", "tf32", "bfloat16", "float16"}
     assert list(vars(encoder.GROUPS[0]).values())[:4] == ["encoder", "vit_b", 1024, 8]
-    assert all(parse_variant(g.variants[0]).is_reference for g in encoder.GROUPS)
+    assert all(parse_variant(g.variants[0]).is_reference for g in encoder.GROUPS if g.task != encoder.CLICK)
+    assert {g.variants for g in encoder.GROUPS if g.task == encoder.CLICK} == {(click.DECODE, click.GRAPH)}
     names = {parse_variant(name).form for g in encoder.GROUPS for name in g.variants}
     assert {"plain", "bias", "fold", "blocks", "auto", "flex"} < names
     steps = {(g.sam, g.image_size, g.batch) for g in training.GROUPS}
@@ -234,6 +236,16 @@ def test_flex_equals_plain_attention(size: tuple[int, int], monkeypatch: pytest.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     flex.register()
     assert flex.UNBLOCKED["flex"] is flex.flex_form and "flex" not in UNBLOCKED
+
+
+@torch.no_grad()
+def test_a_click_can_be_captured(toy: str) -> None:
+    """Nothing in its decode waits for the device, and the step does what a server does for a click."""
+    source = variants.source_network(toy, 64, CPU)
+    step = click.make_decode(source, click.DECODE, "float32", 2)
+    with CountItems() as items, click.CountOperations() as operations:
+        logits = step()
+    assert items.count == 0 and logits.shape == (2, 1, 16, 16) and 50 < operations.count < 1000
 
 
 def test_machine_without_a_gpu() -> None:

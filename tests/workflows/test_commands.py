@@ -35,12 +35,14 @@ from monai.utils import convert_to_dst_type
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from bundle.core.command_line import bundle_command
 from bundle.core.errors import find_bundle_error
 from bundle.core.files import sha256_of
 from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
+from bundle.sam.compiled import compile_encoder
 from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, ResizeLongestSided
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
@@ -302,6 +304,41 @@ def test_speed_knobs_change_no_result(root: Path, dataset: Path, tmp_path: Path)
     assert said.startswith("attention is 'flash', expected one of auto,")
 
 
+def test_compiled_commands_give_what_the_others_give(
+    root: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, validation, evaluation, inference and an export; without generated code, which would take long."""
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compile_encoder, "__defaults__", (counter,))
+    data = {"dataset_dir": str(dataset), "num_workers": 0}
+    states, masks = [], []
+    for mode, frames in (("off", False), ("training", True)):
+        out = str(tmp_path / mode)
+        torch._dynamo.reset()
+        command(
+            "training", TRAIN, root, **{**TINY, **data, "epochs": 1, "trainable": "lora"}, compile=mode, output_dir=out
+        )
+        states.append(load(Path(out) / "model.pt"))
+        assert (counter.frame_count > 0) is frames
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=0, atol=1e-5)  # a step moves a parameter by about 3e-4
+    for mode in ("off", "inference"):
+        counter.frame_count = 0
+        torch._dynamo.reset()
+        options = {**data, "device": "cpu", "weights": str(tmp_path / "off" / "model.pt"), "compile": mode}
+        command("evaluating", EVALUATE, root, **options, panels=0, output_dir=str(tmp_path / f"scores_{mode}"))
+        command("inferring", INFER, root, **options, output_dir=str(tmp_path / f"masks_{mode}"))
+        masks.append([open_mask(path) for path in sorted((tmp_path / f"masks_{mode}").iterdir())])
+        assert (counter.frame_count > 0) is (mode == "inference")
+    assert len(masks[0]) == 14 and all(np.mean(a != b) < 1e-3 for a, b in zip(*masks, strict=True))
+    counter.frame_count = 0
+    options |= {"weights": str(ROOT / "models" / "model.pt"), "output_dir": str(tmp_path / "export")}
+    command("exporting", [INFER, str(ROOT / "configs" / "export.json")], ROOT, **options, format="torchscript")
+    assert counter.frame_count == 0
+    assert "compile is 'on'" in refused("training", TRAIN, root, **{**TINY, **data}, compile="on")
+
+
 def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: Path) -> None:
     settings = {**TINY, "dataset_dir": str(dataset), "publish": False}
     assert "nothing to resume" in refused("training", TRAIN, root, resume=True, **settings)
@@ -309,6 +346,7 @@ def test_resume_goes_on_with_optimizer_schedule_and_epoch(root: Path, dataset: P
     before = load(root / "output" / "last.pt")
     steps_an_epoch = 3
     assert before["trainer"]["iteration"] == 2 * steps_an_epoch
+    assert len(before["random"]) == 1 and before["scaler"] == {}
 
     assert "--epochs" in refused("training", TRAIN, root, resume="true", **settings)
     other = {**settings, "epochs": 3}

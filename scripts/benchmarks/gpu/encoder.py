@@ -8,7 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Time, memory and accuracy of encoder and inference, against `segment_anything` in the same rounds."""
+"""Time, memory and accuracy of encoder, inference and click, against `segment_anything` in the same rounds.
+
+A click is set against the same decode without a CUDA graph.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from bundle.sam_sp.network import SamSP
 from scripts.benchmarks import sizing
 from scripts.benchmarks.cases import SEGMENT_ANYTHING as SA
 from scripts.benchmarks.gpu.budget import Deadline
+from scripts.benchmarks.gpu.click import DECODE, GRAPH, make_decode
 from scripts.benchmarks.gpu.machine import card, matrix_peak
 from scripts.benchmarks.gpu.precision import HALF, autocast, set_precision, weights_dtype
 from scripts.benchmarks.gpu.results import Results
@@ -37,7 +41,7 @@ from scripts.benchmarks.gpu.variants import (
 )
 from scripts.benchmarks.reference import ReferenceSam
 
-ENCODER, INFERENCE = "encoder", "inference"
+ENCODER, INFERENCE, CLICK = "encoder", "inference", "click"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ COMPILED = (
     "flex+compile",
     "fold/bias+compile",
 )
+CLICKS = (DECODE, GRAPH)
 FEW_COMPILED = (SA, "bias+compile", "fold+compile", "flex/bias+compile")
 WHOLE = (SA, "fold", "bias", "fold+compile", "bias+compile")
 # The most important first: a run that is cut off has these.
@@ -76,6 +81,8 @@ GROUPS = (
     Group(ENCODER, "vit_tiny", 256, 8, "bfloat16", (*EAGER, "bias+compile", "fold+compile")),
     Group(INFERENCE, "vit_tiny", 256, 1, "bfloat16", WHOLE),
     Group(INFERENCE, "vit_b", 1024, 1, "bfloat16", WHOLE),
+    Group(CLICK, "vit_b", 1024, 1, "tf32", CLICKS),
+    Group(CLICK, "vit_tiny", 256, 1, "tf32", CLICKS),
     Group(ENCODER, "vit_b", 1024, 8, "tf32", SHORT),
     Group(ENCODER, "vit_b", 1024, 8, "float32", SHORT),
     Group(ENCODER, "vit_b", 1024, 8, "float16", SHORT),
@@ -94,6 +101,7 @@ TOY_GROUPS = (
     Group(ENCODER, "vit_tiny", 64, 2, "bfloat16", (*EAGER, "fold/bias", "flex", "bias+compile")),
     Group(ENCODER, "vit_tiny", 64, 1, "float32", (SA, "blocks", "auto", "bias", "fold", "no_such_form")),
     Group(INFERENCE, "vit_tiny", 64, 2, "bfloat16", (SA, "fold", "bias")),
+    Group(CLICK, "vit_tiny", 64, 2, "bfloat16", (DECODE,)),
 )
 # Seconds of the rounds of a group, and those needed to begin one.
 ROUNDS_SECONDS, LEAST_SECONDS = 4.0, 8.0
@@ -131,8 +139,10 @@ def measure_group(group: Group, results: Results, device: torch.device, deadline
     for name, one in prepared.items():
         row = timed_row(one, times.get(name, []), times.get(group.variants[0], []), group.batch)
         if "ms" in row:
-            row |= differences[name] | share_of_peak(group, row["ms_per_image"], results.content["peak"]["tflops"])
-        by = "autocast" if group.task == INFERENCE else "weights"
+            row |= differences[name]
+            if group.task != CLICK:
+                row |= share_of_peak(group, row["ms_per_image"], results.content["peak"]["tflops"])
+        by = "weights" if group.task == ENCODER else "autocast"
         about = {key: value for key, value in asdict(group).items() if key != "variants"}
         backend_of = backend if parse_variant(name).compiled else None
         results.add(**about, variant=name, half_by=by if group.precision in HALF else None, backend=backend_of, **row)
@@ -161,6 +171,8 @@ def _make_forward(group: Group, name: str, source: SamSP, backend: str) -> Calla
 
 
 def _make_step(group: Group, name: str, source: SamSP, image: torch.Tensor, backend: str) -> Step:
+    if group.task == CLICK:
+        return make_decode(source, name, group.precision, group.batch)
     forward = _make_forward(group, name, source, backend)
     dtype = weights_dtype(group.precision) if group.task == ENCODER else torch.float32
     return partial(forward, image.to(dtype))
@@ -169,6 +181,8 @@ def _make_step(group: Group, name: str, source: SamSP, image: torch.Tensor, back
 def _float32_output(group: Group, source: SamSP, image: torch.Tensor, is_reference: bool) -> torch.Tensor:
     """Return the output in float32 without TF32: of `segment_anything`, and for our inference, both passes, of ours."""
     set_precision("float32")
+    if group.task == CLICK:
+        return make_decode(source, DECODE, "float32", group.batch)()
     name = SA if is_reference or group.task == ENCODER else "plain"
     forward = _make_forward(replace(group, precision="float32"), name, source, "eager")
     return torch.cat([forward(one[None]) for one in image])  # one at a time: it keeps several N x N matrices

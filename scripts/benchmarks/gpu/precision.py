@@ -16,15 +16,15 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from bundle.core.precision import set_float32_precision
+
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def set_precision(precision: str) -> None:
     """Let products of float32 on a GPU use TF32, or not."""
-    tf32 = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_float32_precision(precision == "tf32")
 
 
 def weights_dtype(precision: str) -> torch.dtype:

@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from bundle.sam.compiled import compile_blocks
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
@@ -151,5 +152,5 @@ def set_variant(network: SamSP, name: str, backend: str) -> None:
     encoder.checkpointing = CHECKPOINTING in name
     for block in encoder.blocks:
         block.attn.form = name.split("+")[0]
-        if COMPILE in name:
-            block.compile(dynamic=False, backend=backend)
+    if COMPILE in name:
+        compile_blocks(encoder, "training", backend)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bundle.sam.compiled import compile_blocks
 from bundle.sam.image_encoder import build_image_encoder
 from bundle.sam.registry import get_spec
 from bundle.sam_sp.network import SamSP
@@ -121,6 +122,8 @@ def finish_encoder(encoder: nn.Module, variant: Variant, backend: str) -> nn.Mod
         if not variant.is_reference:
             attention = block.attn
             attention.form = variant.form if attention.window is None else variant.window_form
-        if variant.compiled:
+        elif variant.compiled:
             block.compile(dynamic=False, backend=backend)
+    if variant.compiled and not variant.is_reference:
+        compile_blocks(encoder, "training", backend)
     return encoder
