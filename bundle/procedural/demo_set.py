@@ -27,6 +27,7 @@ from bundle.core.signs_of_life import follow
 from bundle.procedural.demo_drawing import draw_scene
 
 VERSION = 1
+EPOCHS, DEMO_EPOCHS = 30, 20
 
 
 def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) -> Path:
@@ -78,6 +79,11 @@ def ensure_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) 
 def dataset_or_demo(dataset_dir: str | None, demo: str | os.PathLike[str]) -> str | Path:
     """Return the dataset that a user named, or the demo set, which one process per machine draws into ``demo``."""
     return run_first_on_node(ensure_demo, demo) if dataset_dir is None else dataset_dir
+
+
+def default_epochs(dataset_dir: str | None) -> int:
+    """Return the default length of a training: shorter on the demo set, whose validation Dice no longer rises then."""
+    return DEMO_EPOCHS if dataset_dir is None else EPOCHS
 
 
 def _marker(count: int, seed: int) -> dict[str, Any]:

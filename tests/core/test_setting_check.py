@@ -158,7 +158,7 @@ def test_every_setting_of_a_command_refuses_wrong_values(command: str) -> None:
         ({"dataset_dir": 2.1}, "dataset_dir is 2.1, expected a path: quote it twice"),
         ({"device": "tpu"}, "device is 'tpu', expected one of auto, cpu, cuda, mps, or cuda:N."),
         ({"train#trainer#max_epochs": 0}, "train#trainer#max_epochs is 0, expected a whole number from 1 on."),
-        ({"init_id": "epochs"}, "init_id is 'epochs', expected the id of something to run"),
+        ({"init_id": "learning_rate"}, "init_id is 'learning_rate', expected the id of something to run"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(override: dict[str, Any], sentence: str) -> None:

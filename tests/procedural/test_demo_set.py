@@ -23,7 +23,7 @@ from PIL import Image
 from bundle.core.errors import BundleError
 from bundle.core.provenance import MARKER, is_procedural
 from bundle.procedural.demo_drawing import draw_scene
-from bundle.procedural.demo_set import ensure_demo, make_demo
+from bundle.procedural.demo_set import default_epochs, ensure_demo, make_demo
 
 COUNT = 12
 
@@ -186,3 +186,7 @@ def test_is_procedural_is_decided_from_the_datalist(
     assert is_procedural([{"image": Path(records[0]["image"]).name}])
     (tmp_path / "images" / MARKER).write_text("{}", encoding="utf-8")
     assert is_procedural([foreign])
+
+
+def test_a_training_on_the_demo_set_is_shorter() -> None:
+    assert default_epochs(None) < default_epochs("images of a user")
