@@ -231,12 +231,19 @@ class DiskCache:
 
 
 def _read(usage: BinaryIO) -> tuple[int, bool]:
-    """Return the bytes that are used, and whether the cache takes more; users were told when it no longer did."""
+    """Return the bytes that are used, and whether the cache takes more; users were told when it no longer did.
+
+    Raises:
+        OSError: the file is damaged. The next run counts anew.
+    """
     usage.seek(0)
     words = usage.read().split()
-    return (int(words[0]), words[1] == b"1") if len(words) == 2 and all(map(bytes.isdigit, words)) else (0, True)
+    if len(words) != 2 or not all(map(bytes.isdigit, words)):
+        raise OSError("its file usage is damaged")
+    return int(words[0]), words[1] == b"1"
 
 
 def _note(usage: BinaryIO, used: int, takes_more: bool = True) -> None:
     usage.seek(0)
+    usage.truncate()
     usage.write(b"%020d %d\n" % (used, takes_more))

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from collections import Counter
@@ -116,6 +117,11 @@ def entries(disk: DiskCache) -> list[Path]:
     return sorted(disk.folder.rglob("*.item"))
 
 
+def used(disk: DiskCache) -> int:
+    """The bytes that a cache believes to hold."""
+    return int((disk.folder / "usage").read_text().split()[0])
+
+
 def assert_same(found: list[Any], expected: list[Any]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -186,7 +192,26 @@ def test_workers_share_a_cache(records: list[dict[str, str]], tmp_path: Path) ->
         found = [{key: batch[key][0] for key in ("image", "label")} for batch in loader]
         assert_same(found, read_all(records, None))
     assert len(entries(disk)) == 6
-    assert int((disk.folder / "usage").read_text().split()[0]) == sum(path.stat().st_size for path in entries(disk))
+    assert used(disk) == sum(path.stat().st_size for path in entries(disk))
+
+
+def _write_many(disk: DiskCache, process: int) -> None:
+    for number in range(200):
+        disk.write(f"{number % 100:02x}{process:062x}{number:04x}", bytes(100))
+
+
+def test_processes_that_write_together_keep_to_the_limit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """800 files of 100 bytes, of which 500 fit."""
+    disk = DiskCache(tmp_path / "cache", 50_000 / 2**20)
+    disk.claim([])
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(disk, number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(entries(disk)) == 500 and used(disk) == 50_000
+    assert capfd.readouterr().out.count("is full") == 1
 
 
 @pytest.mark.parametrize("key", ["image", "label"])
@@ -241,9 +266,20 @@ def test_every_damage_is_found_and_repaired(records: list[dict[str, str]], tmp_p
     intact = path.read_bytes()
     flips = [intact[:place] + bytes([intact[place] ^ 4]) + intact[place + 1 :] for place in range(0, len(intact), 97)]
     for damaged in [b"", b"abc", intact[:-1], intact[: len(intact) // 2], intact + b"\0", *flips]:
+        counted = used(disk) + len(damaged) - len(intact)  # what a recount would give
+        (disk.folder / "usage").write_text(f"{counted:020d} 1\n")
         path.write_bytes(damaged)
         assert_same(read_all(records[:1], disk), expected)
         assert path.read_bytes() == intact
+        assert used(disk) == len(intact)
+
+
+def test_images_are_stored_as_8_bits(records: list[dict[str, str]], tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path / "cache", 1)
+    read_all([records[0]], disk, validation(size=512))
+    (path,) = entries(disk)
+    pixels = 3 * 512 * 410  # the mask is packed; as float32 and padded it is more than four times as much
+    assert pixels < path.stat().st_size < 1.05 * pixels
 
 
 def test_a_full_cache_says_so_once_and_decodes_the_rest(
@@ -272,7 +308,7 @@ def test_what_a_run_does_not_use_makes_room_for_it(records: list[dict[str, str]]
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("of a user")
     old = entries(disk)
-    for path in old:
+    for path in [*old, stranger]:
         os.utime(path, (1, 1))
     read_all([records[0], *records[4:]], DiskCache(tmp_path / "cache", room))
     kept = set(entries(disk))
@@ -317,7 +353,7 @@ def test_a_disk_without_room_ends_no_training(
     ]
     told = [line for line in capsys.readouterr().out.splitlines() if "No space left" in line]
     assert len(told) == 1
-    assert (disk.folder / "usage").read_text().split()[0].strip("0") == ""
+    assert used(disk) == 0
 
 
 def test_a_folder_that_cannot_be_written_ends_no_training(
@@ -356,6 +392,20 @@ def test_transforms_that_cannot_be_stored_end_no_training(
     found = read_all(records, DiskCache(tmp_path / "cache", 1), Compose([*loading, AddObjectd("image")]))
     assert found[0]["extra"] is object
     assert len([line for line in capsys.readouterr().out.splitlines() if "cannot hold a type" in line]) == 1
+
+
+def test_a_damaged_count_is_taken_anew(
+    records: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = DiskCache(tmp_path / "cache", 1)
+    disk.claim([])
+    for damage in ("", "12 x", "1"):
+        (disk.folder / "usage").write_text(damage)
+        assert_same(read_all(records[:1], disk), read_all(records[:1], None))
+        disk = DiskCache(tmp_path / "cache", 1)
+        read_all(records, disk)
+        assert used(disk) == sum(path.stat().st_size for path in entries(disk)) > 0
+    assert "its file usage is damaged" in capsys.readouterr().out
 
 
 def test_no_cache_makes_no_folder(records: list[dict[str, str]], tmp_path: Path) -> None:
