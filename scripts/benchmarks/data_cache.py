@@ -54,12 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         make_images(folder / "data", options.images, min(options.distinct, options.images))
         for row in options.rows:
-            settings = {
-                **cases(options)[row],
-                "dataset_dir": str(folder / "data"),
-                "disk_cache_dir": str(folder / "disk"),
-            }
-            print(json.dumps({"row": row, **in_own_process(settings | common(options))}), flush=True)
+            places = {"dataset_dir": str(folder / "data"), "disk_cache_dir": str(folder / row.removesuffix("_again"))}
+            settings = {**common(options), **cases(options)[row], **places}
+            print(json.dumps({"row": row, **in_own_process(settings)}), flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
