@@ -21,15 +21,19 @@ from typing import Any
 from bundle.core.errors import BundleError
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file in the same folder, flush it to the disk and give it its name."""
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any], flush: bool = True) -> None:
+    """Let ``write`` fill a temporary file in the same folder, flush it to the disk and give it its name.
+
+    Without ``flush``, a power cut may leave a file of that name with a part of its content.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -89,6 +89,8 @@ RULES: Mapping[str, Form] = {
     "amp": BOOLEAN,
     "amp_dtype": choice("auto", *AMP_DTYPES),
     "cache": number(least=0),
+    "disk_cache": number(least=0),
+    "disk_cache_dir": PATH,
     "num_workers": whole(0),
     "resume": BOOLEAN,
     "seed": one_of("a whole number, or none for another one each time", NOTHING, whole()),

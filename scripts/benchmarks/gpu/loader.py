@@ -88,7 +88,7 @@ def measured(case: Case, folder: Path, device: torch.device, seconds: float, toy
     """Return the waiting of a case, or why it failed."""
     train = min(count_images(folder) - 2, TOY_IMAGES if toy else IMAGES)
     split = {"validation": 1, "test": count_images(folder) - 1 - train}
-    settings = {**case.settings, "dataset_dir": str(folder), "split": split, "device": device.type}
+    settings = {**case.settings, "dataset_dir": str(folder), "split": split, "device": device.type, "disk_cache": 0}
     try:
         with limited(max(1.0, seconds)):
             found = data_wait(2 if toy else EPOCHS, **settings)
