@@ -65,8 +65,8 @@ def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return (height, width) of an image file as it is displayed, from its header; None where that cannot be told."""
     try:
         with Image.open(path) as image:
-            # Pillow decodes a whole PNG to look for an orientation behind the pixels
-            known = image.format != "PNG" or "exif" in image.info
+            # Pillow turns the size of a TIFF itself, and decodes a whole PNG to look for one behind the pixels
+            known = image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info)
             sideways = known and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if sideways else (image.height, image.width)
     except PILLOW_ERRORS:
