@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from bundle.core.errors import BundleError
@@ -126,6 +126,11 @@ def require_shares(datalists: Mapping[str, Sequence[Any]]) -> None:
     for name, records in datalists.items():
         if 0 < len(records) < world_size():
             raise BundleError(f"There are {len(records)} {name} images for {world_size()} processes: start fewer.")
+
+
+def sampler_of(loader: DataLoader) -> Any:
+    """Return what gives the indices to a dataloader, or to its batch sampler."""
+    return getattr(loader.batch_sampler, "sampler", loader.sampler)
 
 
 def order_of_results(dataset: Dataset, sampler: Any) -> list[int] | None:

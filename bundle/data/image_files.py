@@ -17,7 +17,7 @@ import struct
 
 import numpy as np
 from monai.config import PathLike
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bundle.core.errors import BundleError
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
@@ -59,6 +59,18 @@ def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
         raise BundleError(
             f"{name} cannot be read as {kind} ({reason}); expected a PNG, JPEG, TIFF or BMP file."
         ) from error
+
+
+def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return (height, width) of an image file as it is displayed, from its header; None where that cannot be told."""
+    try:
+        with Image.open(path) as image:
+            # Pillow turns the size of a TIFF itself, and decodes a whole PNG to look for one behind the pixels
+            known = image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info)
+            sideways = known and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if sideways else (image.height, image.width)
+    except PILLOW_ERRORS:
+        return None
 
 
 def open_mask(path: str | os.PathLike[str]) -> np.ndarray:

@@ -18,29 +18,23 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.handlers import IgniteMetricHandler, from_engine
-from monai.metrics import (
-    CumulativeIterationMetric,
-    DiceMetric,
-    HausdorffDistanceMetric,
-    MeanIoU,
-    SurfaceDiceMetric,
-)
+from monai.metrics import CumulativeIterationMetric, HausdorffDistanceMetric, SurfaceDiceMetric
 from monai.metrics.utils import do_metric_reduction
 
 from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
 from bundle.inference.expert_prompt import remove_specks
-from bundle.sam_sp.self_prompt import boxes_from_logits
+from bundle.sam_sp.self_prompt import boxes_from_mask
 
 
 def dice_handler(prediction: str) -> IgniteMetricHandler:
-    """Return the handler of the Dice of a key of the engine's output with "label": 1 where both are empty, else 0."""
-    return IgniteMetricHandler(DiceMetric(ignore_empty=False), output_transform=from_engine([prediction, "label"]))
+    """Return the handler of `Dice` between a key of the engine's output and "label"."""
+    return IgniteMetricHandler(Dice(), output_transform=from_engine([prediction, "label"]))
 
 
 def iou_handler(prediction: str) -> IgniteMetricHandler:
-    """Return the handler of the IoU, see `dice_handler`."""
-    return IgniteMetricHandler(MeanIoU(ignore_empty=False), output_transform=from_engine([prediction, "label"]))
+    """Return the handler of `IoU`, see `dice_handler`."""
+    return IgniteMetricHandler(IoU(), output_transform=from_engine([prediction, "label"]))
 
 
 def box_iou_handler() -> IgniteMetricHandler:
@@ -60,7 +54,46 @@ def surface_dice_handler(num_classes: int, tolerance: float) -> IgniteMetricHand
     return IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"]))
 
 
-class BoxIoU(CumulativeIterationMetric):
+class _MeanMetric(CumulativeIterationMetric):
+    """Base class of metrics that are averaged over images and classes, NaN left out."""
+
+    def aggregate(self) -> torch.Tensor:
+        """Return the mean over images and classes, a scalar."""
+        return do_metric_reduction(self.get_buffer(), "mean")[0]
+
+
+class Dice(_MeanMetric):
+    """Dice of masks: 1 where both are empty, 0 where only the label is.
+
+    The values are those of MONAI's ``DiceMetric(ignore_empty=False)``, which takes 10 to 30 times as long on a CPU: it
+    makes floating-point numbers of the masks, and reads values off them.
+    """
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """Prediction and label, (B, K, ...), 0 or 1 -> Dice (B, K)."""
+        both, predicted, labeled = _count_pixels(y_pred, y)
+        return torch.where(predicted + labeled > 0, 2 * both / (predicted + labeled), 1.0)
+
+
+class IoU(_MeanMetric):
+    """IoU of masks, where they are empty as `Dice`; the values of MONAI's ``MeanIoU(ignore_empty=False)``."""
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """Prediction and label, (B, K, ...), 0 or 1 -> IoU (B, K)."""
+        both, predicted, labeled = _count_pixels(y_pred, y)
+        union = predicted + labeled - both
+        return torch.where(union > 0, both / union, 1.0)
+
+
+def _count_pixels(y_pred: torch.Tensor, y: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return the numbers of pixels of both masks, of the prediction and of the label, (B, K) each."""
+    assert y is not None
+    predicted, labeled = (strip_metadata(masks).to(torch.uint8).flatten(2) for masks in (y_pred, y))
+    # sums in int32 are exact, and ten times as fast as those in int64
+    return [masks.sum(dim=2, dtype=torch.int32) for masks in (predicted & labeled, predicted, labeled)]
+
+
+class BoxIoU(_MeanMetric):
     """IoU of the self-prompt, SP's box around y0, with the box that an expert would draw around the label.
 
     For an empty y0 the box is the whole image, as in `boxes_from_logits`. An image with an empty label has no true box,
@@ -72,14 +105,10 @@ class BoxIoU(CumulativeIterationMetric):
         assert y is not None
         initial, label = strip_metadata(y_pred), strip_metadata(y)
         iou = box_iou(
-            boxes_from_logits(initial.float() - 0.5, stride=1),
-            boxes_from_logits(remove_specks(label).float() - 0.5, stride=1),
+            boxes_from_mask(initial.bool(), stride=1),
+            boxes_from_mask(remove_specks(label), stride=1),
         )
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
-
-    def aggregate(self) -> torch.Tensor:
-        """Return the mean over images and classes, a scalar."""
-        return do_metric_reduction(self.get_buffer(), "mean")[0]
 
 
 class HausdorffMillimeters(HausdorffDistanceMetric):

@@ -25,7 +25,7 @@ from monai.engines import SupervisedEvaluator
 from monai.metrics import compute_dice
 from PIL import Image
 
-from bundle.core.distributed import order_of_results
+from bundle.core.distributed import order_of_results, sampler_of
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.core.tensors import strip_metadata, unwrap
@@ -141,7 +141,7 @@ class PanelSaver:
                 f"'{self.metric_name}' has {' x '.join(map(str, scores.shape))} values, expected a row for each of the "
                 f"{images} images of the dataset."
             )
-        places = order_of_results(loader.dataset, loader.sampler)
+        places = order_of_results(loader.dataset, sampler_of(loader))
         if places is None:
             raise BundleError("The dataloader of the evaluation shuffles; panels expect the order of the dataset.")
         ordered = np.empty(images)

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from bundle.core.tensors import strip_metadata
 from bundle.sam.coordinates import InputScale
-from bundle.sam_sp.self_prompt import boxes_from_logits
+from bundle.sam_sp.self_prompt import boxes_from_mask
 
 # A fraction of the foreground of a label: smaller components are annotation errors.
 SPECK = 0.01
@@ -36,17 +36,18 @@ def expert_boxes(label: torch.Tensor, image_size: int) -> torch.Tensor:
     Returns:
         boxes_xyxy (B, K, 4) in input pixels, both ends inclusive; the whole image where a label is empty.
     """
-    upright = remove_specks(strip_metadata(label).transpose(-2, -1)).float()
+    upright = remove_specks(strip_metadata(label).transpose(-2, -1))
     height, width = upright.shape[-2:]
-    return InputScale(height, width, image_size).boxes_to_input(boxes_from_logits(upright - 0.5, stride=1))
+    return InputScale(height, width, image_size).boxes_to_input(boxes_from_mask(upright, stride=1))
 
 
 def remove_specks(masks: torch.Tensor) -> torch.Tensor:
     """Return masks (B, K, H, W), bool, without connected components below `SPECK` of their foreground."""
-    kept = torch.zeros_like(masks, dtype=torch.bool)
-    for image, class_index in np.ndindex(*masks.shape[:2]):
-        pieces, _ = ndimage.label(masks[image, class_index].cpu().numpy() > 0)
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        kept[image, class_index] = torch.from_numpy((sizes > SPECK * sizes.sum())[pieces]).to(kept.device)
-    return kept
+    marked = masks.cpu().numpy() > 0
+    for index in np.ndindex(*marked.shape[:2]):
+        for window in ndimage.find_objects(marked[index].astype(np.uint8)):  # of all foreground
+            pieces, _ = ndimage.label(marked[index][window])
+            sizes = np.bincount(pieces.ravel())
+            sizes[0] = 0
+            marked[index][window] = (sizes > SPECK * sizes.sum())[pieces]
+    return torch.from_numpy(marked).to(masks.device)

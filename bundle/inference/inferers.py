@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.precision import float32_precision_of_server
 from bundle.core.tensors import strip_metadata, unwrap
+from bundle.data.label_batches import LABEL_SIZES, crop_label
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
@@ -49,11 +50,11 @@ class SamSPInferer(Inferer):
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None = None
+        self, inputs: torch.Tensor, network: Callable[..., Any], labels: Iterable[torch.Tensor] | None = None
     ) -> torch.Tensor:
         """inputs (B, 3, S, S) -> logits (B, K, S, S) or (B, 2K, S, S) with the metadata of the inputs.
 
-        The label, (1, K, W, H) in reader order, is used for ``prompt: expert`` only. User prompts are read from the
+        The labels, (K, W, H) each in reader order, are used for ``prompt: expert`` only. User prompts are read from the
         metadata of the inputs, see `bundle.sam_sp.user_prompts`. The answer to a server, which asks for one image at a
         time, has a score of uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
@@ -64,7 +65,7 @@ class SamSPInferer(Inferer):
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
         if self.both or requested or corrections:
-            output = segment(inputs, network, label, corrections, self.cache if requested else None)
+            output = segment(inputs, network, labels, corrections, self.cache if requested else None)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
             score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if requested else None
@@ -83,16 +84,17 @@ def attach_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:
 def segment(
     inputs: torch.Tensor,
     network: Callable[..., Any],
-    label: torch.Tensor | None = None,
+    labels: Iterable[torch.Tensor] | None = None,
     corrections: UserPrompts | None = None,
     cache: EmbeddingCache | None = None,
 ) -> SamSPOutput:
-    """Run both passes of a network on inputs (B, 3, S, S); the expert's label is (1, K, W, H) in reader order."""
+    """Run both passes of a network on inputs (B, 3, S, S); the expert's labels are (K, W, H) each in reader order."""
     image = strip_metadata(inputs)
     sam_sp = unwrap(network)
     arguments: dict[str, Any] = {}  # replacements of a SamSP may take the image only
-    if sam_sp.prompt == "expert" and label is not None:
-        arguments["expert_xyxy"] = expert_boxes(label, image.shape[-1])
+    if sam_sp.prompt == "expert" and labels is not None:
+        boxes_xyxy = [expert_boxes(label[None], image.shape[-1]) for label in labels]  # sizes differ
+        arguments["expert_xyxy"] = torch.cat(boxes_xyxy)
     elif cache is not None:
         return cache.segment(image, sam_sp, corrections)
     if corrections:
@@ -102,7 +104,10 @@ def segment(
 
 def prepare_labeled(
     batch: Mapping[str, torch.Tensor], device: str | torch.device, non_blocking: bool = False, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict[str, Any]]:
-    """Return a batch for MONAI's engines whose label is passed to the inferer as well."""
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | list[torch.Tensor]], dict[str, Any]]:
+    """Return a batch for MONAI's engines whose labels are passed to the inferer as well, without their padding."""
     image, label = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "label"))
-    return image, label, (label,), {}
+    if LABEL_SIZES not in batch:
+        return image, label, (label,), {}
+    pairs = zip(strip_metadata(label), batch[LABEL_SIZES], strict=True)
+    return image, label, ([crop_label(padded, size) for padded, size in pairs],), {}

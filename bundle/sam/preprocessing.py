@@ -19,9 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, MapTransform, NormalizeIntensityd, Resize, SpatialPadd
+from monai.transforms import InvertibleTransform, MapTransform, Resize, SpatialPadd
 from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
 from PIL import Image
+
+from bundle.core.tensors import strip_metadata
 
 # Mean and standard deviation of SAM's training images: red, green and blue in 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -46,8 +48,14 @@ def resize_bilinear(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def normalize_and_pad(images: torch.Tensor, image_size: int) -> torch.Tensor:
     """Normalize images (..., 3, H, W) of 0..255, whose long side has S pixels, and pad them: (..., 3, S, S)."""
     height, width = images.shape[-2:]
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return F.pad((images - mean) / std, (0, image_size - width, 0, image_size - height))
+    return F.pad(normalize(images), (0, image_size - width, 0, image_size - height))
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Normalize images (..., 3, H, W) of 0..255 as SAM does, float32."""
+    values = images.to(torch.float32)
+    mean, std = (values.new_tensor(channels)[:, None, None] for channels in (PIXEL_MEAN, PIXEL_STD))
+    return (values - mean) / std
 
 
 def to_network_input(images: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -144,12 +152,14 @@ class ToNetworkInputd(MapTransform, InvertibleTransform):
 
     def __init__(self, keys: KeysCollection, image_size: int, mask_keys: KeysCollection = ()) -> None:
         super().__init__((*ensure_tuple(keys), *ensure_tuple(mask_keys)))
-        mean_std: dict[str, Any] = {"subtrahend": PIXEL_MEAN, "divisor": PIXEL_STD}
-        self.normalize: Any = NormalizeIntensityd(keys, **mean_std, channel_wise=True)
+        self.image_keys = ensure_tuple(keys)
         self.pad: Any = SpatialPadd(self.keys, spatial_size=(image_size, image_size), method="end")
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        return self.pad(self.normalize(data))
+        d = dict(data)
+        for key in self.image_keys:
+            d[key] = convert_to_dst_type(normalize(strip_metadata(d[key])), d[key], dtype=torch.float32)[0]
+        return self.pad(d)
 
     def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         return self.pad.inverse(data)

@@ -44,7 +44,7 @@ def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
     A pixel belongs to a class where its logit is above 0 and, among exclusive classes, the highest.
     """
-    if not exclusive:
+    if not exclusive or logits.shape[1] == 1:
         return (logits > 0).to(torch.uint8)
     highest, index = logits.max(dim=1, keepdim=True)
     return torch.where(highest > 0, index + 1, 0).to(torch.uint8)

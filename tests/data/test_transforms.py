@@ -19,16 +19,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import (
-    Invertd,
-)
+from monai.transforms import Invertd, NormalizeIntensityd, SpatialPadd
 from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from bundle.data.transforms import RandColorJitterd, SplitClassesd
 from bundle.inference.postprocessing import MarkClassesd, SplitPassesd
-from bundle.sam.preprocessing import ResizeLongestSided, longest_side_size
+from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd, longest_side_size
 from tests.pictures import DEVIATION, MEAN, preprocessing
 
 KVASIR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kvasir-seg" / "images"
@@ -197,3 +195,15 @@ def test_classes_split_and_marked() -> None:
     marked = MarkClassesd("pred", exclusive=True)({"pred": logits})["pred"]
     assert marked.tolist() == [[[0, 1]], [[1, 0]]] and marked.meta["a"] == 1
     assert MarkClassesd("pred", exclusive=False)({"pred": logits})["pred"].tolist() == [[[0, 1]], [[1, 1]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_input_is_normalized_as_monai_does_to_the_last_bit(dtype: torch.dtype) -> None:
+    image = MetaTensor(torch.randint(0, 256, (3, 48, 64)).to(dtype), meta={"name": "image"})
+    normalize = NormalizeIntensityd("image", subtrahend=MEAN, divisor=DEVIATION, channel_wise=True)
+    normalized = normalize({"image": image.clone()})  # it changes float images in place
+    expected = SpatialPadd("image", spatial_size=(64, 64), method="end")(normalized)["image"]
+    found = ToNetworkInputd("image", image_size=64)({"image": image})["image"]
+    assert torch.equal(found.as_tensor(), expected.as_tensor()) and found.dtype == torch.float32
+    assert found.meta["name"] == "image" and len(found.applied_operations) == 1
+    assert image.min() >= 0  # the cache keeps it

@@ -15,8 +15,9 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.metrics import DiceMetric, MeanIoU
 
-from bundle.evaluation.metrics import BoxIoU, box_iou
+from bundle.evaluation.metrics import BoxIoU, Dice, IoU, box_iou
 
 
 def mask(x: tuple[int, int], y: tuple[int, int]) -> torch.Tensor:
@@ -59,3 +60,20 @@ def test_against_another_library() -> None:
     open_ended = boxes + torch.tensor([0.0, 0.0, 1.0, 1.0])
     expected = torch.stack([exclusive_iou(first[None], second[None])[0, 0] for first, second in open_ended])
     torch.testing.assert_close(box_iou(boxes[:, 0], boxes[:, 1]), expected)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(Dice(), DiceMetric), (IoU(), MeanIoU)], ids=["Dice", "IoU"])
+def test_overlap_is_that_of_monai(ours: Dice | IoU, theirs: type[DiceMetric] | type[MeanIoU]) -> None:
+    """Of images of two sizes with three classes, among them empty masks."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(50, 40), (31, 70), (31, 70)]
+    first, second = (
+        [(torch.rand(3, *size, generator=generator) > level).to(torch.uint8) for size in sizes] for level in (0.6, 0.3)
+    )
+    first[0][0], second[0][0], first[1][1], second[2][2] = 0, 0, 0, 0  # both, the prediction, the label
+    reference = theirs(ignore_empty=False)
+    for metric in (ours, reference):
+        metric([MetaTensor(mask) for mask in first], [MetaTensor(mask) for mask in second])
+    assert ours.get_buffer()[[0, 1, 2], [0, 1, 2]].tolist() == [1.0, 0.0, 0.0]
+    torch.testing.assert_close(ours.get_buffer(), reference.get_buffer(), rtol=0, atol=1e-6)
+    assert ours.aggregate().item() == pytest.approx(float(reference.aggregate()), abs=1e-6)

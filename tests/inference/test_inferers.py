@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bundle.core.errors import BundleError
-from bundle.inference.expert_prompt import expert_boxes
+from bundle.inference.expert_prompt import expert_boxes, remove_specks
 from bundle.inference.inferers import SamSPInferer, segment
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.losses import SamSPLoss
@@ -44,6 +44,26 @@ def test_an_expert_does_not_draw_around_specks() -> None:
     label[0, 0, 5:15, 5:10] = 1  # a second object
     label[0, 0, 0, 0] = label[0, 0, 63, 63] = 1
     assert expert_boxes(label, 64)[0, 0].tolist() == [5.0, 5.0, 39.0, 49.0]
+
+
+def test_only_specks_are_removed() -> None:
+    masks = torch.zeros(2, 2, 90, 70, dtype=torch.uint8)
+    masks[0, 0, 20:40, 30:50] = masks[0, 0, 60:64, 5:9] = masks[1, 1, 89, 69] = 1
+    expected = masks.bool()
+    masks[0, 0, 80, 60] = masks[0, 0, 0, 69] = 1  # 1 of 418 pixels each
+    assert torch.equal(remove_specks(masks), expected)
+
+
+def test_images_of_a_batch_have_their_own_experts_box(toy: str) -> None:
+    """Their labels have sizes of their own."""
+    network = randomize(SamSP(sam=toy, trainable="full", prompt="expert")).eval()
+    labels = [torch.zeros(1, 64, 64), torch.zeros(1, 100, 50)]
+    for label in labels:
+        label[:, 8:20, 30:50] = 1
+    with torch.no_grad():
+        boxes_xyxy = segment(torch.randn(2, 3, 64, 64), network, labels).boxes_xyxy
+    assert boxes_xyxy[0, 0].tolist() == [8.0, 30.0, 19.0, 49.0]
+    torch.testing.assert_close(boxes_xyxy[1:], expert_boxes(labels[1][None], 64))
 
 
 @torch.no_grad()
