@@ -59,9 +59,11 @@ class SamSPInferer(Inferer):
         time, has a score of uncertainty in its metadata, see `bundle.inference.uncertainty`.
         """
         with float32_precision_of_server(self.amp, is_requested(inputs)):
-            return self._segment(inputs, network, label)
+            return self._segment(inputs, network, labels)
 
-    def _segment(self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None) -> torch.Tensor:
+    def _segment(
+        self, inputs: torch.Tensor, network: Callable[..., Any], labels: Iterable[torch.Tensor] | None
+    ) -> torch.Tensor:
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
         if self.both or requested or corrections:
