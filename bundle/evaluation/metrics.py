@@ -65,8 +65,8 @@ class _MeanMetric(CumulativeIterationMetric):
 class Dice(_MeanMetric):
     """Dice of masks: 1 where both are empty, 0 where only the label is.
 
-    The values are those of MONAI's ``DiceMetric(ignore_empty=False)``, which takes 10 to 30 times as long on a CPU: it
-    makes floating-point numbers of the masks, and reads values off them.
+    The values are those of MONAI's ``DiceMetric(ignore_empty=False)``, which makes floating-point numbers of the masks
+    and reads a value off the device for each class; here neither is needed.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
@@ -89,7 +89,7 @@ def _count_pixels(y_pred: torch.Tensor, y: torch.Tensor | None) -> list[torch.Te
     """Return the numbers of pixels of both masks, of the prediction and of the label, (B, K) each."""
     assert y is not None
     predicted, labeled = (strip_metadata(masks).to(torch.uint8).flatten(2) for masks in (y_pred, y))
-    # sums in int32 are exact, and ten times as fast as those in int64
+    # sums in int32 are exact, and much faster than those in int64
     return [masks.sum(dim=2, dtype=torch.int32) for masks in (predicted & labeled, predicted, labeled)]
 
 

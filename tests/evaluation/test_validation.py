@@ -96,7 +96,7 @@ def test_an_image_has_no_value_read_off_the_device(
             return decollate_batch(*arguments, **options)
 
     monkeypatch.setattr("monai.transforms.inverse_batch_transform.decollate_batch", decollate_uncounted)
-    evaluator = build(sized, tmp_path)
+    evaluator = build(sized, tmp_path, disk_cache=0)  # what workers write stays on the CPU as well
     with CountItems() as items:
         evaluator.run()
     assert len(evaluator.state.metrics) == 5 and items.count == 5 + 1
