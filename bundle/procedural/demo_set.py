@@ -27,7 +27,7 @@ from bundle.core.signs_of_life import follow
 from bundle.procedural.demo_drawing import draw_scene
 
 VERSION = 1
-EPOCHS, DEMO_EPOCHS = 30, 20
+EPOCHS, DEMO_EPOCHS = 30, 18
 
 
 def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) -> Path:
