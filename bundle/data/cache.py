@@ -149,11 +149,11 @@ class ToldCacheDataset(CacheDataset):
         return item
 
 
-def cached_images(cache: float, image_size: int) -> int:
-    """Return the number of images that fit into ``cache`` MiB: uint8 RGB and a mask, image_size x image_size each."""
+def cached_images(cache: float, image_size: int, num_classes: int = 1) -> int:
+    """Return the number of images that fit into ``cache`` MiB: uint8 RGB and K masks, image_size x image_size each."""
     if cache < 0:
         raise BundleError(f"cache is {cache}, expected a number of MiB, 0 for no cache.")
-    return int(cache * 2**20 / (4 * image_size**2))
+    return int(cache * 2**20 / ((3 + num_classes) * image_size**2))
 
 
 def cached_volumes(cache: float, records: Sequence[Mapping[str, str]]) -> int:

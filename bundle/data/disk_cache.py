@@ -158,10 +158,12 @@ class DiskCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.folder / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
             (self.folder / "usage").touch()
+            self._since = (self.folder / "usage").stat().st_mtime_ns
             with self._usage() as usage:
                 used = sum(size for _, size, _ in self._files())
+                if used > self.limit:  # it was larger before
+                    used -= self._evict(used)
                 _note(usage, used)
-            self._since = (self.folder / "usage").stat().st_mtime_ns
         except OSError as error:
             self.stop(f"cannot be written ({error.strerror or error})", hint="; --disk_cache_dir names another folder")
             return

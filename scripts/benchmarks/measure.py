@@ -75,12 +75,13 @@ def peak_memory_mib(case: Case) -> float | None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = _status_kib("VmRSS")
+    before = status_kib("VmRSS")
     step()
-    return (_status_kib("VmHWM") - before) / 1024
+    return (status_kib("VmHWM") - before) / 1024
 
 
-def _status_kib(key: str) -> int:
+def status_kib(key: str) -> int:
+    """Return a figure in KiB that the kernel has of this process, such as VmRSS or VmHWM."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -134,6 +135,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 def test_cache_counts_images() -> None:
     assert cached_images(1, 256) == 4
     assert cached_images(0, 256) == 0
+    assert cached_images(2, 256, num_classes=5) == 4  # five masks each
     with pytest.raises(BundleError, match="cache is -1"):
         cached_images(-1, 256)
     with pytest.raises(BundleError, match="disk_cache is -1, expected a number of MiB"):
@@ -187,8 +189,8 @@ def test_a_training_keeps_the_first_in_memory_and_the_others_on_disk(
 def test_workers_share_a_cache(records: list[dict[str, str]], tmp_path: Path) -> None:
     disk = DiskCache(tmp_path / "cache", 1)
     dataset = DiskCachedDataset(records, validation(), disk)
-    for context in ("fork", "spawn"):
-        loader = DataLoader(dataset, batch_size=1, num_workers=2, multiprocessing_context=context)
+    for given in (dataset, pickle.loads(pickle.dumps(dataset))):  # as workers get it that are forked, or spawned
+        loader = DataLoader(given, batch_size=1, num_workers=2)
         found = [{key: batch[key][0] for key in ("image", "label")} for batch in loader]
         assert_same(found, read_all(records, None))
     assert len(entries(disk)) == 6
@@ -315,6 +317,14 @@ def test_what_a_run_does_not_use_makes_room_for_it(records: list[dict[str, str]]
     assert len(kept & set(old)) >= 1 and len(kept - set(old)) == 2  # image 0 was claimed
     assert sum(path.stat().st_size for path in kept) <= room * 2**20
     assert stranger.read_text() == "of a user"
+
+
+def test_a_smaller_limit_holds_from_the_start(records: list[dict[str, str]], tmp_path: Path) -> None:
+    size = _entry_size(records, tmp_path)
+    read_all(records, DiskCache(tmp_path / "cache", 1))
+    read_all(records, DiskCache(tmp_path / "cache", 3.5 * size / 2**20))
+    kept = entries(DiskCache(tmp_path / "cache", 1))
+    assert len(kept) == 3 and used(DiskCache(tmp_path / "cache", 1)) == sum(path.stat().st_size for path in kept)
 
 
 def test_half_written_files_are_counted_and_go(records: list[dict[str, str]], tmp_path: Path) -> None:
