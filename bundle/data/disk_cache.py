@@ -192,13 +192,13 @@ class DiskCache:
     def _free(self) -> int:
         return shutil.disk_usage(self.folder).free - KEEP_FREE
 
-    def _evict(self, wanted: int) -> int:
-        """Remove files that were not used since the run began, until ``wanted`` bytes fit; return the bytes removed.
+    def _evict(self, target: int) -> int:
+        """Remove files that were not used since the run began, until ``target`` bytes fit; return the bytes removed.
 
         A sixteenth of the limit is made free at once, because each time looks at all files.
         """
         removed = 0
-        missing = max(wanted - self.limit, -self._free()) + self.limit // 16
+        missing = max(target - self.limit, -self._free()) + self.limit // 16
         for used_at, size, path in sorted(self._files()):
             if used_at >= self._since or removed >= missing:
                 break

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the result of deterministic transforms depends on: the states of the files, the transforms and their code."""
+"""Keys of stored results, made of all they depend on: the states of the files, the transforms and their code."""
 
 from __future__ import annotations
 

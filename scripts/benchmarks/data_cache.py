@@ -120,8 +120,8 @@ def make_images(folder: Path, count: int, distinct: int) -> None:
 def in_own_process(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a new process measures, whose memory is its own."""
     words = [sys.executable, "-m", "scripts.benchmarks.data_cache", "--answer", json.dumps(settings)]
-    said = subprocess.run(words, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout
-    return json.loads(said.splitlines()[-1])
+    output = subprocess.run(words, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def two_epochs(settings: Mapping[str, Any]) -> dict[str, Any]:
