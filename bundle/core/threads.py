@@ -55,7 +55,7 @@ def share_cores() -> bool:
 
 @dataclass
 class Crowding:
-    """Whether the cores are wanted by others, judged by one number a second.
+    """A judgment, from one number a second, of whether others want the cores.
 
     Args:
         high: share of a second that threads waited for a core from which on the machine is crowded; all threads added

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from bundle.core.errors import BundleError
-from bundle.core.tensors import unwrap
 
 MODES = ("off", "inference", "training")
 # Any of these compiles what PyTorch generates for a CPU, and on a GPU the launcher of its kernels.
@@ -51,6 +50,8 @@ def compile_encoder(network: Any, mode: str, backend: str | Callable[..., Any] =
         raise BundleError(f"compile is {mode!r}, expected one of {', '.join(MODES)}.")
     if mode == "off":
         return
+    from bundle.core.tensors import unwrap  # here, so that a network alone does not wait for MONAI
+
     encoder = getattr(unwrap(network), "image_encoder", None)
     if not isinstance(encoder, nn.Module):
         raise BundleError(f"compile is '{mode}', but this network has no image encoder of SAM's: use off.")

@@ -121,12 +121,13 @@ def test_a_training_says_what_matters(root: Path, dataset: Path, capfd: pytest.C
     said, errors = capfd.readouterr()
     lines = said[: said.index("\nBest Dice")].splitlines()
     assert lines[0].startswith("Dataset: 12 train") and lines[1].startswith("Masks: ")
-    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  lr \d\.\de-\d\d +\d+(\.\d)? s", lines[2])
-    assert re.fullmatch(VALIDATED + r"best \d\.\d{3} \(epoch 2\)", lines[3])
-    assert len(lines) == 4
+    assert re.fullmatch(r"Disk cache: .+, 0 of at most 8192 MiB are used\. The folder can be deleted .+", lines[2])
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  lr \d\.\de-\d\d +\d+(\.\d)? s", lines[3])
+    assert re.fullmatch(VALIDATED + r"best \d\.\d{3} \(epoch 2\)", lines[4])
+    assert len(lines) == 5
     assert "nvImageCodec" not in errors and "%|" not in errors  # no bar where nobody watches
     log = (output / LOG).read_text(encoding="utf-8")
-    for text in (lines[3][:30], "SupervisedTrainer: Engine run finished", "Got new best metric of val_dice"):
+    for text in (lines[4][:30], "SupervisedTrainer: Engine run finished", "Got new best metric of val_dice"):
         assert log.count(text) == 1, text
     assert "Engine run finished" in (output / "previous" / LOG).read_text(encoding="utf-8")
 
