@@ -35,10 +35,11 @@ def share_cores() -> bool:
 
     PyTorch's threads on Linux are those of GNU OpenMP. At the end of each operation they spin, some 300,000 times,
     before they sleep. On a quiet machine that is fastest. Where another process wants the same cores, the one thread
-    that is late has none, because the others spin: a training step took 6 to 20 times as long. GNU OpenMP spins 100
-    times where it manages more threads than there are cores (libgomp manual, ``GOMP_SPINCOUNT``), and it has read its
-    environment before any code of ours runs. So a thread looks every second how long those of this process waited for
-    a core, and makes or ends `IdleThreads`. Results do not depend on it.
+    that is late has none, because the others spin, and a step takes several times as long (figures:
+    docs/explanation/performance.md). GNU OpenMP spins 100 times where it manages more threads than there are cores
+    (libgomp manual, ``GOMP_SPINCOUNT``), and it has read its environment before any code of ours runs. So a thread
+    looks every second how long those of this process waited for a core, and makes or ends `IdleThreads`. Results do not
+    depend on it.
 
     Nothing is done where the environment says how to wait, with one thread, with another OpenMP, or where the kernel
     does not tell how long threads waited.
@@ -59,7 +60,7 @@ class Crowding:
 
     Args:
         high: share of a second that threads waited for a core from which on the machine is crowded; all threads added
-            up. A quiet machine has below 0.01, one other busy process on two cores 0.5.
+            up. On two cores a quiet machine had below 0.07, one with busy processes above 0.2.
         low: share below which it is calm.
         patience: calm seconds in a row that end a crowded time.
     """

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock
 from torch.utils.data import get_worker_info
 
 from bundle.core.distributed import rank
@@ -36,6 +36,8 @@ TAG = (
     "# This folder can be deleted at any time.\n"
 )
 SUFFIX = ".item"
+# Nobody holds the lock for longer: what waits so long is a lock that a broken network drive keeps.
+LOCK_SECONDS = 60.0
 
 
 class DiskCache:
@@ -221,9 +223,12 @@ class DiskCache:
 
     @contextmanager
     def _usage(self) -> Iterator[BinaryIO]:
-        """Hold the lock of the folder, and give the file that says how much it holds."""
-        with open(self.folder / "usage", "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Hold the lock of the folder, and give the file that says how much it holds; an `OSError` without a lock."""
+        try:
+            lock = FileLock(self.folder / "usage.lock", timeout=LOCK_SECONDS, mode=0o600).acquire()
+        except NotImplementedError as error:
+            raise OSError("its file system has no locks") from error
+        with lock, open(self.folder / "usage", "r+b", buffering=0) as file:
             yield file
 
     def _add(self, size: int) -> None:

@@ -82,7 +82,7 @@ def dataset_or_demo(dataset_dir: str | None, demo: str | os.PathLike[str]) -> st
 
 
 def default_epochs(dataset_dir: str | None) -> int:
-    """Return the default length of a training: shorter on the demo set, whose validation Dice no longer rises then."""
+    """Return the epochs of a training where a user says nothing; fewer are enough for the demo set."""
     return DEMO_EPOCHS if dataset_dir is None else EPOCHS
 
 

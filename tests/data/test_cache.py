@@ -16,6 +16,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from bundle.data.cache import DiskCachedDataset, ToldCacheDataset, cached_images
 from bundle.data.disk_cache import DiskCache
 from bundle.data.readers import MaskReader, RGBReader
 from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd
+from tests.conftest import ROOT
 
 SIZE = 32
 
@@ -359,7 +362,9 @@ def test_a_disk_without_room_ends_no_training(
     disk = DiskCache(tmp_path / "cache", 1)
     assert_same(read_all(records, disk), read_all(records, None))
     assert not [
-        path for path in disk.folder.rglob("*") if path.is_file() and path.name not in ("usage", "CACHEDIR.TAG")
+        path
+        for path in disk.folder.rglob("*")
+        if path.is_file() and path.name not in ("usage", "usage.lock", "CACHEDIR.TAG")
     ]
     told = [line for line in capsys.readouterr().out.splitlines() if "No space left" in line]
     assert len(told) == 1
@@ -435,3 +440,10 @@ def _entry_size(records: list[dict[str, str]], tmp_path: Path) -> int:
     disk = DiskCache(tmp_path / "measured", 1)
     read_all(records, disk)
     return max(path.stat().st_size for path in entries(disk))
+
+
+def test_it_needs_nothing_that_one_operating_system_alone_has() -> None:
+    """Windows has no module fcntl, and a training imports the cache."""
+    code = "import sys; sys.modules['fcntl'] = None; import bundle.data.cache"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
