@@ -78,8 +78,10 @@ class BoxIoU(CumulativeIterationMetric):
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
 
     def aggregate(self) -> torch.Tensor:
-        """Return the mean over images and classes, a scalar."""
-        return do_metric_reduction(self.get_buffer(), "mean")[0]
+        """Return the mean over images and classes, a scalar; NaN where no image counts."""
+        values = self.get_buffer()
+        counts = bool((~values.isnan()).any())
+        return do_metric_reduction(values, "mean")[0] if counts else values.new_tensor(torch.nan)
 
 
 class HausdorffMillimeters(HausdorffDistanceMetric):

@@ -39,6 +39,22 @@ def probabilities(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
     return torch.sigmoid(logits)
 
 
+def absence_costs(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    """Return -log(1 - p) for the probability p of each class, (B, K, ...): the cost of marking what is not there.
+
+    Computed from logits, so that the gradient by the logit of the class is p, also where p is 1 in floating point.
+    """
+    if not exclusive or logits.shape[1] == 1:
+        return F.softplus(logits)
+    log_p = log_probabilities(logits, exclusive)
+    itself = torch.eye(log_p.shape[1], dtype=torch.bool, device=logits.device)
+    costs = [
+        -log_p.masked_fill(itself[number].reshape(-1, *[1] * (logits.ndim - 2)), -torch.inf).logsumexp(dim=1)
+        for number in range(1, log_p.shape[1])
+    ]
+    return torch.stack(costs, dim=1)
+
+
 def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
     """Return the label map that is written and scored, uint8: exclusive (B, 1, ...) of 0..K, else (B, K, ...) of 0, 1.
 
