@@ -83,7 +83,9 @@ class SamSPLoss(nn.Module):
 
     replaces it, where p is the probability of each pixel and m its mean. By the first term any marked area is wrong,
     however small; its gradient vanishes where p is close to 1, and where much is marked. That of the second by the
-    logit of a pixel is p, divided by the number of pixels: it is largest where the network is confidently wrong.
+    logit of a pixel is p, divided by the number of pixels: it is largest where the network is confidently wrong. Where
+    several classes that exclude each other are absent, the second term is of all of them together, with the sum of
+    their probabilities: one by one, they would push each other up.
 
     The label is at input resolution and is averaged over the area of each low-resolution pixel. With a network of
     ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
@@ -146,15 +148,15 @@ class SamSPLoss(nn.Module):
 
     def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the Dice loss, a scalar: the mean over images and classes, or over classes with ``batch_dice``."""
-        probability, cost = probabilities(logits, self.exclusive), absence_costs(logits, self.exclusive)
-        if self.batch_dice:
-            probability, cost, target = (
-                maps.transpose(0, 1).flatten(1, 2)[None] for maps in (probability, cost, target)
-            )
-        marked = probability.flatten(2).mean(dim=2)
-        absent = marked / (marked + ABSENT_AREA) + cost.flatten(2).mean(dim=2)
+        probability = probabilities(logits, self.exclusive)
         present = target.flatten(2).any(dim=2)
-        return torch.where(present, self.dice(probability, target)[..., 0, 0], absent).mean()
+        if self.batch_dice:
+            present = present.any(dim=0, keepdim=True).expand_as(present)
+            probability, target = (maps.transpose(0, 1).flatten(1, 2)[None] for maps in (probability, target))
+        marked = probability.flatten(2).mean(dim=2)
+        by_class = torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA))
+        absence = absence_costs(logits, ~present, self.exclusive)
+        return by_class.mean() + absence.mean() / logits.shape[1]
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
