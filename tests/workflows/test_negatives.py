@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from bundle.core.files import sha256_of
+from bundle.checkpoints.model_files import write_pair
 from bundle.sam_sp.losses import SamSPLoss
 from scripts.experiments import negative_windows
 from tests.blocks import write_blocks
+from tests.conftest import ROOT
+from tests.docs.pages import blocks
 from tests.workflows.commands import EVALUATE, SMALL, TRAIN, VOLUME, command, load, refused, write_untrained
 
 TINY = {**SMALL, "sam": "toy", "epochs": 1, "val_interval": 1}
@@ -76,31 +80,44 @@ def test_negatives_are_trained_validated_and_evaluated(
 
 
 def test_windows_of_images_are_a_test_set_of_negatives(
-    root: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A network that marks nothing gets a Dice of 1 on it, and has no box to compare."""
-    out = tmp_path / "windows"
-    arguments = ["--dataset_dir", str(dataset), "--count", "5", "--area", "0.1", "--seed", "3", "--output_dir"]
-    negative_windows.main([*arguments, str(out)])
-    assert "Wrote 5 windows of at least 10% of their images" in capsys.readouterr().out
-    weights = write_untrained(root / "output")
-    state = load(weights)
-    dead = {name: torch.zeros_like(value) if "hypernetworks" in name else value for name, value in state.items()}
-    torch.save(dead, tmp_path / "model.pt")  # logits of exactly 0, which mark nothing
-    description = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    description["sha256"] = sha256_of(tmp_path / "model.pt")
-    (tmp_path / "model.json").write_text(json.dumps(description), encoding="utf-8")
-    command(
-        "evaluating", EVALUATE, root, dataset_dir=str(out), split={"test": "all"}, weights=str(tmp_path / "model.pt"),
-        device="cpu", num_workers=0, panels=1,
-    )  # fmt: skip
+    """The commands of the guide: a network that marks nothing gets a Dice of 1, and has no box to compare."""
+    cut, evaluate = (shlex.split(line) for line in commands_of_the_guide())
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(dataset, tmp_path / "my_polyps")
+    stems = sorted(path.stem for path in (dataset / "images").iterdir())
+    (tmp_path / "test.txt").write_text("\n".join(stems[:6]), encoding="utf-8")
+    negative_windows.main([*cut[3:], "--area", "0.05"])
     said = capsys.readouterr().out
-    assert "5 of 5 images show nothing (5 test): 5 without a mask" in said
-    assert list(dice_of(root / "output" / "evaluation").values()) == [1.0] * 5
+    count = len(list((tmp_path / "output" / "windows" / "negatives").iterdir()))
+    assert count and f"Wrote {count} windows of at least 5% of their images" in said and "of 6 with a mask" in said
+
+    options = dict(zip(evaluate[5::2], evaluate[6::2], strict=True))
+    assert evaluate[:5] == ["python", "-m", "monai.bundle", "run", "evaluating"]
+    data = {"dataset_dir": options["--dataset_dir"], "split": ast.literal_eval(options["--split"])}
+    weights = write_silent(root / "output")
+    command("evaluating", EVALUATE, root, **data, weights=str(weights), device="cpu", num_workers=0, panels=1)
+    said = capsys.readouterr().out
+    assert f"{count} of {count} images show nothing ({count} test): {count} without a mask" in said
+    assert list(dice_of(root / "output" / "evaluation").values()) == [1.0] * count
     assert "IoU of the box of y0 with the label's: nan" in said
     assert "show nothing, so there is nothing to learn" in refused(
-        "training", TRAIN, root, dataset_dir=str(out), split={"validation": 0}, **TINY
+        "training", TRAIN, root, dataset_dir=data["dataset_dir"], split={"validation": 0}, **TINY
     )
+
+
+def commands_of_the_guide() -> list[str]:
+    page = ROOT / "docs" / "guides" / "evaluate.md"
+    return [line for block in blocks(page) if block.marker.endswith("test_negatives.py") for line in block.lines]
+
+
+def write_silent(folder: Path) -> Path:
+    """Write a weights file whose logits are all 0, which marks nothing."""
+    untrained = write_untrained(folder)
+    state = {name: value * ("hypernetworks" not in name) for name, value in load(untrained).items()}
+    description = json.loads(untrained.with_suffix(".json").read_text(encoding="utf-8"))
+    return write_pair(state, description, folder / "silent.pt")
 
 
 def test_windows_hold_nothing_and_say_where_they_are_from(dataset: Path, tmp_path: Path) -> None:
