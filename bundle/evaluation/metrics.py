@@ -60,7 +60,16 @@ def surface_dice_handler(num_classes: int, tolerance: float) -> IgniteMetricHand
     return IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"]))
 
 
-class BoxIoU(CumulativeIterationMetric):
+class _MeanOrNaN(CumulativeIterationMetric):
+    """Average over images and classes, without those that are NaN; MONAI's mean of nothing is 0, this one is NaN."""
+
+    def aggregate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the mean, a scalar."""
+        values = self.get_buffer()
+        return do_metric_reduction(values, "mean")[0] if (~values.isnan()).any() else values.new_tensor(torch.nan)
+
+
+class BoxIoU(_MeanOrNaN):
     """IoU of the self-prompt, SP's box around y0, with the box that an expert would draw around the label.
 
     For an empty y0 the box is the whole image, as in `boxes_from_logits`. An image with an empty label has no true box,
@@ -77,14 +86,8 @@ class BoxIoU(CumulativeIterationMetric):
         )
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
 
-    def aggregate(self) -> torch.Tensor:
-        """Return the mean over images and classes, a scalar; NaN where no image counts."""
-        values = self.get_buffer()
-        counts = bool((~values.isnan()).any())
-        return do_metric_reduction(values, "mean")[0] if counts else values.new_tensor(torch.nan)
 
-
-class HausdorffMillimeters(HausdorffDistanceMetric):
+class HausdorffMillimeters(_MeanOrNaN, HausdorffDistanceMetric):
     """MONAI's Hausdorff distance in millimeters, by the affine of each label; NaN where one mask is empty."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
@@ -92,7 +95,7 @@ class HausdorffMillimeters(HausdorffDistanceMetric):
         return torch.where(torch.isfinite(distance), distance, torch.nan)
 
 
-class SurfaceDiceMillimeters(SurfaceDiceMetric):
+class SurfaceDiceMillimeters(_MeanOrNaN, SurfaceDiceMetric):
     """MONAI's surface Dice (Nikolov et al., 2018) within a tolerance in millimeters, by the affine of each label.
 
     Args:

@@ -155,12 +155,12 @@ def test_a_volume_may_show_nothing(root: Path, tmp_path: Path, capsys: pytest.Ca
         record["label"] = None  # type: ignore[assignment]
     content = {
         "labels": {"0": "background", "1": "front", "2": "back"},
-        "training": [*records[:3], records[4]], "validation": [records[3]], "test": [records[3], records[5]],
+        "training": [*records[:2], records[4]], "validation": [records[2]], "test": [records[3], records[5]],
     }  # fmt: skip
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     data = {"dataset_dir": str(folder / "dataset.json")}
     command("training", [TRAIN, VOLUME], root, **data, negative_crops=0.3, **{**SMALL, "epochs": 1, "batch_size": 2})
-    assert "2 of 7 images show nothing (1 train, 1 test): 2 without a mask" in capsys.readouterr().out
+    assert "2 of 6 images show nothing (1 train, 1 test): 2 without a mask" in capsys.readouterr().out
     command("evaluating", [*EVALUATE, VOLUME], root, **data, device="cpu", num_workers=0)
     dice = dice_of(root / "output" / "evaluation")
     assert len(dice) == 2 and all(0 <= value <= 1 for value in dice.values())
@@ -198,3 +198,12 @@ def test_windows_replace_the_samples(root: Path, dataset: Path, monkeypatch: pyt
         command("training", TRAIN, root, dataset_dir=str(dataset), negative_crops=share, publish=False, **TINY)
         shares[share] = sum(seen) / len(seen)
     assert shares[0.0] > 0.9 and shares[1.0] < 0.5
+
+
+def test_a_validation_of_negatives_alone_has_no_box_to_compare(root: Path, with_negatives: Path) -> None:
+    stems = sorted(path.stem for path in (with_negatives / "negatives").iterdir())
+    (root / "validation.txt").write_text("\n".join(stems[:2]), encoding="utf-8")
+    split = {"validation": str(root / "validation.txt")}
+    command("training", TRAIN, root, dataset_dir=str(with_negatives), split=split, publish=False, **TINY)
+    (row,) = json.loads((root / "output" / "history.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert row["val_box_iou"] is None and row["val_dice"] in (0.0, 0.5, 1.0)
