@@ -19,6 +19,10 @@ import warnings
 IRRELEVANT_WARNINGS = (
     # MONAI's LoadImage makes an instance of every reader it knows, whichever a config names.
     "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register",
+    # numpy, for MONAI's MetricsSaver: an image that shows nothing has no box and no distance to compare.
+    "Mean of empty slice",
+    "All-NaN slice encountered",
+    "Degrees of freedom <= 0 for slice",
 )
 
 

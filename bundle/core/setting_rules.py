@@ -78,6 +78,7 @@ RULES: Mapping[str, Form] = {
     "initial_weight": number(least=0),
     "iou_weight": number(least=0),
     "correction_weight": number(least=0),
+    "negative_crops": number(least=0, most=1),
     # training
     "epochs": whole(1),
     "batch_size": whole(1),

@@ -52,12 +52,13 @@ def load_datalists(
 ) -> dict[str, list[Record]]:
     """Return the records of each of `PARTS`: ``{"image": absolute path, "label": absolute path}``, in natural order.
 
-    `dataset_dir` is a folder with ``images/`` and ``masks/`` or ``labels/``, or a MONAI datalist JSON. In a folder,
-    image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys ``training``,
-    ``validation`` and ``test`` (or ``testing``) and paths relative to its own folder; with ``training`` alone it is
-    split like a folder, and where only ``validation`` is missing, it is carved out of ``training``. With ``test`` alone
-    it is a set to evaluate a model on. A ``test`` list without labels, as in the Medical Segmentation Decathlon, is for
-    inference and ignored here.
+    The label of a negative, an image that shows nothing, is None. `dataset_dir` is a folder with ``images/`` and
+    ``masks/`` or ``labels/``, and possibly ``negatives/``, or a MONAI datalist JSON, where negatives have the label
+    null. In a folder, image and mask share the stem, the mask's followed by `mask_suffix`. A JSON has the keys
+    ``training``, ``validation`` and ``test`` (or ``testing``) and paths relative to its own folder; with ``training``
+    alone it is split like a folder, and where only ``validation`` is missing, it is carved out of ``training``. With
+    ``test`` alone it is a set to evaluate a model on. A ``test`` list whose records have no key ``label``, as in the
+    Medical Segmentation Decathlon, is for inference and ignored here.
 
     `split` is a mapping; every key is optional and paths are relative to the working directory:
 
@@ -69,7 +70,8 @@ def load_datalists(
     Without ``train``, all pairs that no list names are for training. Without any of the three, validation and test get
     10 % each; otherwise a missing ``validation`` gets 10 % and a missing ``test`` nothing. The pairs carved out are
     those with the lowest hash of the stem (or group), so that adding an image never reorders the others. With fewer
-    than three pairs (or groups), nothing is carved out by default.
+    than three pairs (or groups), nothing is carved out by default. Pairs and negatives (and groups of negatives alone)
+    are divided in the same proportions; fewer than three negatives stay in training.
 
     Raises:
         BundleError: a file or folder is missing or unreadable, no image has a mask, two files claim one stem, or
@@ -79,7 +81,8 @@ def load_datalists(
     check_split_keys(split)
     if source.is_file():
         return _json_datalists(source, split)
-    return _split_records(pair_folder(source, mask_suffix).records, split, source)
+    found = pair_folder(source, mask_suffix)
+    return _split_records([*found.records, *found.negatives], split, source)
 
 
 def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
@@ -172,17 +175,31 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 
 
 def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others: Sequence[str] = ()) -> list[Any]:
-    """Return records with absolute paths under ``keys`` and ``others`` unchanged, in natural order of the stems."""
+    """Return records with absolute paths under ``keys`` and ``others`` unchanged, in natural order of the stems.
+
+    A label may be null, for an image that shows nothing, but must then say so.
+    """
     for item in items:
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in keys):
-            raise BundleError(f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}.")
-    records = [{key: os.path.abspath(path.parent / item[key]) for key in keys} for item in items]
-    missing = [name for record in records for name in record.values() if not Path(name).is_file()]
+        if not isinstance(item, dict) or not all(_is_path_or_no_label(item, key) for key in keys):
+            without = ", or null as the label of an image that shows nothing" if "label" in keys else ""
+            raise BundleError(
+                f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}{without}."
+            )
+    records: list[Record] = [{key: _absolute(path.parent, item[key]) for key in keys} for item in items]
+    missing = [name for record in records for name in record.values() if name is not None and not Path(name).is_file()]
     if missing:
         raise BundleError(f"{path} names files that do not exist ({len(missing)}: {first_names(missing)}).")
     for record, item in zip(records, items, strict=True):
         record.update({key: item[key] for key in others if key in item})
     return sorted(records, key=lambda record: (natural_key(stem_of(record["image"])), record["image"]))
+
+
+def _is_path_or_no_label(item: Mapping[str, Any], key: str) -> bool:
+    return isinstance(item.get(key), str) or (key == "label" and key in item and item[key] is None)
+
+
+def _absolute(folder: Path, name: str | None) -> str | None:
+    return None if name is None else os.path.abspath(folder / name)
 
 
 def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, list[Record]]:
@@ -226,5 +243,6 @@ def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, s
     """Divide records with unique stems; `source` is for messages."""
     images = index_by_stem(Path(record["image"]) for record in records)
     by_stem = dict(zip(images, records, strict=True))
-    parts = split_stems(list(by_stem), split or {}, source)
+    negatives = {stem for stem, record in by_stem.items() if record["label"] is None}
+    parts = split_stems(list(by_stem), split or {}, source, negatives)
     return {part: [by_stem[stem] for stem in sorted(parts[part], key=natural_key)] for part in PARTS}

@@ -46,10 +46,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The report on a dataset: pairs per part, masks per scale (1, 255, 65535), problems and warnings."""
+    """The report on a dataset: images per part, masks per scale (1, 255, 65535), problems and warnings.
+
+    ``nothing`` counts the images that show nothing, and names those that have a mask; None where there are none.
+    """
 
     counts: dict[str, int]
     scales: dict[int, int]
+    nothing: Finding | None
     problems: list[Finding]
     warnings: list[Finding]
 
@@ -57,6 +61,7 @@ class DatasetReport:
         """Return the report for the console."""
         lines = ["Dataset: " + ", ".join(f"{count} {part}" for part, count in self.counts.items())]
         lines += [f"Masks: {count} {_scale_text(scale)}" for scale, count in sorted(self.scales.items())]
+        lines += [] if self.nothing is None else [self.nothing.text()]
         lines += [f"Warning: {finding.text()}" for finding in self.warnings]
         lines += [f"Problem: {finding.text()}" for finding in self.problems]
         return "\n".join(lines)
@@ -70,11 +75,13 @@ def check_dataset(
 ) -> DatasetReport:
     """Read every image and mask of `datalists` (records of ``image`` and ``label`` by part) and report on all of them.
 
-    Masks of images are binary or, with several classes, hold class numbers; labels of volumes always hold them.
+    Masks of images are binary or, with several classes, hold class numbers; labels of volumes always hold them. An
+    image shows nothing where its mask is empty or its ``label`` is None; the report counts these images.
 
     Where `dataset_dir` is a folder, its unpaired files are reported too, and names are relative to it. Problems prevent
-    training: files that cannot be read, sizes that differ, masks that are not binary, an image in two parts, nothing to
-    train on. Warnings do not: unpaired files, empty masks, an image twice in one part, masks of different scales.
+    training: files that cannot be read, sizes that differ, masks that are not binary, an image in two parts, an image
+    that shows something by one record and nothing by another, training images that all show nothing. Warnings do not:
+    unpaired files, negatives outside the split, an image twice in one part, masks of different scales.
 
     Raises:
         BundleError: `dataset_dir` is a folder but not a dataset.
@@ -90,8 +97,14 @@ def check_dataset(
     return DatasetReport(
         counts={part: len(records) for part, records in datalists.items()},
         scales=dict(scales),
-        problems=[*_find_problems(pairs, name, num_classes), *_find_leaks(pairs, name), *untrainable],
-        warnings=[*_find_unmatched(folder, mask_suffix, name), *_find_warnings(pairs, scales, name)],
+        nothing=_count_nothing(pairs, name),
+        problems=[
+            *_find_problems(pairs, name, num_classes),
+            *_find_leaks(pairs, name),
+            *_find_contradictions(pairs, name),
+            *untrainable,
+        ],
+        warnings=[*_find_unmatched(folder, mask_suffix, name, pairs), *_find_warnings(pairs, scales, name)],
     )
 
 
@@ -121,7 +134,7 @@ def _show(report: DatasetReport, verdict: str, procedural: bool) -> None:
         raise BundleError(f"{verdict}: {summary} (the report above names the files).")
 
 
-def require_labeled(datalist: Sequence[Mapping[str, str]], num_classes: int = 1) -> None:
+def require_labeled(datalist: Sequence[Mapping[str, Any]], num_classes: int = 1) -> None:
     """Print the report of `check_dataset` on the records to evaluate.
 
     Raises:
@@ -163,14 +176,40 @@ def _find_untrainable(pairs: Sequence[InspectedPair]) -> Iterator[Finding]:
     train = [pair for pair in pairs if pair.part == "train"]
     if not train:
         yield Finding("no pair of image and mask for training")
-    elif all(pair.has_empty_mask for pair in train):
-        yield Finding(f"all {len(train)} masks for training are empty")
+    elif all(pair.shows_nothing for pair in train):
+        yield Finding(f"all {len(train)} images for training show nothing, so there is nothing to learn")
 
 
 def _find_leaks(pairs: Sequence[InspectedPair], name: Callable[[str], str]) -> Iterator[Finding]:
     leaks = [same for same in _same_images(pairs) if len({pair.part for pair in same}) > 1]
     examples = [" = ".join(f"{name(pair.image)} ({pair.part})" for pair in same) for same in leaks]
     yield from _findings("images that are in more than one part", examples)
+
+
+def _find_contradictions(pairs: Sequence[InspectedPair], name: Callable[[str], str]) -> Iterator[Finding]:
+    """Find images of one part that are negatives and have masks which mark something."""
+    both = [
+        same
+        for same in _same_images(pairs)
+        if len({pair.part for pair in same}) == 1
+        and any(not pair.label for pair in same)
+        and not all(pair.shows_nothing for pair in same)
+    ]
+    examples = [" = ".join(name(pair.image) for pair in same) for same in both]
+    yield from _findings("images that show something by a mask and nothing by another record", examples)
+
+
+def _count_nothing(pairs: Sequence[InspectedPair], name: Callable[[str], str]) -> Finding | None:
+    """Return how many images show nothing, and the names of empty masks, which may also be mistakes."""
+    nothing = [pair for pair in pairs if pair.shows_nothing]
+    if not nothing:
+        return None
+    empty = [name(pair.label) for pair in nothing if pair.label]
+    negatives = len(nothing) - len(empty)
+    kinds = [f"{negatives} without a mask"] * (negatives > 0) + [f"{len(empty)} with an empty mask"] * bool(empty)
+    in_part = Counter(pair.part for pair in nothing)
+    parts = ", ".join(f"{count} {part}" for part, count in in_part.items())
+    return Finding(f"{len(nothing)} of {len(pairs)} images show nothing ({parts}): {', '.join(kinds)}", empty)
 
 
 def _find_warnings(
@@ -182,19 +221,23 @@ def _find_warnings(
     places = [(pair, pair.place) for pair in pairs if pair.place is not None and pair.place.apart <= pair.place.allowed]
     examples = [f"{name(pair.label)}: {place.text()}" for pair, place in places if place.reader != NIBABEL]
     yield from _findings("labels that lie where their images lie for some programs only", examples)
-    yield from _findings("empty masks", [name(pair.label) for pair in pairs if pair.has_empty_mask])
     if len(scales) > 1:
         rarest = min(scales, key=lambda scale: scales[scale])
         examples = [name(pair.label) for pair in pairs if pair.scale == rarest]
         yield Finding(f"masks of {len(scales)} scales in one dataset; the fewest are {_scale_text(rarest)}", examples)
 
 
-def _find_unmatched(folder: Path | None, mask_suffix: str, name: Callable[[Path], str]) -> Iterator[Finding]:
+def _find_unmatched(
+    folder: Path | None, mask_suffix: str, name: Callable[[Path], str], pairs: Sequence[InspectedPair]
+) -> Iterator[Finding]:
     if folder is None or not folder.is_dir():
         return
     found = pair_folder(folder, mask_suffix)
     yield from _findings("images without a mask, left out", [name(path) for path in found.images_without_mask])
     yield from _findings("masks without an image, left out", [name(path) for path in found.masks_without_image])
+    used = {pair.image for pair in pairs}
+    unlisted = [name(Path(record["image"])) for record in found.negatives if record["image"] not in used]
+    yield from _findings("negatives that no list of the split names, left out", unlisted)
 
 
 def _same_images(pairs: Sequence[InspectedPair]) -> list[list[InspectedPair]]:

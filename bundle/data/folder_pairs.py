@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pairs of image and mask in a dataset folder."""
+"""Pairs of image and mask in a dataset folder, and its images that show nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bundle.core.errors import BundleError
 from bundle.data.file_types import INPUT_EXTENSIONS, is_input, stem_of
@@ -24,29 +24,39 @@ from bundle.data.splits import first_names
 from bundle.data.unused_files import find_unused, warn_of_unused
 
 PathLike = str | os.PathLike[str]
-# A record of a datalist: paths under "image" and "label".
-Record = dict[str, str]
+# A record of a datalist: paths under "image" and "label"; a label of None says that the image shows nothing.
+Record = dict[str, Any]
 
 MASK_FOLDERS = ("masks", "labels")
+NEGATIVES = "negatives"
 
 
 class FolderPairs(NamedTuple):
-    """Pairs in a dataset folder, and its files without a partner."""
+    """Pairs in a dataset folder, its negatives (records with the label None), and its files without a partner."""
 
     records: list[Record]
+    negatives: list[Record]
     images_without_mask: list[Path]
     masks_without_image: list[Path]
 
 
 def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
-    """Pair the images of a dataset folder with their masks by stem.
+    """Pair the images of a dataset folder with their masks by stem; those in ``negatives/`` have none.
+
+    A folder with ``negatives/`` alone has no pairs: it is a set to evaluate a model on.
 
     Raises:
         BundleError: a folder is missing or empty, nothing matches, or two files claim one stem.
     """
     root = require_existing(folder)
+    negatives = list_images(root / NEGATIVES) if (root / NEGATIVES).is_dir() else []
+    negative_records: list[Record] = [{"image": str(path), "label": None} for path in negatives]
+    if negatives and not any((root / name).is_dir() for name in ("images", *MASK_FOLDERS)):
+        index_by_stem(negatives)
+        return FolderPairs([], negative_records, [], [])
     image_folder, mask_folder = _dataset_folders(root)
     images = index_by_stem(list_images(image_folder))
+    index_by_stem([*images.values(), *negatives])
     masks = index_by_stem(list_images(mask_folder))
     mask_stems = {stem: stem + mask_suffix for stem in images}
     records = [
@@ -64,6 +74,7 @@ def pair_folder(folder: PathLike, mask_suffix: str = "") -> FolderPairs:
     partners = set(mask_stems.values())
     return FolderPairs(
         records,
+        negative_records,
         [path for stem, path in images.items() if mask_stems[stem] not in masks],
         [path for stem, path in masks.items() if stem not in partners],
     )

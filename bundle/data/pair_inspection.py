@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,16 +35,19 @@ MAX_BETWEEN = 0.05
 # The scale of a mask whose values are class numbers.
 CLASSES = 0
 
-Datalists = Mapping[str, Sequence[Mapping[str, str]]]
+Datalists = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclass
 class InspectedPair:
-    """One pair of files; sizes are (height, width) as displayed, and for volumes along the three axes."""
+    """One pair of files, or a negative: an image that shows nothing, without a file for its label.
+
+    Sizes are (height, width) as displayed, and for volumes along the three axes.
+    """
 
     part: str
     image: str
-    label: str
+    label: str  # empty for a negative
     errors: list[str] = field(default_factory=list)
     digest: str | None = None
     image_size: tuple[int, ...] | None = None
@@ -57,11 +61,16 @@ class InspectedPair:
         """Return whether the mask was read and holds only zeros."""
         return self.mask_size is not None and self.scale is None and self.not_binary is None
 
+    @property
+    def shows_nothing(self) -> bool:
+        """Return whether the image is a negative or has an empty mask."""
+        return not self.label or self.has_empty_mask
+
 
 def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]:
     """Inspect all pairs of some datalists in parallel, with a progress bar in a terminal."""
     pairs = [
-        InspectedPair(part, record["image"], record["label"])
+        InspectedPair(part, record["image"], record["label"] or "")
         for part, records in datalists.items()
         for record in records
     ]
@@ -75,13 +84,15 @@ def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]
 
 
 def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
-    """Fill in the sizes, values and errors of two image files."""
+    """Fill in the sizes, values and errors of two image files, or of the one of a negative."""
     try:
         image = open_rgb(pair.image)
         pair.image_size = (image.height, image.width)
         pair.digest = hashlib.sha256(Path(pair.image).read_bytes()).hexdigest()
     except BundleError as error:
         pair.errors.append(str(error))
+    if not pair.label:
+        return pair
     try:
         mask = open_mask(pair.label)
     except BundleError as error:
@@ -107,6 +118,8 @@ def _inspect_volume(pair: InspectedPair, num_classes: int) -> InspectedPair:
     """Fill in the sizes, values and errors of two volumes, and the distance between their grids."""
     affines = []
     for path, is_label in ((pair.image, False), (pair.label, True)):
+        if not path:
+            continue
         try:
             values, affine = open_volume(path)
         except BundleError as error:

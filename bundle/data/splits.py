@@ -18,7 +18,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,12 @@ def check_split_keys(split: object) -> None:
         raise BundleError(f"split has the unknown key {', '.join(unknown)}; expected {SPLIT_FORM}.")
 
 
-def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) -> dict[str, list[str]]:
+def split_stems(
+    stems: Sequence[str], split: Mapping[str, Any], source: Path, negatives: Set[str] = frozenset()
+) -> dict[str, list[str]]:
     """Divide stems into `PARTS` as `bundle.data.datalists.load_datalists` describes; ``source`` is for messages.
+
+    ``negatives`` are those of images that show nothing.
 
     Raises:
         BundleError: a list is missing, has an unknown or repeated name, or an amount cannot be carved out.
@@ -73,7 +77,8 @@ def split_stems(stems: Sequence[str], split: Mapping[str, Any], source: Path) ->
         defaults = {"validation": DEFAULT_FRACTION, "test": DEFAULT_FRACTION}
     else:
         defaults = {"validation": DEFAULT_FRACTION}
-    _carve_parts(parts, amounts, {part: share for part, share in defaults.items() if part not in requests}, groups)
+    defaults = {part: share for part, share in defaults.items() if part not in requests}
+    _carve_parts(parts, amounts, defaults, groups, negatives)
     if not parts["train"] and set(requests) != {"test"}:  # a list of all pairs is a set to evaluate a model on
         raise BundleError(f"split leaves nothing for training: its lists name all {len(stems)} pairs of {source}.")
     _warn_of_shared_groups(parts, groups)
@@ -192,29 +197,60 @@ def _carve_parts(
     amounts: Mapping[str, int | float],
     defaults: Mapping[str, float],
     groups: Mapping[str, str],
+    negatives: Set[str],
 ) -> None:
     """Move whole groups out of ``parts["train"]``: first for test, then for validation, and never the last group.
 
-    The `amounts` are requested and must be met; `defaults` apply only where there are at least three groups.
+    The `amounts` are requested and must be met; `defaults` apply only where there are at least three groups. Groups of
+    negatives alone are carved in the same proportions, so that a set without any is divided as if they were not there.
     """
     units = _ranked_units(parts["train"], groups)
     total = len(parts["train"])
+    empty = [unit for unit in units if negatives >= set(unit)]
+    units = [unit for unit in units if not negatives >= set(unit)]
+    if not units:  # negatives alone
+        units, empty = empty, []
+    empty_total = sum(map(len, empty))
     shares = {**amounts, **(defaults if len(units) >= 3 else {})}
-    counts = {part: _count(shares.get(part, 0), total) for part in ("test", "validation")}
-    for part, count in counts.items():
+    empty_shares = {part: _share_of(share, empty_total, total) for part, share in shares.items()}
+    empty_counts = _counts(empty_shares if len(empty) >= 3 else {}, empty_total)
+    counts = _counts(shares, total - empty_total)
+    for part in ("test", "validation"):
         if part in parts:
             continue
-        keep = 2 if part == "test" and counts["validation"] else 1
-        carved: list[str] = []
-        while len(carved) < count and len(units) > keep:
-            carved += units.pop(0)
-        if part in amounts and len(carved) < count:
+        carved = _take(empty, empty_counts[part], _kept(part, empty_counts))
+        # a whole number is one of images of both kinds
+        count = counts[part] - (len(carved) if isinstance(shares.get(part), int) else 0)
+        labeled = _take(units, count, _kept(part, counts))
+        if part in amounts and len(labeled) < count:
+            given, asked = len(labeled) + len(carved), count + len(carved)
             raise BundleError(
-                f"split asks for {count} images for {part}, but only {len(carved)} of {total} can be given: the other "
+                f"split asks for {asked} images for {part}, but only {given} of {total} can be given: the other "
                 "parts need images too, and groups stay whole."
             )
-        parts[part] = carved
-    parts["train"] = [stem for unit in units for stem in unit]
+        parts[part] = labeled + carved
+    parts["train"] = [stem for unit in (*units, *empty) for stem in unit]
+
+
+def _take(units: list[list[str]], count: int, keep: int) -> list[str]:
+    """Remove groups from the front until there are ``count`` stems, or ``keep`` groups are left; return the stems."""
+    taken: list[str] = []
+    while len(taken) < count and len(units) > keep:
+        taken += units.pop(0)
+    return taken
+
+
+def _kept(part: str, counts: Mapping[str, int]) -> int:
+    return 2 if part == "test" and counts["validation"] else 1
+
+
+def _share_of(share: int | float, some: int, total: int) -> int | float:
+    """Return a fraction as it is, and of a whole number that of ``some`` among ``total``."""
+    return round(share * some / max(total, 1)) if isinstance(share, int) else share
+
+
+def _counts(shares: Mapping[str, int | float], total: int) -> dict[str, int]:
+    return {part: _count(shares.get(part, 0), total) for part in ("test", "validation")}
 
 
 def _count(share: int | float, total: int) -> int:

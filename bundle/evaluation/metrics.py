@@ -54,15 +54,16 @@ def surface_dice_handler(num_classes: int, tolerance: float) -> IgniteMetricHand
     return IgniteMetricHandler(metric, output_transform=from_engine(["pred", "label"]))
 
 
-class _MeanMetric(CumulativeIterationMetric):
-    """Base class of metrics that are averaged over images and classes, NaN left out."""
+class _MeanOrNaN(CumulativeIterationMetric):
+    """Average over images and classes, without those that are NaN; MONAI's mean of nothing is 0, this one is NaN."""
 
-    def aggregate(self) -> torch.Tensor:
-        """Return the mean over images and classes, a scalar."""
-        return do_metric_reduction(self.get_buffer(), "mean")[0]
+    def aggregate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the mean, a scalar."""
+        values = self.get_buffer()
+        return do_metric_reduction(values, "mean")[0] if (~values.isnan()).any() else values.new_tensor(torch.nan)
 
 
-class Dice(_MeanMetric):
+class Dice(_MeanOrNaN):
     """Dice of masks: 1 where both are empty, 0 where only the label is.
 
     The values are those of MONAI's ``DiceMetric(ignore_empty=False)``, which makes floating-point numbers of the masks
@@ -75,7 +76,7 @@ class Dice(_MeanMetric):
         return torch.where(predicted + labeled > 0, 2 * both / (predicted + labeled), 1.0)
 
 
-class IoU(_MeanMetric):
+class IoU(_MeanOrNaN):
     """IoU of masks, where they are empty as `Dice`; the values of MONAI's ``MeanIoU(ignore_empty=False)``."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
@@ -93,7 +94,7 @@ def _count_pixels(y_pred: torch.Tensor, y: torch.Tensor | None) -> list[torch.Te
     return [masks.sum(dim=2, dtype=torch.int32) for masks in (predicted & labeled, predicted, labeled)]
 
 
-class BoxIoU(_MeanMetric):
+class BoxIoU(_MeanOrNaN):
     """IoU of the self-prompt, SP's box around y0, with the box that an expert would draw around the label.
 
     For an empty y0 the box is the whole image, as in `boxes_from_logits`. An image with an empty label has no true box,
@@ -111,7 +112,7 @@ class BoxIoU(_MeanMetric):
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
 
 
-class HausdorffMillimeters(HausdorffDistanceMetric):
+class HausdorffMillimeters(_MeanOrNaN, HausdorffDistanceMetric):
     """MONAI's Hausdorff distance in millimeters, by the affine of each label; NaN where one mask is empty."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
@@ -119,7 +120,7 @@ class HausdorffMillimeters(HausdorffDistanceMetric):
         return torch.where(torch.isfinite(distance), distance, torch.nan)
 
 
-class SurfaceDiceMillimeters(SurfaceDiceMetric):
+class SurfaceDiceMillimeters(_MeanOrNaN, SurfaceDiceMetric):
     """MONAI's surface Dice (Nikolov et al., 2018) within a tolerance in millimeters, by the affine of each label.
 
     Args:

@@ -39,6 +39,27 @@ def probabilities(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
     return torch.sigmoid(logits)
 
 
+def absence_costs(logits: torch.Tensor, absent: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    """Return the cost of marking absent classes, (B, ...): the negative logarithm of the probability of none of them.
+
+    Where classes exclude each other, p is the sum of their probabilities and the cost -log(1 - p); otherwise it is the
+    sum of -log(1 - p) over them. Computed from logits: the gradient by the logit of an absent class is its probability,
+    also where that is 1 in floating point.
+
+    Args:
+        logits: (B, K, ...), float32.
+        absent: the classes that are absent from each image, (B, K), bool.
+        exclusive: whether the classes exclude each other; the background then has the logit 0.
+    """
+    chosen = absent.reshape(*absent.shape, *[1] * (logits.ndim - 2))
+    if not exclusive or logits.shape[1] == 1:
+        return torch.where(chosen, F.softplus(logits), 0.0).sum(dim=1)
+    log_p = log_probabilities(logits, exclusive)
+    with_background = F.pad(chosen.movedim(1, -1), (1, 0)).movedim(-1, 1)  # which is not absent
+    cost = -log_p.masked_fill(with_background, -torch.inf).logsumexp(dim=1)
+    return torch.where(chosen.any(dim=1), cost, 0.0)  # exactly 0, without a gradient, where no class is absent
+
+
 def label_map(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
     """Return the label map that is written and scored, uint8: exclusive (B, 1, ...) of 0..K, else (B, K, ...) of 0, 1.
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from bundle.core.errors import BundleError
-from bundle.sam_sp.classes import log_probabilities, probabilities
+from bundle.sam_sp.classes import absence_costs, log_probabilities, probabilities
 from bundle.sam_sp.output import SamSPOutput
 
 DIRECTIONS = ("teacher_student", "student_teacher")
-# A fraction of the image: marking it where the class is absent costs half as much as a mask without any overlap.
+# A fraction of the image: the first term of the cost of absence is one half where so much is marked.
 ABSENT_AREA = 0.01
 
 
@@ -77,10 +77,18 @@ class SamSPLoss(nn.Module):
         + initial_weight * Dice(y0, y) + iou_weight * (predicted IoU - IoU(y1, y))^2 + correction_weight * Dice(yc, y)
 
     Dice is MONAI's, of the probabilities of each class in each image, then averaged; with ``batch_dice`` the images of
-    a batch count as one. For a class that is absent, Dice has no gradient; m / (m + `ABSENT_AREA`) replaces it, where m
-    is the mean probability: any marked area is wrong there, however small. The label is at input resolution and is
-    averaged over the area of each low-resolution pixel. With a network of ``prompt: none`` y1 is y0 and the loss
-    reduces to Dice(y0, y).
+    a batch count as one. For a class that is absent, Dice has no gradient, and
+
+        m / (m + `ABSENT_AREA`) + mean of -log(1 - p)
+
+    replaces it, where p is the probability of each pixel and m its mean. By the first term any marked area is wrong,
+    however small; its gradient vanishes where p is close to 1, and where much is marked. That of the second by the
+    logit of a pixel is p, divided by the number of pixels: it is largest where the network is confidently wrong. Where
+    several classes that exclude each other are absent, the second term is of all of them together, with the sum of
+    their probabilities: one by one, they would push each other up.
+
+    The label is at input resolution and is averaged over the area of each low-resolution pixel. With a network of
+    ``prompt: none`` y1 is y0 and the loss reduces to Dice(y0, y).
 
     Args:
         distill_weight: alpha of the paper, which does not give its value.
@@ -141,11 +149,14 @@ class SamSPLoss(nn.Module):
     def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the Dice loss, a scalar: the mean over images and classes, or over classes with ``batch_dice``."""
         probability = probabilities(logits, self.exclusive)
+        present = target.flatten(2).any(dim=2)
         if self.batch_dice:
+            present = present.any(dim=0, keepdim=True).expand_as(present)
             probability, target = (maps.transpose(0, 1).flatten(1, 2)[None] for maps in (probability, target))
         marked = probability.flatten(2).mean(dim=2)
-        present = target.flatten(2).any(dim=2)
-        return torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA)).mean()
+        by_class = torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA))
+        absence = absence_costs(logits, ~present, self.exclusive)
+        return by_class.mean() + absence.mean() / logits.shape[1]
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

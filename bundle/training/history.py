@@ -13,8 +13,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -38,7 +40,7 @@ class History:
     def __init__(self, output_dir: str, evaluator: SupervisedEvaluator) -> None:
         self.path = Path(output_dir) / HISTORY
         self.evaluator = evaluator
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
         self.started = 0.0
 
     def attach(self, engine: SupervisedTrainer) -> None:
@@ -59,6 +61,8 @@ class History:
             return
         metrics = {**engine.state.metrics, **self.evaluator.state.metrics}
         minutes = (time.monotonic() - self.started) / 60
-        self.rows.append({"epoch": epoch, "minutes": round(minutes, 2)} | {k: round(v, 5) for k, v in metrics.items()})
+        # JSON has no NaN, which a metric is that no validation image has a value of
+        values = {name: None if math.isnan(value) else round(value, 5) for name, value in metrics.items()}
+        self.rows.append({"epoch": epoch, "minutes": round(minutes, 2)} | values)
         text = json.dumps(self.rows, indent=1) + "\n"
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))

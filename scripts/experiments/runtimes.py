@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if network.num_classes > 1:
         raise BundleError(f"{options.weights} has {network.num_classes} classes; the table is of one.")
     records = load_datalists(options.dataset_dir, {"test": options.test} if options.test else None)["test"]
+    records = [record for record in records if record["label"] is not None]  # the table is of images with an object
     with tempfile.TemporaryDirectory() as folder:
         dice, seconds = measure_runtimes(make_runtimes(network, Path(folder)), network, records[: options.count])
     print(markdown(dice, seconds, options.weights))

@@ -102,9 +102,10 @@ def test_everything_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "images without a mask, left out: 1": ["images/lonely.png"],
         "masks without an image, left out: 1": ["masks/stray.png"],
         "images that are there more than once: 1": ["images/copy.png = images/good0.png"],
-        "empty masks: 1": ["masks/empty.png"],
         "masks of 2 scales in one dataset; the fewest are with values 0/1, foreground above 0.5": ["masks/small.png"],
     }
+
+    assert report.nothing is not None and report.nothing.examples == ["masks/empty.png"]
 
     with pytest.raises(BundleError) as caught:
         require_trainable(datalists, tmp_path, split={"validation": 0})
@@ -119,7 +120,7 @@ def test_five_examples_and_a_count(tmp_path: Path) -> None:
     for i in range(8):
         save_pair(tmp_path, f"empty{i}", make_mask(0), seed=20 + i)
     lines = check(tmp_path, {"validation": 0}).text().splitlines()
-    start = lines.index("Warning: empty masks: 8")
+    start = lines.index("8 of 9 images show nothing (8 train): 8 with an empty mask")
     assert lines[start + 1 :] == [*(f"    masks/empty{i}.png" for i in range(5)), "    and 3 more"]
 
 
@@ -140,7 +141,7 @@ def test_leak_between_parts(tmp_path: Path) -> None:
 def test_all_training_masks_empty(tmp_path: Path) -> None:
     for i in range(2):
         save_pair(tmp_path, f"empty{i}", make_mask(0), seed=i)
-    with pytest.raises(BundleError, match="all 2 masks for training are empty"):
+    with pytest.raises(BundleError, match="all 2 images for training show nothing"):
         require_trainable(load_datalists(tmp_path), tmp_path)
 
 
@@ -164,7 +165,7 @@ def test_names_without_a_folder(tmp_path: Path) -> None:
     make_dataset(tmp_path, 1)
     save_pair(tmp_path, "empty", make_mask(0), seed=9)
     report = check_dataset(load_datalists(tmp_path))
-    assert report.warnings[0].examples == [str(tmp_path / "masks" / "empty.png")]
+    assert report.nothing is not None and report.nothing.examples == [str(tmp_path / "masks" / "empty.png")]
 
 
 def noisy(seed: int = 0) -> np.ndarray:

@@ -230,8 +230,10 @@ def test_image_and_label_are_turned_alike(case: str, tmp_path: Path) -> None:
     image = write(tmp_path / "image.nii.gz", *AMBIGUOUS[case])
     place_by_itk(image, tmp_path / "label.nii.gz")
     config = ConfigParser.load_config_file(str(ROOT / "configs" / "volume.json"))
-    steps = config["train#deterministic_transforms"][:5]
-    steps[4]["axcodes"] = "LPS"
+    steps = config["train#deterministic_transforms"]
+    last = next(index for index, step in enumerate(steps) if step["_target_"] == "Orientationd")
+    steps[last]["axcodes"] = "LPS"
+    steps = steps[: last + 1]
     compose = ConfigParser({"steps": {"_target_": "Compose", "transforms": steps}}).get_parsed_content("steps")
     data = compose({"image": str(image), "label": str(tmp_path / "label.nii.gz")})
     marked = np.asarray(nibabel.load(image).dataobj)[3, 2, 1]

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""IoU of the box that the network drew with the box of the label."""
+"""IoU of the box that the network drew with the box of the label, and means of nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric, MeanIoU
 
-from bundle.evaluation.metrics import BoxIoU, Dice, IoU, box_iou
+from bundle.evaluation.metrics import (
+    BoxIoU,
+    Dice,
+    HausdorffMillimeters,
+    IoU,
+    SurfaceDiceMillimeters,
+    box_iou,
+)
 
 
 def mask(x: tuple[int, int], y: tuple[int, int]) -> torch.Tensor:
@@ -77,3 +84,18 @@ def test_overlap_is_that_of_monai(ours: Dice | IoU, theirs: type[DiceMetric] | t
     assert ours.get_buffer()[[0, 1, 2], [0, 1, 2]].tolist() == [1.0, 0.0, 0.0]
     torch.testing.assert_close(ours.get_buffer(), reference.get_buffer(), rtol=0, atol=1e-6)
     assert ours.aggregate().item() == pytest.approx(float(reference.aggregate()), abs=1e-6)
+
+
+def test_a_set_without_anything_to_compare_has_no_mean() -> None:
+    """MONAI's own mean of nothing is 0, the worst box and the best distance."""
+    empty = MetaTensor(torch.zeros(1, 1, 8, 8, 4))
+    for metric in (HausdorffMillimeters(include_background=True, percentile=95), SurfaceDiceMillimeters(1, 1.0)):
+        metric(empty, empty)
+        assert torch.isnan(metric.aggregate())
+        block = empty.clone()
+        block[..., 2:5, 2:5, 1:3] = 1
+        metric(block, block)
+        assert metric.aggregate().item() == (0.0 if isinstance(metric, HausdorffMillimeters) else 1.0)
+    boxes = BoxIoU()
+    boxes([torch.zeros(1, 8, 8)], [torch.zeros(1, 8, 8)])
+    assert torch.isnan(boxes.aggregate())

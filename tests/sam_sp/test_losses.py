@@ -19,7 +19,7 @@ from monai.losses import DiceLoss
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from bundle.core.errors import BundleError
-from bundle.sam_sp.classes import label_map, probabilities
+from bundle.sam_sp.classes import absence_costs, label_map, probabilities
 from bundle.sam_sp.losses import SamSPLoss, SelfDistillationLoss, iou_of
 from bundle.sam_sp.output import SamSPOutput
 
@@ -197,3 +197,69 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
 def test_bad_arguments(arguments: dict, word: str) -> None:
     with pytest.raises(BundleError, match=word):
         SamSPLoss(**arguments)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize(("classes", "exclusive"), [(1, False), (1, True), (3, False), (3, True)])
+def test_marking_all_of_an_absent_class_has_a_gradient_that_pushes_down(
+    classes: int, exclusive: bool, batch_dice: bool
+) -> None:
+    """Confidently wrong everywhere: a sigmoid of 20 is 1 in floating point, and has no gradient of its own."""
+    bias = torch.full((classes,), 20.0, requires_grad=True)
+    logits = bias.reshape(1, -1, 1, 1).expand(2, -1, 16, 16)
+    label = torch.zeros(2, classes, 64, 64)
+    loss = SamSPLoss(distill_weight=0, exclusive=exclusive, batch_dice=batch_dice)
+    loss(output_of(logits, logits + 0), label).backward()
+    share = 1 / classes if exclusive else 1  # the probability of each
+    assert bias.grad is not None
+    torch.testing.assert_close(bias.grad, torch.full((classes,), share / classes), rtol=0.05, atol=0)
+
+
+def test_the_cost_of_absence_is_the_formula() -> None:
+    logits = torch.randn(2, 1, 8, 8, dtype=torch.float64).float()
+    p = torch.sigmoid(logits)
+    expected = (p.mean(dim=(1, 2, 3)) / (p.mean(dim=(1, 2, 3)) + 0.01)).mean() - torch.log(1 - p).mean()
+    found = SamSPLoss(distill_weight=0)(output_of(logits, logits + 0), torch.zeros(2, 1, 32, 32))
+    torch.testing.assert_close(found, expected)
+    nothing = torch.full_like(logits, -30.0)
+    assert SamSPLoss(distill_weight=0)(output_of(nothing, nothing + 0), torch.zeros(2, 1, 32, 32)).item() < 1e-8
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_absence_costs_are_the_logarithm_of_none_of_them(exclusive: bool) -> None:
+    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    absent = torch.tensor([[True, False, True], [False, False, False]])
+    costs = absence_costs(logits, absent, exclusive)
+    p = probabilities(logits, exclusive)
+    none = 1 - p[:, 0] - p[:, 2] if exclusive else (1 - p[:, 0]) * (1 - p[:, 2])
+    torch.testing.assert_close(costs[0], -none[0].log())
+    assert (costs[1] == 0).all()
+    (gradient,) = torch.autograd.grad(costs.sum(), logits)
+    torch.testing.assert_close(gradient[0, [0, 2]], p[0, [0, 2]])
+    assert (gradient[1] == 0).all() and ((gradient[0, 1] < 0).all() if exclusive else (gradient[0, 1] == 0).all())
+    extreme = torch.tensor([1e4, -1e4, 0.0]).reshape(1, 3, 1, 1).requires_grad_()
+    absence_costs(extreme, torch.ones(1, 3, dtype=torch.bool), exclusive).sum().backward()
+    assert extreme.grad is not None and torch.isfinite(extreme.grad).all() and extreme.grad[0, 0, 0, 0] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_price_of_absence_reaches_logits_of_half_precision(dtype: torch.dtype) -> None:
+    logits = torch.full((1, 2, 16, 16), 20.0, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = SamSPLoss(exclusive=True)(output_of(logits, logits + 0), torch.zeros(1, 2, 64, 64))
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)
+    assert logits.grad is not None and (logits.grad > 0).all()
+
+
+def test_an_absent_class_changes_nothing_about_those_that_are_there() -> None:
+    logits = torch.randn(1, 2, 8, 8)
+    label = torch.zeros(1, 2, 32, 32)
+    label[:, 0, :16] = 1
+    both = SamSPLoss(distill_weight=0, exclusive=False)(output_of(logits, logits + 0), label)
+    first, second = (logits[:, i : i + 1] for i in (0, 1))
+    alone = [
+        SamSPLoss(distill_weight=0, exclusive=False)(output_of(part, part + 0), label[:, i : i + 1])
+        for i, part in enumerate((first, second))
+    ]
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
