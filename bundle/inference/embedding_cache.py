@@ -129,8 +129,8 @@ def _tensors(output: SamSPOutput) -> tuple[torch.Tensor, ...]:
 
 
 def _of_tensors(parts: Iterable[torch.Tensor]) -> SamSPOutput:
-    *passes, presence = parts
-    return SamSPOutput(*passes, presence=presence)
+    initial, refined, boxes_xyxy, iou, presence = parts
+    return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
 
 
 def _kept_copy(value: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from bundle.core.engines import image_meta
 from bundle.core.files import write_atomically
 from bundle.core.tensors import strip_metadata
 from bundle.inference.mask_files import MaskLayout
-from bundle.inference.scores import PREDICTED_DICE, PRESENCE, known_scores
+from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
 
 NAME = "masks.csv"
 PART = "{:05d}.masks.csv"
@@ -84,7 +84,8 @@ class MaskTable:
         """Add the lines of a batch."""
         rows: list[tuple] = []
         for meta, item in zip(image_meta(engine.state.batch), engine.state.output, strict=True):
-            rows += self._rows(str(meta["filename_or_obj"]), item["pred"], meta)
+            scores = known_scores(item.get(SCORES, {}), self.labels)
+            rows += self._rows(str(meta["filename_or_obj"]), item["pred"], meta, scores)
         if rows:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 file.write(_lines(rows))
@@ -114,10 +115,11 @@ class MaskTable:
             with open(self.path, "r+b") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 
-    def _rows(self, image: str, prediction: torch.Tensor, meta: Mapping[str, Any]) -> list[tuple]:
+    def _rows(
+        self, image: str, prediction: torch.Tensor, meta: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]
+    ) -> list[tuple]:
         """Return the rows of one label map (1, ...) of 0..K or of K masks (K, ...)."""
         maps = strip_metadata(prediction).cpu().numpy()
-        scores = known_scores(prediction, self.labels)
         unit = abs(np.linalg.det(np.asarray(meta["original_affine"])[:3, :3])) if self.volume else 1
         rows = []
         for number, name in sorted((int(number), name) for number, name in self.labels.items()):

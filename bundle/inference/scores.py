@@ -12,11 +12,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.output import SamSPOutput
@@ -24,6 +26,8 @@ from bundle.sam_sp.output import SamSPOutput
 # Keys of a prediction's metadata; (B, K) for a batch, (K,) for one image or volume.
 PRESENCE, PREDICTED_DICE = "presence", "predicted_dice"
 Scores = Mapping[str, torch.Tensor]
+# Key of a sample for what `KeepScoresd` keeps.
+SCORES = "scores"
 
 
 def scores_of(output: SamSPOutput, network: Any) -> dict[str, torch.Tensor]:
@@ -82,17 +86,34 @@ def attach_scores(prediction: torch.Tensor, scores: Scores) -> torch.Tensor:
     return prediction
 
 
-def known_scores(prediction: torch.Tensor, labels: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Return the scores in the metadata of one prediction by the names of the classes, without what is not known.
+class KeepScoresd(MapTransform):
+    """Copy the scores from the metadata of a prediction to ``scores``: ``Invertd`` gives it those of the image.
 
     Args:
-        prediction: of one image or volume, with its metadata.
+        keys: the prediction of one image or volume.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            meta = getattr(d[key], "meta", {})
+            d[SCORES] = {name: meta[name].flatten() for name in (PRESENCE, PREDICTED_DICE) if name in meta}
+        return d
+
+
+def known_scores(scores: Scores, labels: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Return scores by the names of the classes, without what is not known.
+
+    Args:
+        scores: of one image or volume, (K,) each.
         labels: names of the classes, {"1": ...}.
     """
-    meta = getattr(prediction, "meta", {})
     found: dict[str, dict[str, float]] = {}
-    for key in (PRESENCE, PREDICTED_DICE):
-        values = torch.as_tensor(meta.get(key, ())).flatten().tolist()
+    for key, known in scores.items():
+        values = known.tolist()
         by_class = {labels.get(str(number), str(number)): value for number, value in enumerate(values, start=1)}
         by_class = {name: round(value, 4) for name, value in by_class.items() if value == value}  # not NaN
         if by_class:

@@ -28,7 +28,7 @@ from bundle.core.threads import share_cores
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 from bundle.inference.requests import PATH, is_request
-from bundle.inference.scores import known_scores
+from bundle.inference.scores import SCORES, known_scores
 from bundle.monai_label.result_places import place_for_itk
 
 # The server's key for the extension of the file that it writes.
@@ -70,7 +70,7 @@ class ServerResultd(MapTransform):
         if is_request(d):
             share_cores()  # a server runs no list of a config, and trains while people work beside it
         for key in self.key_iterator(d) if is_request(d) else ():
-            d[PARAMETERS] = {**d.get(PARAMETERS, {}), **known_scores(d[key], self.labels)}
+            d[PARAMETERS] = {**d.get(PARAMETERS, {}), **known_scores(d.get(SCORES, {}), self.labels)}
             label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
             asked = d.get(EXTENSION)
