@@ -156,8 +156,8 @@ class SamSP(nn.Module):
             corrected = simulate_correction(self.decode, embedding, output, label, self.image_size, self.stride)
             output = output._replace(corrected=corrected)
         output = self.correct(embedding, output, corrections) if corrections else output
-        shown = self.training or expert_xyxy is not None  # an expert knows that it is there
-        return output if shown else empty_absent(output, self.presence_threshold)
+        kept = self.training or expert_xyxy is not None  # an expert knows that it is there
+        return output if kept else empty_absent(output, self.presence_threshold)
 
     def predict_from_embedding(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
         """Run both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
