@@ -23,6 +23,7 @@ import torch
 
 from bundle.checkpoints.model_json import (
     PROMPTING,
+    SCORES,
     STRUCTURE,
     description_path,
     read_description,
@@ -55,8 +56,13 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
 
 def read_class_labels(weights: str) -> dict[str, str]:
     """Return the names of the classes of a published pair, from "1"."""
-    labels = read_description(weights).get("labels", {"1": "foreground"})
+    description = read_description(weights)
+    labels = description.get("labels", _unnamed(description["num_classes"]))
     return {number: name for number, name in labels.items() if number != "0"}
+
+
+def _unnamed(num_classes: int) -> dict[str, str]:
+    return {"1": "foreground"} if num_classes == 1 else {str(n): f"class {n}" for n in range(1, num_classes + 1)}
 
 
 def read_version(weights: str) -> str:
@@ -111,7 +117,8 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
 
 def describe_network(network: SamSP, **extra: Any) -> dict[str, Any]:
     """Return the description of a network for ``model.json``: its own attributes, and ``extra`` of the caller."""
-    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | extra
+    scores = {key: value for key in SCORES if (value := getattr(network, key, None))}
+    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | scores | extra
 
 
 def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any], weights: str | os.PathLike) -> Path:

@@ -28,6 +28,11 @@ STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
 PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
 
 
+# Attributes that model.json has only where they say something: the outputs of SAM's head that were trained, and the
+# presence below which a mask is emptied.
+SCORES = {"train_iou": False, "train_presence": False, "presence_threshold": 0.0}
+
+
 # Values for files that were written before the key existed.
 LEGACY_DEFAULTS = {"prompt_component": "all", "exclusive": False}
 

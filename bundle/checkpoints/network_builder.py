@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_description
+from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, read_description
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
 
@@ -43,9 +43,15 @@ def build_network(weights: str, **settings: Any) -> SamSP:
                 f"{key} is {asked[key]!r}, but {weights} was trained with {described[key]!r}: leave it out, or name "
                 "other --weights."
             )
+    if asked.get("presence_threshold", 0) > 0 and not described.get("train_presence"):
+        raise BundleError(
+            f"presence_threshold is {asked['presence_threshold']}, but {weights} was trained without presence: leave "
+            "it out, or train with --presence_weight 0.1."
+        )
     return SamSP(trainable="decoder", **described_settings(described) | asked)
 
 
 def described_settings(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `SamSP` that a ``model.json`` holds."""
-    return {key: description[key] for key in (*STRUCTURE, *PROMPTING)}
+    scores = {key: description.get(key, default) for key, default in SCORES.items()}
+    return {key: description[key] for key in (*STRUCTURE, *PROMPTING)} | scores

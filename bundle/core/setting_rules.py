@@ -69,6 +69,7 @@ RULES: Mapping[str, Form] = {
     "prompt_threshold": number(least=0, below=1),
     "prompt_margin": number(least=0),
     "prompt_component": choice("all", "largest"),
+    "presence_threshold": number(least=0, most=1),
     # loss
     "distill_weight": number(least=0),
     "distill_rampup": number(least=0, most=1),
@@ -78,6 +79,7 @@ RULES: Mapping[str, Form] = {
     "initial_weight": number(least=0),
     "iou_weight": number(least=0),
     "correction_weight": number(least=0),
+    "presence_weight": number(least=0),
     "negative_crops": number(least=0, most=1),
     # training
     "epochs": whole(1),

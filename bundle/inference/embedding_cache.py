@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.presence import empty_absent
 from bundle.sam_sp.user_prompts import UserPrompts
 
 
@@ -68,21 +69,22 @@ class EmbeddingCache:
                 }
                 embedding = self._embedding(image[place : place + 1], network, keys[place])
                 rows[place] = network.correct(embedding, rows[place], own)
-        return SamSPOutput(*(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True)))
+        whole = _of_tensors(torch.cat(values) for values in zip(*map(_tensors, rows), strict=True))
+        return empty_absent(whole, network.presence_threshold)
 
     def _rows(self, image: torch.Tensor, network: SamSP, keys: Sequence[bytes]) -> list[SamSPOutput]:
         """Return both passes of each image, (1, ...); new images are segmented in one batch."""
         known = [self._passes.get(key) for key in keys]
         new = [place for place, row in enumerate(known) if row is None]
-        rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
+        rows = [_of_tensors(value.to(image.device) for value in row) if row else None for row in known]
         if new:
             embeddings = network.image_encoder(image[new])
             output = network.predict_from_embedding(embeddings)
             for index, place in enumerate(new):
                 self._embeddings.put(keys[place], (_kept_copy(embeddings[index : index + 1]),))
-                row = tuple(value[index : index + 1] for value in output[:4])
+                row = [value[index : index + 1] for value in _tensors(output)]
                 self._passes.put(keys[place], tuple(_kept_copy(value) for value in row))
-                rows[place] = SamSPOutput(*row)
+                rows[place] = _of_tensors(row)
         return [row for row in rows if row is not None]
 
     def _embedding(self, image: torch.Tensor, network: SamSP, key: bytes) -> torch.Tensor:
@@ -118,6 +120,17 @@ class _LruTensors:
     def clear(self) -> None:
         self._kept.clear()
         self._size = 0
+
+
+def _tensors(output: SamSPOutput) -> tuple[torch.Tensor, ...]:
+    """Return the parts of an output that an inference needs, as they are kept."""
+    assert output.presence is not None
+    return output.initial, output.refined, output.boxes_xyxy, output.iou, output.presence
+
+
+def _of_tensors(parts: Iterable[torch.Tensor]) -> SamSPOutput:
+    initial, refined, boxes_xyxy, iou, presence = parts
+    return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
 
 
 def _kept_copy(value: torch.Tensor) -> torch.Tensor:

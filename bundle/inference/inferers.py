@@ -27,6 +27,7 @@ from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.inference.requests import is_requested
+from bundle.inference.scores import attach_scores, scores_of
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_images
 
@@ -42,11 +43,15 @@ class SamSPInferer(Inferer):
         embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache. It serves
             the requests of a server alone: no other caller comes back with the same image.
         amp: the setting, for the requests of a server on a GPU, see `float32_precision_of_server`.
+        scores: always put presence and predicted Dice into the metadata of the prediction, see
+            `bundle.inference.scores`; they are there for both passes, requests and corrections anyway.
     """
 
-    def __init__(self, both: bool = False, embedding_cache: float = 0, amp: bool | str = True) -> None:
+    def __init__(
+        self, both: bool = False, embedding_cache: float = 0, amp: bool | str = True, scores: bool = False
+    ) -> None:
         super().__init__()
-        self.both, self.amp = both, amp
+        self.both, self.amp, self.scores = both, amp, scores
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
     def __call__(
@@ -66,14 +71,17 @@ class SamSPInferer(Inferer):
     ) -> torch.Tensor:
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
-        if self.both or requested or corrections:
+        scores: dict[str, torch.Tensor] = {}
+        if self.both or requested or corrections or self.scores:
             output = segment(inputs, network, labels, corrections, self.cache if requested else None)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
             score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if requested else None
+            scores = scores_of(output, unwrap(network))
         else:
             logits = network(strip_metadata(inputs))
-        return attach_score(convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0], score)
+        prediction = convert_to_dst_type(logits, inputs, dtype=logits.dtype)[0]
+        return attach_scores(attach_score(prediction, score), scores)
 
 
 def attach_score(prediction: torch.Tensor, score: float | None) -> torch.Tensor:

@@ -29,6 +29,7 @@ from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import attach_score, segment
 from bundle.inference.requests import is_requested
+from bundle.inference.scores import VolumeScores, attach_scores
 from bundle.sam.preprocessing import longest_side_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
@@ -70,8 +71,8 @@ class VolumeInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
 
-        M is 1 where classes exclude each other, else the number of classes. The answer to a server has a score of
-        uncertainty in its metadata, see `bundle.inference.uncertainty`.
+        M is 1 where classes exclude each other, else the number of classes. Presence and predicted Dice are in the
+        metadata, see `bundle.inference.scores`, and in the answer to a server a score of uncertainty.
         """
         with float32_precision_of_server(self.amp, is_requested(inputs)):
             return self._segment_volume(inputs, network)
@@ -85,9 +86,11 @@ class VolumeInferer(Inferer):
         maps: torch.Tensor | None = None
         scores: list[torch.Tensor] = []
         pixels: list[torch.Tensor] = []
+        known = VolumeScores()
         for indices in self._batches(volume.shape[self.axis + 1]):
             images = take_slices(volume, indices, self.axis, self.slices_as_rgb)
             label_maps, output = self._segment(images, network, prompts_of_slices(corrections, indices), cache)
+            known.add(output, unwrap(network))
             if requested:
                 scores.append(uncertainty.ranking_score(output, self.exclusive))
                 pixels.append(uncertainty.marked_pixels(output, self.exclusive))
@@ -98,7 +101,7 @@ class VolumeInferer(Inferer):
         assert maps is not None
         prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
         score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if requested else None
-        return attach_score(prediction, score)
+        return attach_scores(attach_score(prediction, score), known.result())
 
     def _batches(self, slices: int) -> Iterator[range]:
         starts = range(0, slices, self.batch_size)

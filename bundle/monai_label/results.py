@@ -28,10 +28,13 @@ from bundle.core.threads import share_cores
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS
 from bundle.inference.requests import PATH, is_request
+from bundle.inference.scores import SCORES, known_scores
 from bundle.monai_label.result_places import place_for_itk
 
 # The server's key for the extension of the file that it writes.
 EXTENSION = "result_extension"
+# The server's key for what it sends back as parameters of the answer.
+PARAMETERS = "result"
 # Formats that change a mask.
 LOSSY = (".jpg", ".jpeg")
 
@@ -52,12 +55,14 @@ class ServerResultd(MapTransform):
 
     Args:
         keys: label map (1, W, H) or (1, X, Y, Z) in reader order, with or without its metadata.
+        labels: names of the classes, {"1": ...}: presence and predicted Dice of each go into the parameters of the
+            answer, where the network was trained for them, see `bundle.inference.scores`.
         image_key: key of the image.
     """
 
-    def __init__(self, keys: KeysCollection, image_key: str = "image") -> None:
+    def __init__(self, keys: KeysCollection, labels: Mapping[str, str], image_key: str = "image") -> None:
         super().__init__(keys)
-        self.image_key = image_key
+        self.image_key, self.labels = image_key, labels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return uint8 masks, (W, H) for an image file, (W, H, 1) or (1, X, Y, Z) for the file of a volume."""
@@ -65,6 +70,7 @@ class ServerResultd(MapTransform):
         if is_request(d):
             share_cores()  # a server runs no list of a config, and trains while people work beside it
         for key in self.key_iterator(d) if is_request(d) else ():
+            d[PARAMETERS] = {**d.get(PARAMETERS, {}), **known_scores(d.get(SCORES, {}), self.labels)}
             label_map = strip_metadata(d[key]).to(torch.uint8)
             is_image = label_map.ndim == 3
             asked = d.get(EXTENSION)

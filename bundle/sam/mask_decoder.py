@@ -32,6 +32,7 @@ class BatchedMaskDecoder(MaskDecoder):
         sparse_prompt_embeddings: torch.Tensor,
         dense_prompt_embeddings: torch.Tensor,
         masks: int = 1,
+        scores: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the first ``masks`` mask tokens for each row.
 
@@ -41,9 +42,10 @@ class BatchedMaskDecoder(MaskDecoder):
             sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
             dense_prompt_embeddings: (N, C, H, W).
             masks: M, the number of tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
+            scores: outputs of the head that predicts the IoU; by default M.
 
         Returns:
-            mask logits (N, M, 4H, 4W) and predicted IoU (N, M).
+            mask logits (N, M, 4H, 4W) and the first ``scores`` outputs of the head (N, scores): the predicted IoU.
         """
         n = image_embeddings.shape[0]
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
@@ -56,7 +58,7 @@ class BatchedMaskDecoder(MaskDecoder):
         mlps = self.output_hypernetworks_mlps[:masks]
         weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)  # token 0 predicts IoU
         logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
-        return logits, self.iou_prediction_head(tokens[:, 0])[:, :masks]
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, : masks if scores is None else scores]
 
 
 def build_mask_decoder(spec: SamSpec) -> BatchedMaskDecoder:

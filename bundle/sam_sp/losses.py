@@ -75,6 +75,7 @@ class SamSPLoss(nn.Module):
     """L = Dice(y1, y) + distill_weight * KL(y0, y1) on low-resolution logits, with optional terms beyond the paper:
 
         + initial_weight * Dice(y0, y) + iou_weight * (predicted IoU - IoU(y1, y))^2 + correction_weight * Dice(yc, y)
+        + presence_weight * BCE(presence, whether y has a pixel)
 
     Dice is MONAI's, of the probabilities of each class in each image, then averaged; with ``batch_dice`` the images of
     a batch count as one. For a class that is absent, Dice has no gradient, and
@@ -98,6 +99,8 @@ class SamSPLoss(nn.Module):
         iou_weight: weight of the squared error of the IoU that the network predicts for y1, as in SAM's own training.
         correction_weight: weight of a Dice term on yc, the logits after a simulated user corrected y1 with a box or
             clicks. The network then needs the label, see `bundle.sam_sp.simulated_user.simulate_correction`.
+        presence_weight: weight of the binary cross-entropy of the presence, the mean over images and classes, see
+            `bundle.sam_sp.presence`. Images without the object are what it learns from.
         exclusive: classes exclude each other: softmax with an implicit background instead of a sigmoid for each.
         batch_dice: one Dice per class for the whole batch. Where many images lack a class, as slices of volumes do, the
             Dice loss of single images is lowered most easily by empty masks, and training gets stuck there.
@@ -113,6 +116,7 @@ class SamSPLoss(nn.Module):
         correction_weight: float = 0.0,
         exclusive: bool = True,
         batch_dice: bool = False,
+        presence_weight: float = 0.0,
     ) -> None:
         from monai.losses import DiceLoss  # here, so that a network alone does not wait for MONAI
 
@@ -125,6 +129,7 @@ class SamSPLoss(nn.Module):
         self.initial_weight = initial_weight
         self.iou_weight = iou_weight
         self.correction_weight = correction_weight
+        self.presence_weight = presence_weight
 
     def forward(self, output: SamSPOutput, label: torch.Tensor) -> torch.Tensor:
         """`SamSPOutput` with logits (B, K, h, w), and label (B, K, S, S) in 0..1 with S a multiple of h -> scalar."""
@@ -136,6 +141,8 @@ class SamSPLoss(nn.Module):
             if self.iou_weight:
                 error = output.iou.float() - iou_of(refined.detach(), target)
                 loss = loss + self.iou_weight * (error**2).mean()
+            if self.presence_weight:
+                loss = loss + self.presence_weight * presence_loss(output.presence, target)
             if output.corrected is not None:
                 loss = loss + self.correction_weight * self._dice(output.corrected.float(), target)
             if output.initial is output.refined:
@@ -157,6 +164,18 @@ class SamSPLoss(nn.Module):
         by_class = torch.where(present, self.dice(probability, target)[..., 0, 0], marked / (marked + ABSENT_AREA))
         absence = absence_costs(logits, ~present, self.exclusive)
         return by_class.mean() + absence.mean() / logits.shape[1]
+
+
+def presence_loss(presence: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+    """Return the binary cross-entropy of presence logits (B, K) with targets (B, K, h, w) that have a pixel or none.
+
+    Raises:
+        BundleError: the network has no presence.
+    """
+    if presence is None:
+        raise BundleError("presence_weight is above 0, but a U-Net has no presence: leave it at 0.")
+    present = target.flatten(2).any(dim=2)
+    return F.binary_cross_entropy_with_logits(presence.float(), present.to(torch.float32))
 
 
 def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

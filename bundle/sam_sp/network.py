@@ -28,6 +28,7 @@ from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp import lora, state_dicts
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.presence import SCORES, empty_absent, require_presence_threshold
 from bundle.sam_sp.self_prompt import COMPONENTS, boxes_from_mask
 from bundle.sam_sp.simulated_user import simulate_correction
 from bundle.sam_sp.trained_parts import TRAINABLE, set_trainable_parameters
@@ -64,6 +65,8 @@ class SamSP(nn.Module):
         attention: how the encoder computes its attention, see `choose_form`; the result is the same.
         checkpointing: keep only the input of each encoder block, and compute the block again in the backward pass.
         train_iou: also train the head that predicts the IoU of a mask: the loss has a term for it.
+        train_presence: also train the presence, an output of that head: the loss has a term for it.
+        presence_threshold: in evaluation mode y1 is emptied where the presence of its class is below; 0 for never.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class SamSP(nn.Module):
         attention: str = "auto",
         checkpointing: bool = False,
         train_iou: bool = False,
+        train_presence: bool = False,
+        presence_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         spec = get_spec(sam)
@@ -92,8 +97,7 @@ class SamSP(nn.Module):
         _require_choice("prompt_component", prompt_component, COMPONENTS)
         _require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
         _require_prompting(prompt_threshold, prompt_margin)
-        self.sam = sam
-        self.spec = spec
+        self.sam, self.spec = sam, spec
         self.image_size = image_size
         self.num_classes = num_classes
         self.exclusive = exclusive
@@ -102,6 +106,8 @@ class SamSP(nn.Module):
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
         self.prompt_component = prompt_component
+        self.train_iou, self.train_presence = train_iou, train_presence
+        self.presence_threshold = require_presence_threshold(presence_threshold)
 
         self.image_encoder = build_image_encoder(spec, image_size, attention)
         self.image_encoder.checkpointing = checkpointing
@@ -112,7 +118,7 @@ class SamSP(nn.Module):
             self.load_base(read_state_dict(checkpoint), str(checkpoint), new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
-        set_trainable_parameters(self, trainable, prompt, train_iou)
+        set_trainable_parameters(self, trainable, prompt, train_iou or train_presence)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
         """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S).
@@ -149,14 +155,17 @@ class SamSP(nn.Module):
         if label is not None:
             corrected = simulate_correction(self.decode, embedding, output, label, self.image_size, self.stride)
             output = output._replace(corrected=corrected)
-        return self.correct(embedding, output, corrections) if corrections else output
+        output = self.correct(embedding, output, corrections) if corrections else output
+        kept = self.training or expert_xyxy is not None  # an expert knows that it is there
+        return output if kept else empty_absent(output, self.presence_threshold)
 
     def predict_from_embedding(self, embedding: torch.Tensor, expert_xyxy: torch.Tensor | None = None) -> SamSPOutput:
         """Run both passes on embeddings E(x), (B, C, H, W); boxes as in `segment`."""
-        initial, iou = self.decode(embedding, None)
+        initial, scores = self._decode_classes(embedding, None, scores=SCORES)
+        iou, presence = scores.unbind(dim=-1)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
         refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
-        return SamSPOutput(initial, refined, boxes_xyxy, iou)
+        return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
 
     def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: UserPrompts) -> SamSPOutput:
         """Decode y1 again where a user gave prompts, see `apply_user_prompts`."""
@@ -180,14 +189,21 @@ class SamSP(nn.Module):
         Returns:
             logits (B, K, 4H, 4W) and predicted IoU (B, K).
         """
+        logits, scores = self._decode_classes(embedding, boxes_xyxy, clicks)
+        return logits, scores[..., 0]
+
+    def _decode_classes(
+        self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None, scores: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits as `decode`, and the first outputs of the head that predicts the IoU, (B, K, scores)."""
         b, k = embedding.shape[0], self.num_classes
         boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(b * k, 4)
         tokens = None
         if self.class_tokens is not None:
             tokens = self.class_tokens.weight.repeat(b, 1)
             embedding = embedding.repeat_interleave(k, dim=0)
-        logits, iou = self._decode_rows(embedding, tokens, boxes, clicks)
-        return logits.reshape(b, k, *logits.shape[-2:]), iou.reshape(b, k)
+        logits, values = self._decode_rows(embedding, tokens, boxes, clicks, scores)
+        return logits.reshape(b, k, *logits.shape[-2:]), values.reshape(b, k, scores)
 
     def decode_class(
         self, embedding: torch.Tensor, class_index: int, box_xyxy: torch.Tensor | None, clicks: Clicks | None
@@ -207,16 +223,21 @@ class SamSP(nn.Module):
         return self._decode_rows(embedding, token, box_xyxy, clicks)
 
     def _decode_rows(
-        self, embedding: torch.Tensor, tokens: torch.Tensor | None, boxes: torch.Tensor | None, clicks: Clicks | None
+        self,
+        embedding: torch.Tensor,
+        tokens: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        clicks: Clicks | None,
+        scores: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) of N rows, with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, 1)."""
+        """Return M(E(x), P(prompt)) of N rows, with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, scores)."""
         points, mask = (None, None) if clicks is None else ((clicks.xy, clicks.label), clicks.mask)
         sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=mask)
         n = embedding.shape[0]  # not len(): a trace would record it as a constant
         sparse, dense = sparse.expand(n, -1, -1), dense.expand(n, -1, -1, -1)  # the null prompt has one row
         if tokens is not None:
             sparse = torch.cat([tokens[:, None], sparse], dim=1)
-        return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
+        return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, scores=scores)
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
         """Low-resolution logits (B, K, h, w) -> (B, K, S, S), bilinear as in SAM."""

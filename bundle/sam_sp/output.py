@@ -25,3 +25,4 @@ class SamSPOutput(NamedTuple):
     boxes_xyxy: torch.Tensor  # SP(y0), (B, K, 4) in input pixels
     iou: torch.Tensor  # the IoU of y1 that SAM predicts, (B, K)
     corrected: torch.Tensor | None = None  # in training with a simulated user: the logits after a correction of y1
+    presence: torch.Tensor | None = None  # logits that the object is in the image, (B, K), from the pass of y0

@@ -28,20 +28,21 @@ TRAINED_PARTS = (
 )
 # The two corners of a box; without a self-prompt no loss reaches them.
 TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
-# The head that predicts the IoU of a mask; it is trained only if the loss has a term for it.
-TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
+# The head that predicts the IoU of a mask and the presence; it is trained only if the loss has a term for either.
+TRAINED_WITH_SCORES = ("mask_decoder.iou_prediction_head.",)
 
 
-def set_trainable_parameters(network: nn.Module, trainable: str, prompt: str, train_iou: bool) -> None:
+def set_trainable_parameters(network: nn.Module, trainable: str, prompt: str, train_scores: bool) -> None:
     """Set ``requires_grad`` of each parameter: True where it is to be trained and the loss reaches it.
 
     Args:
         network: a `SamSP`.
         trainable: what to train of the encoder: "lora" its adapters, "decoder" nothing, "full" all of it.
         prompt: "none" leaves out the embeddings of a box's corners.
-        train_iou: the loss has a term for the predicted IoU.
+        train_scores: the loss has a term for the predicted IoU or the presence.
     """
-    parts = TRAINED_PARTS + (() if prompt == "none" else TRAINED_WITH_BOX) + (TRAINED_WITH_IOU if train_iou else ())
+    with_box = () if prompt == "none" else TRAINED_WITH_BOX
+    parts = TRAINED_PARTS + with_box + (TRAINED_WITH_SCORES if train_scores else ())
     for name, parameter in network.named_parameters():
         if name.startswith("image_encoder."):
             parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.presence import SHOWN
 
 # Keys in a record of a datalist, see `bundle.inference.user_prompt_reader`.
 BOXES, POINTS = "boxes", "points"
@@ -103,6 +104,9 @@ def apply_user_prompts(
     With points the self-prompt is left out: where y1 has to be corrected, that box is often wrong itself. The mask
     prompt keeps the parts of y1 that were right.
 
+    A box, or a point in the object, says that the object is there: its presence becomes `SHOWN`, and its mask is not
+    emptied. A point beside it does not.
+
     Args:
         decode_class: decodes prompts for one image and class.
         embedding: E(x), (B, C, H, W).
@@ -110,6 +114,7 @@ def apply_user_prompts(
         prompts: in input pixels, by image and class.
     """
     refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
+    presence = None if output.presence is None else output.presence.clone()
     for (image, index), prompt in prompts.items():
         row = embedding[image : image + 1]
         box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
@@ -122,4 +127,6 @@ def apply_user_prompts(
             clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
             mask, predicted = decode_class(row, index, box, clicks)
         refined[image, index], iou[image, index] = mask[0, 0], predicted[0, 0]
-    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
+        if presence is not None and (box is not None or any(label for *_, label in prompt.points_xyl)):
+            presence[image, index] = SHOWN
+    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, presence=presence)

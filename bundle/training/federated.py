@@ -45,7 +45,7 @@ def require_exchanged(network: nn.Module) -> None:
         if parameter.requires_grad and not is_exchanged(name):
             raise BundleError(
                 f"'{name}' would be trained, but sites do not exchange it: trainable must be lora or decoder, and "
-                "iou_weight 0."
+                "iou_weight and presence_weight 0."
             )
 
 

@@ -49,7 +49,15 @@ def trained(toy: str, base: Path, **arguments: float) -> SamSP:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("arguments", [{}, {"num_classes": 2, "lora_rank": 2, "lora_alpha": 8, "image_size": 96}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"num_classes": 2, "lora_rank": 2, "lora_alpha": 8, "image_size": 96},
+        {"train_iou": True},
+        {"train_presence": True},
+    ],
+)
 def test_artefacts_and_their_base_give_the_same_masks(toy: str, base: Path, arguments: dict, tmp_path: Path) -> None:
     network = trained(toy, base, **arguments)
     folder = write_adapters(network, tmp_path / "new" / "adapter", describe_network(network))

@@ -32,6 +32,7 @@ from bundle.inference.inferers import SamSPInferer
 from bundle.sam.preprocessing import PIXEL_MEAN
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.presence import ABSENT
 from tests.conftest import ROOT
 from tests.networks import randomize
 
@@ -42,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_classes": 2, "exclusive": True, "prompt_component": "largest", "prompt_margin": 0.1,
     },
     "single pass": {"prompt": "none"},
+    "presence": {"train_presence": True, "presence_threshold": 0.5},
 }  # fmt: skip
 HARDEST = "several classes, largest piece, margin"
 
@@ -61,6 +63,10 @@ def toy_network(toy: str, **arguments: Any) -> SamSP:
     network.load_state_dict(network.state_dict())  # the dense positional encoding follows the weights
     chances = probabilities(network.segment(squares(6)).initial, network.exclusive)
     network.prompt_threshold = chances.flatten().quantile(0.98, interpolation="midpoint").item()
+    if network.presence_threshold:  # some of the images are emptied
+        presence = network.segment(squares(6)).presence
+        assert presence is not None
+        network.presence_threshold = torch.sigmoid(presence).quantile(0.5, interpolation="midpoint").item()
     return network
 
 
@@ -72,7 +78,10 @@ def as_dataset(images: torch.Tensor) -> Sequence[Mapping[str, Any]]:
 CASES = [
     *(("torchscript", variant) for variant in VARIANTS),
     ("torch_export", HARDEST),
-    pytest.param("onnx", HARDEST, marks=pytest.mark.slow),  # tests/workflows/test_exports.py has the format
+    ("torch_export", "presence"),
+    *(
+        pytest.param("onnx", variant, marks=pytest.mark.slow) for variant in (HARDEST, "presence")
+    ),  # tests/workflows/test_exports.py has the format
 ]
 
 
@@ -89,6 +98,14 @@ def test_each_format_computes_what_the_network_with_adapters_computes(
     agreements = check_export(FORMATS[name].load(path), network, images, path.name)
     assert [agreement.images for agreement in agreements] == list(BATCHES)
     assert b"/bundle/sam_sp/self_prompt.py" not in path.read_bytes()  # nor any other path of this machine
+
+
+def test_some_masks_of_the_check_are_emptied(toy: str) -> None:
+    network = toy_network(toy, **VARIANTS["presence"])
+    images = images_with_different_boxes(network, as_dataset(squares(6)), SamSPInferer())
+    with torch.no_grad():
+        emptied = (network(images) == ABSENT).flatten(1).all(dim=1)
+    assert emptied.any() and not emptied.all()
 
 
 def test_an_empty_first_mask_and_a_box_share_a_batch(toy: str) -> None:

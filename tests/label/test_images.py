@@ -82,7 +82,7 @@ def by_command(weights: Path, images: Path, output: Path, **said: Any) -> dict[s
         "inferring", INFER, ROOT, dataset_dir=str(images), weights=str(weights), output_dir=str(output), device="cpu",
         num_workers=0, **said,
     )  # fmt: skip
-    return {stem_of(path): open_mask(path) // 255 for path in output.iterdir()}
+    return {stem_of(path): open_mask(path) // 255 for path in output.glob("*.png")}
 
 
 def mask_of(content: bytes) -> np.ndarray:

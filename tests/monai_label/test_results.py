@@ -28,7 +28,7 @@ from bundle.monai_label.results import ServerResultd
 def result(path: str, shape: tuple[int, ...], extension: str | None = None) -> dict:
     image = MetaTensor(torch.zeros(3, 8, 8), meta={"spatial_shape": np.array(shape[1:])})
     data = {"image_path": path, "image": image, "pred": MetaTensor(torch.ones(shape)), "result_extension": extension}
-    return ServerResultd("pred")(data)
+    return ServerResultd("pred", {"1": "polyp"})(data)
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "b.v2.png", "/x/c.JPEG", "d.bmp", "no_ending"])
@@ -63,7 +63,7 @@ TILTED = np.array([[-0.7, 0, 0, 30], [0, -0.9, -1.5, 20], [0, 0, 4, -50], [0, 0,
 def served(path: Path, affine: np.ndarray, asked: str | None = None) -> dict:
     image = MetaTensor(torch.zeros(1, 4, 5, 6), meta={"spatial_shape": np.array([4, 5, 6]), "original_affine": affine})
     data = {"image_path": str(path), "image": image, "pred": torch.ones(1, 4, 5, 6), "result_extension": asked}
-    given = ServerResultd("pred")(data)
+    given = ServerResultd("pred", {"1": "polyp"})(data)
     np.testing.assert_array_equal(image.meta["original_affine"], affine)  # the server keeps it for the next click
     return given
 
@@ -94,3 +94,13 @@ def test_axes_that_are_not_at_right_angles_go_into_nrrd(tmp_path: Path) -> None:
     assert served(tmp_path, TILTED, ".nrrd")["result_extension"] == ".nrrd"
     with pytest.raises(BundleError, match=r"result_extension is \.nii\.gz, but the axes of .* expected \.nrrd"):
         served(tmp_path, TILTED, ".nii.gz")
+
+
+def test_the_answer_has_the_presence_and_no_number_that_is_not_known() -> None:
+    scores = {"presence": torch.tensor([0.25, 0.75]), "predicted_dice": torch.tensor([float("nan"), 0.9])}
+    data = {"image_path": "a.png", "image": torch.zeros(3, 8, 8), "pred": torch.ones(1, 8, 8), "scores": scores}
+    labels = {"1": "polyp", "2": "ulcer"}
+    given = ServerResultd("pred", labels)(data)["result"]
+    assert given == {"presence": {"polyp": 0.25, "ulcer": 0.75}, "predicted_dice": {"ulcer": 0.9}}
+    del data["scores"]
+    assert ServerResultd("pred", labels)(data)["result"] == {}

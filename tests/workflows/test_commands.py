@@ -82,7 +82,7 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
     assert (folder / "panels" / "panels.png").is_file()
 
     command("inferring", INFER, root, dataset_dir=str(dataset), device="cpu", batch_size=3, num_workers=0)
-    masks = sorted((root / "output" / "masks").iterdir())
+    masks = sorted((root / "output" / "masks").glob("*.png"))
     images = sorted((dataset / "images").iterdir())
     assert [path.stem for path in masks] == [path.stem for path in images]
     for mask, image in zip(masks, images, strict=True):
@@ -129,7 +129,7 @@ def test_masks_are_written_where_the_network_saw_them(root: Path, dataset: Path)
         batch_size=4, num_workers=0, device="cpu",
     )  # fmt: skip
     sizes = set()
-    for written in (root / "output" / "masks").iterdir():
+    for written in (root / "output" / "masks").glob("*.png"):
         mask, label = open_mask(written) > 127, open_mask(dataset / "masks" / written.name) > 127
         assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.95
         sizes.add(mask.shape[0] > mask.shape[1])
@@ -329,7 +329,7 @@ def test_compiled_commands_give_what_the_others_give(
         options = {**data, "device": "cpu", "weights": str(tmp_path / "off" / "model.pt"), "compile": mode}
         command("evaluating", EVALUATE, root, **options, panels=0, output_dir=str(tmp_path / f"scores_{mode}"))
         command("inferring", INFER, root, **options, output_dir=str(tmp_path / f"masks_{mode}"))
-        masks.append([open_mask(path) for path in sorted((tmp_path / f"masks_{mode}").iterdir())])
+        masks.append([open_mask(path) for path in sorted((tmp_path / f"masks_{mode}").glob("*.png"))])
         assert (counter.frame_count > 0) is (mode == "inference")
     assert len(masks[0]) == 14 and all(np.mean(a != b) < 1e-3 for a, b in zip(*masks, strict=True))
     counter.frame_count = 0

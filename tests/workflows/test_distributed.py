@@ -200,8 +200,11 @@ def test_a_killed_inference_ends_and_goes_on(
     command("inferring", SHARDED, root, **options)
     assert f"{len(kept)} of 200 inputs have their masks" in capsys.readouterr().out
     require_each_once(folder, masks, before, kept)
+    table = (masks / "masks.csv").read_text(encoding="utf-8")
+    assert [line.split(",")[0] for line in table.splitlines()[1:]] == [f"{number:06d}.png" for number in range(200)]
     command("inferring", SHARDED, root, **options)  # nothing left
     assert "200 of 200" in capsys.readouterr().out
+    assert (masks / "masks.csv").read_text(encoding="utf-8") == table
     assert idist.get_world_size() == 1 and idist.model_name() == "serial"  # this process is one alone again
 
 

@@ -59,7 +59,7 @@ def test_images(batch_size: int, num_workers: int, root: Path, tmp_path: Path, c
     assert "Wrote the masks (0/255 PNG) of 3 inputs" in shown
     assert shown.count("Problem: ") == 2
     command("inferring", INFER, root, dataset_dir=str(good), output_dir=str(tmp_path / "expected"), **options)
-    assert names(tmp_path / "out") == names(tmp_path / "expected") == ["c0.png", "c1.png", "c2.png"]
+    assert names(tmp_path / "out") == names(tmp_path / "expected") == [*(f"c{n}.png" for n in range(3)), "masks.csv"]
     for name in names(tmp_path / "out"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
@@ -102,7 +102,7 @@ def test_volumes(num_workers: int, root: Path, volumes: Path, tmp_path: Path, ca
     assert " of 4 inputs to " in capsys.readouterr().out
     assert names(tmp_path / "out") == [
         "a_good.nii.gz", "d_no_study.nii.gz", "e_frames.nii.gz", "e_frames.seg.dcm", "f_series.nii.gz",
-        "f_series.seg.dcm",
+        "f_series.seg.dcm", "masks.csv",
     ]  # fmt: skip
     one, other = (np.asarray(nibabel.load(tmp_path / "out" / f"{n}.nii.gz").dataobj) for n in ("e_frames", "f_series"))
     np.testing.assert_array_equal(one, other)
@@ -115,7 +115,7 @@ def test_a_series_and_a_file_of_one_name(root: Path, tmp_path: Path) -> None:
     options = {"weights": str(write_untrained(root)), "num_workers": 0, "output_dir": str(tmp_path / "out")}
     command("inferring", [INFER, VOLUME], root, dataset_dir=str(folder), **options)
     written = names(tmp_path / "out")
-    assert len(written) == 4 and sum(name.endswith(".seg.dcm") for name in written) == 2
+    assert len(written) == 4 + len(["masks.csv"]) and sum(name.endswith(".seg.dcm") for name in written) == 2
     sources = {
         pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID for path in tmp_path.glob("out/*.dcm")
     }

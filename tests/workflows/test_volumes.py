@@ -71,7 +71,7 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
 
     command("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"))
     masks = root / "output" / "masks"
-    assert sorted(path.name for path in masks.iterdir()) == sorted(f"case{seed}.nii.gz" for seed in range(8))
+    assert sorted(path.name for path in masks.glob("*.nii.gz")) == sorted(f"case{seed}.nii.gz" for seed in range(8))
     dice = []
     for seed in range(8):
         written = nibabel.load(masks / f"case{seed}.nii.gz")
@@ -171,7 +171,7 @@ def test_images_of_two_classes(root: Path, dataset: Path, tmp_path: Path, capsys
     bar = next(line for line in said.splitlines() if line.startswith("bar"))
     assert float(bar.split()[1]) > 0.6
     command("inferring", INFER, root, dataset_dir=str(tmp_path / "images"))
-    found = np.asarray(Image.open(next((root / "output" / "masks").iterdir())))
+    found = np.asarray(Image.open(next((root / "output" / "masks").glob("*.png"))))
     assert set(np.unique(found)) <= {0, 1, 2} and (found[: len(found) // 4, : found.shape[1] // 3] == 2).mean() > 0.5
 
     # each class for itself: a file for each
@@ -180,7 +180,9 @@ def test_images_of_two_classes(root: Path, dataset: Path, tmp_path: Path, capsys
     command("inferring", INFER, root, dataset_dir=str(tmp_path / "images"), output_dir=str(root / "each"))
     assert "0/255 PNG, one for each class" in capsys.readouterr().out
     stems = [path.stem for path in (tmp_path / "images").iterdir()]
-    assert {path.name for path in (root / "each").iterdir()} == {f"{stem}_{k}.png" for stem in stems for k in (1, 2)}
+    assert {path.name for path in (root / "each").glob("*.png")} == {
+        f"{stem}_{k}.png" for stem in stems for k in (1, 2)
+    }
 
 
 def test_errors_of_series_reach_the_user(root: Path, brains: Path, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``masks.csv`` beside the masks: a row for each mask and class, with presence, predicted Dice, area and pieces."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from scipy import ndimage
+
+from bundle.core.distributed import rank
+from bundle.core.engines import image_meta
+from bundle.core.files import write_atomically
+from bundle.core.tensors import strip_metadata
+from bundle.inference.mask_files import MaskLayout
+from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
+
+NAME = "masks.csv"
+PART = "{:05d}.masks.csv"
+
+
+class MaskTable:
+    """Write ``masks.csv`` while an inference goes on; a handler after the postprocessing, and a step of the run.
+
+    The lines of a batch are added after its masks are written. A process that is one of several adds them to a file of
+    its own in ``parts``, which a resumed inference goes on with; `conclude` makes one table of them all, in the order
+    of the datalist. Where a mask was made twice, its last row counts.
+
+    Columns: the name of the mask's file; the class; its presence and the predicted Dice, empty where the network was
+    not trained for them or, of the Dice, has no mask; the area in pixels, of volumes the volume in cubic millimeters;
+    the number of connected components, with diagonal neighbors.
+
+    Args:
+        output_dir: folder of the masks.
+        layout: of their files.
+        datalist: the records of all inputs, the same for every process.
+        labels: names of the classes, {"1": ...}.
+        exclusive: whether the classes exclude each other: then a prediction is one map of class numbers.
+        volume: whether the inputs are volumes.
+        parts: folder of the files of the processes; none for a single process, which writes the table itself.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        layout: MaskLayout,
+        datalist: Sequence[Mapping[str, Any]],
+        labels: Mapping[str, str],
+        exclusive: bool,
+        volume: bool = False,
+        parts: str | None = None,
+    ) -> None:
+        self.table = Path(output_dir) / NAME
+        self.parts = None if parts is None else Path(parts)
+        self.path = self.table if self.parts is None else self.parts / PART.format(rank())
+        self.layout, self.datalist, self.labels = layout, datalist, labels
+        self.exclusive, self.volume = exclusive, volume
+        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, "volume_mm3" if volume else "area", "components")
+
+    def attach(self, engine: SupervisedEvaluator) -> None:
+        """Attach to the evaluator, whose postprocessing writes the masks before."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """Add the lines of a batch."""
+        rows: list[tuple] = []
+        for meta, item in zip(image_meta(engine.state.batch), engine.state.output, strict=True):
+            scores = known_scores(item.get(SCORES, {}), self.labels)
+            rows += self._rows(str(meta["filename_or_obj"]), item["pred"], meta, scores)
+        if rows:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                file.write(_lines(rows))
+
+    def conclude(self) -> None:
+        """Make one table of the files of all processes; all of them call it, after the last batch."""
+        if dist.is_initialized():
+            dist.barrier()
+        if rank() > 0:
+            return
+        files = [self.path] if self.parts is None else sorted(self.parts.glob("*.masks.csv"))
+        found: dict[str, dict[str, list[str]]] = {}
+        for path in files:
+            for row in _read(path, len(self.columns)):
+                found.setdefault(row[0], {})[row[1]] = row
+        listed = [self._name(str(record["image"])) for record in self.datalist]
+        order = dict.fromkeys([*(name for name in listed if name in found), *sorted(found)])
+        text = _lines([self.columns, *(row for name in order for row in found[name].values())])
+        write_atomically(self.table, lambda partial: partial.write_text(text, encoding="utf-8", newline=""))
+
+    def _begin(self, engine: SupervisedEvaluator) -> None:
+        """Begin a new table; where a process goes on with its file, drop a line that a killed one left unfinished."""
+        if self.parts is None or not self.path.is_file():
+            header = _lines([self.columns])
+            write_atomically(self.path, lambda partial: partial.write_text(header, encoding="utf-8", newline=""))
+        else:
+            with open(self.path, "r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def _rows(
+        self, image: str, prediction: torch.Tensor, meta: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]
+    ) -> list[tuple]:
+        """Return the rows of one label map (1, ...) of 0..K or of K masks (K, ...)."""
+        maps = strip_metadata(prediction).cpu().numpy()
+        unit = abs(np.linalg.det(np.asarray(meta["original_affine"])[:3, :3])) if self.volume else 1
+        rows = []
+        for number, name in sorted((int(number), name) for number, name in self.labels.items()):
+            mask = maps[0] == number if self.exclusive else maps[number - 1] > 0
+            size = int(np.count_nonzero(mask)) * unit
+            known = (scores.get(key, {}).get(name, "") for key in (PRESENCE, PREDICTED_DICE))
+            rows.append(
+                (self._name(image), name, *known, round(float(size), 1) if self.volume else size, _pieces(mask))
+            )
+        return rows
+
+    def _name(self, image: str) -> str:
+        return os.path.basename(self.layout.filename(subject=image))
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """Return the number of connected components of a mask, with diagonal neighbors."""
+    return int(ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))[1])
+
+
+def _lines(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _read(path: Path, columns: int) -> list[list[str]]:
+    """Return the rows of a file below its header, but not what another process left unfinished."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [row for row in csv.reader(io.StringIO(whole, newline="")) if len(row) == columns][1:]
