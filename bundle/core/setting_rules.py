@@ -81,6 +81,7 @@ RULES: Mapping[str, Form] = {
     "correction_weight": number(least=0),
     "presence_weight": number(least=0),
     "negative_crops": number(least=0, most=1),
+    "object_crops": number(least=0, most=1),
     # training
     "epochs": whole(1),
     "batch_size": whole(1),
