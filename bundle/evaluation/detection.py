@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
 from bundle.core.distributed import gather, rank
-from bundle.core.files import write_atomically
+from bundle.core.files import write_csv
 from bundle.core.tensors import strip_metadata
 from bundle.evaluation.cases import Cases, describe
 from bundle.evaluation.lesions import LesionCounts, LesionDetection
@@ -88,8 +87,8 @@ class DetectionReport:
             engine.state.metrics[f"val_{name}"] = float(np.mean([row[name] for row in figures if name in row]))
         engine.state.detection = list(describe(by_class, SCORES.get(self.score, ""), self.volumes))
         if rank() == 0:
-            _write_csv(self.output_dir / "detection.csv", self._rows(files, by_class))
-            _write_csv(self.output_dir / "roc.csv", _roc_rows(by_class))
+            write_csv(self.output_dir / "detection.csv", self._rows(files, by_class))
+            write_csv(self.output_dir / "roc.csv", _roc_rows(by_class))
 
     def _cases(self, dice: torch.Tensor) -> dict[str, Cases]:
         """Return the cases of each class, of all processes, from their Dice (N, K) too."""
@@ -123,20 +122,22 @@ class DetectionReport:
 def read_score(prediction: torch.Tensor) -> tuple[str, torch.Tensor]:
     """Return the name of the score in the metadata of a prediction (K, ...), see `SCORES`, and its values (K,).
 
-    The name is empty and the values are NaN where it has none, as volumes without a presence.
+    A score that is NaN for all classes is not known. The name is empty and the values are NaN where none is known, as
+    for volumes without a presence.
 
     Raises:
         ValueError: there is another number of values than of classes.
     """
     classes = prediction.shape[0]
     meta: Mapping[str, Any] = getattr(prediction, "meta", {})
-    name = next((name for name in SCORES if name in meta), "")
-    if not name:
-        return name, torch.full((classes,), torch.nan)
-    values = torch.as_tensor(meta[name], dtype=torch.float32).reshape(-1).cpu()
-    if len(values) != classes:
-        raise ValueError(f"The metadata of a prediction has {len(values)} values of {name}, expected {classes}.")
-    return name, values
+    for name in SCORES:
+        values = torch.as_tensor(meta.get(name, torch.nan), dtype=torch.float32).reshape(-1).cpu()
+        if values.isnan().all():
+            continue
+        if len(values) != classes:
+            raise ValueError(f"The metadata of a prediction has {len(values)} values of {name}, expected {classes}.")
+        return name, values
+    return "", torch.full((classes,), torch.nan)
 
 
 def _roc_rows(by_class: Mapping[str, Cases]) -> Iterator[Sequence[Any]]:
@@ -145,11 +146,3 @@ def _roc_rows(by_class: Mapping[str, Cases]) -> Iterator[Sequence[Any]]:
         curve = cases.roc()
         for point in zip(*curve, strict=True) if curve else ():
             yield name, *(f"{value:.6f}" for value in point)
-
-
-def _write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
-    def write(partial: Path) -> None:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-
-    write_atomically(path, write)

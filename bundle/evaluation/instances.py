@@ -19,7 +19,6 @@ import torch
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import PanopticQualityMetric
 
-from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
 from bundle.evaluation.overlaps import find_overlaps
 
@@ -48,13 +47,10 @@ def count_instances(prediction: np.ndarray, label: np.ndarray) -> InstanceCounts
         label: the same of the label.
 
     Raises:
-        BundleError: the shapes differ.
+        ValueError: the shapes differ, or a number is below 0.
     """
     if prediction.shape != label.shape:
-        raise BundleError(
-            f"The predicted label map is {' x '.join(map(str, prediction.shape))} and its label "
-            f"{' x '.join(map(str, label.shape))}; expected the same grid."
-        )
+        raise ValueError(f"The label maps have the shapes {prediction.shape} and {label.shape}, expected the same.")
     overlaps = find_overlaps(_consecutive(label), _consecutive(prediction))
     matches = overlaps.iou > LEAST_IOU
     matched = int(matches.sum())
@@ -65,9 +61,8 @@ def count_instances(prediction: np.ndarray, label: np.ndarray) -> InstanceCounts
 def _consecutive(label_map: np.ndarray) -> np.ndarray:
     """Number the objects of a map from 1 without gaps: their numbers may be as large as the file allows."""
     numbers, places = np.unique(np.append(label_map.ravel(), 0), return_inverse=True)
-    shift = int(np.searchsorted(numbers, 0))
-    if shift:
-        raise BundleError(f"A label map holds {numbers[0]}; expected numbers of objects, 0 for the background.")
+    if numbers[0] < 0:
+        raise ValueError(f"A label map holds {numbers[0]}, expected numbers of objects, 0 for the background.")
     return places[:-1].reshape(label_map.shape)
 
 
