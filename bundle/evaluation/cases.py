@@ -128,13 +128,17 @@ def _by_group(cases: Cases, unit: str) -> str:
 def _group(cases: Cases, inside: np.ndarray, name: str, unit: str) -> str:
     lesions, found = (int(counts[inside].sum()) for counts in (cases.lesions, cases.found))
     of_lesions = f", {found} of {lesions} found" if lesions else ""
-    return f"{name} {cases.dice[inside].mean():.4f} ({inside.sum()} {unit}s{of_lesions})"
+    return f"{name} {cases.dice[inside].mean():.4f} ({_number(int(inside.sum()), unit)}{of_lesions})"
+
+
+def _number(count: int, unit: str) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'}"
 
 
 def _empty(cases: Cases, unit: str) -> str:
     areas = cases.marked_share[cases.empty]
     marked = areas[areas > 0]
-    text = f"{len(marked)} of {len(areas)} {unit}s without an object are marked"
+    text = f"{len(marked)} of {_number(len(areas), unit)} without an object are marked"
     if not len(marked):
         return text
     return f"{text}, of their area {np.median(marked):.2%} in the median, {marked.mean():.2%} in the mean"
