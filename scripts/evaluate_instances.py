@@ -54,7 +54,7 @@ def table(metric: InstanceQuality) -> str:
     rows = {"mean over images": metric.by_image()[:, 0].mean(dim=0), "all objects together": metric.pooled()[0]}
     lines = [
         f"{len(counts)} images, {matched + missed} objects: {matched} matched at an IoU above 0.5, {missed} missed, "
-        f"{false_positives} made up",
+        f"{false_positives} false positives",
         f"{'':20}     F1     AP     PQ",
         *(f"{name:20}  " + "  ".join(f"{value:.3f}" for value in figures) for name, figures in rows.items()),
     ]

@@ -19,6 +19,10 @@ import warnings
 IRRELEVANT_WARNINGS = (
     # MONAI's LoadImage makes an instance of every reader it knows, whichever a config names.
     "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register",
+    # MONAI's MetricsSaver, where an image has no value of a metric: an empty label has no box, nor a surface.
+    "Mean of empty slice",
+    "All-NaN slice encountered",
+    "Degrees of freedom <= 0 for slice",
 )
 
 

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an evaluation knows of each image and class, and the figures of detection that follow from it."""
+"""Figures of detection from what an evaluation knows of each image and class."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def describe(by_class: Mapping[str, Cases], score: str, volumes: bool) -> Iterat
         score: what the score of the ROC is, in words.
         volumes: whether they are volumes.
     """
-    least = f"{LEAST_VOXELS} voxels" if volumes else f"{LEAST_SHARE:.2%} of the image"
+    least = f"{LEAST_VOXELS} voxels" if volumes else f"{100 * LEAST_SHARE:g} % of the image"
     yield f"By lesion, connected pieces of at least {least}, found at an IoU of {LEAST_OVERLAP} or more, one to one:"
     unit = "volume" if volumes else "image"
     for name, cases in by_class.items():
@@ -141,7 +141,9 @@ def _empty(cases: Cases, unit: str) -> str:
     text = f"{len(marked)} of {_number(len(areas), unit)} without an object are marked"
     if not len(marked):
         return text
-    return f"{text}, of their area {np.median(marked):.2%} in the median, {marked.mean():.2%} in the mean"
+    return (
+        f"{text}, of their area {100 * np.median(marked):.2f} % in the median, {100 * marked.mean():.2f} % in the mean"
+    )
 
 
 def _roc(cases: Cases, area: RocArea, score: str) -> str:

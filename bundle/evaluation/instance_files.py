@@ -54,15 +54,15 @@ def pair_label_maps(predicted: Path, labels: Path, names: Sequence[str] | None =
         BundleError: a folder is missing or empty, has two files of one stem, or lacks one.
     """
     found, expected = _by_stem(predicted), _by_stem(labels)
-    wanted = sorted(set(found) | set(expected) if names is None else names)
+    chosen = sorted(set(found) | set(expected) if names is None else names)
     for folder, files in ((predicted, found), (labels, expected)):
-        missing = [name for name in wanted if name not in files]
+        missing = [name for name in chosen if name not in files]
         if missing:
             raise BundleError(
-                f"{folder} has no label map {missing[0]} and lacks {len(missing)} of {len(wanted)}; expected the same "
+                f"{folder} has no label map {missing[0]} and lacks {len(missing)} of {len(chosen)}; expected the same "
                 "stems in both folders, or a list of those to evaluate with --stems."
             )
-    return {name: (found[name], expected[name]) for name in wanted}
+    return {name: (found[name], expected[name]) for name in chosen}
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -28,7 +28,7 @@ FIGURES = ("f1", "ap", "pq")
 
 
 class InstanceCounts(NamedTuple):
-    """Of one label map and its prediction: objects matched, made up and missed, and the sum of IoU of the matched."""
+    """Objects of a label map and its prediction: matched, false positives and missed; sum of IoU of the matched."""
 
     matched: int
     false_positives: int
@@ -69,7 +69,7 @@ def _consecutive(label_map: np.ndarray) -> np.ndarray:
 class InstanceQuality(PanopticQualityMetric):
     """MONAI's panoptic quality (Kirillov et al., CVPR 2019) with F1 and AP, all at an IoU above 0.5.
 
-    With TP matched, FP made up and FN missed objects, F1 is 2 TP / (2 TP + FP + FN), MONAI's "rq"; AP is TP / (TP + FP
+    With TP matched objects, FP false positives and FN missed ones, F1 is 2 TP / (2 TP + FP + FN), MONAI's "rq"; AP is TP / (TP + FP
     + FN), as in the 2018 Data Science Bowl, StarDist and Cellpose, which need no score of an object; and PQ is F1 times
     the mean IoU of the matched objects. The buffer holds (N, K, 4) counts in the order of `InstanceCounts`.
     """

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Lesions that were found, missed and made up: connected pieces of a label against those of a prediction."""
+"""Lesions found, missed and marked wrongly: connected pieces of a label against those of a prediction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAST_VOXELS = 10
 
 
 class LesionCounts(NamedTuple):
-    """Of one label and one prediction."""
+    """Numbers of lesions in a label, of those found, and of false positives in the prediction."""
 
     lesions: int
     found: int

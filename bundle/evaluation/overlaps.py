@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How pieces of two maps overlap, in one pass over the pixels: no mask of a piece is ever held."""
+"""Overlaps of the pieces of two maps, in one pass over the pixels, without a mask for each piece."""
 
 from __future__ import annotations
 

@@ -80,11 +80,11 @@ def test_one_class(tmp_path: Path) -> None:
     }  # fmt: skip
     assert engine.state.metrics == pytest.approx(expected)
     said = "\n".join(engine.state.detection)
-    assert "at least 0.05% of the image, found at an IoU of 0.1" in said
+    assert "at least 0.05 % of the image, found at an IoU of 0.1" in said
     assert "2 of 3 lesions found: sensitivity 0.667, precision 0.500, 0.50 false positives per image" in said
     assert "no object 0.5000 (2 images), 1 lesion 1.0000 (1 image, 1 of 1 found)" in said
     assert "2 or more lesions 0.6667 (1 image, 1 of 2 found)" in said
-    assert "1 of 2 images without an object are marked, of their area 2.50% in the median, 2.50% in the mean" in said
+    assert "1 of 2 images without an object are marked, of their area 2.50 % in the median, 2.50 % in the mean" in said
     assert "ROC of the presence: area 0.750 (95 % " in said and "2 with an object against 2 without" in said
 
     written = {row["filename"]: row for row in rows(tmp_path / "detection.csv")}

@@ -126,7 +126,7 @@ def test_the_command_compares_two_folders(
     words = ["--predicted", str(folders[0]), "--labels", str(folders[1]), "--csv", str(written)]
     main(words)
     said = capsys.readouterr().out
-    assert "2 images, 4 objects: 3 matched at an IoU above 0.5, 1 missed, 0 made up" in said
+    assert "2 images, 4 objects: 3 matched at an IoU above 0.5, 1 missed, 0 false positives" in said
     assert "mean over images      0.833  0.750  0.833" in said and "all objects together  0.857  0.750  0.857" in said
     with open(written, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
