@@ -66,12 +66,25 @@ def _consecutive(label_map: np.ndarray) -> np.ndarray:
     return places[:-1].reshape(label_map.shape)
 
 
-class InstanceQuality(PanopticQualityMetric):
-    """MONAI's panoptic quality (Kirillov et al., CVPR 2019) with F1 and AP, all at an IoU above 0.5.
+def figures_of(counts: torch.Tensor) -> torch.Tensor:
+    """Return F1, AP and PQ, (..., 3), of counts (..., 4); 1 where prediction and label have no object.
 
-    With TP matched objects, FP false positives and FN missed ones, F1 is 2 TP / (2 TP + FP + FN), MONAI's "rq"; AP is TP / (TP + FP
-    + FN), as in the 2018 Data Science Bowl, StarDist and Cellpose, which need no score of an object; and PQ is F1 times
-    the mean IoU of the matched objects. The buffer holds (N, K, 4) counts in the order of `InstanceCounts`.
+    With TP matched objects, FP false positives and FN missed ones, F1 is 2 TP / (2 TP + FP + FN). AP is TP / (TP + FP +
+    FN), as in the 2018 Data Science Bowl, StarDist and Cellpose, which need no score of an object. PQ is F1 times the
+    mean IoU of the matched objects (Kirillov et al., CVPR 2019).
+    """
+    matched, false_positives, missed, iou_sum = counts.unbind(dim=-1)
+    wrong = false_positives + missed
+    halves = matched + wrong / 2
+    figures = torch.stack([matched / halves, matched / (matched + wrong), iou_sum / halves], dim=-1)
+    return torch.where(halves[..., None] > 0, figures, 1.0)
+
+
+class InstanceQuality(PanopticQualityMetric):
+    """MONAI's panoptic quality, with F1 and AP beside it, all at an IoU above 0.5.
+
+    The buffer holds (N, K, 4) counts in the order of `InstanceCounts`; ``aggregate`` is MONAI's, with its "rq" and "pq",
+    which are F1 and PQ of all objects together.
     """
 
     def __init__(self) -> None:
@@ -86,17 +99,12 @@ class InstanceQuality(PanopticQualityMetric):
         return counts
 
     def by_image(self) -> torch.Tensor:
-        """Return the `FIGURES` of each image and class, (N, K, 3); 1 where prediction and label have no object."""
-        return self._figures(self.get_buffer(), "none")
+        """Return the `FIGURES` of each image and class, (N, K, 3)."""
+        return figures_of(self.get_buffer())
 
     def pooled(self) -> torch.Tensor:
         """Return the `FIGURES` of all objects of a class together, (K, 3), as if they were in one image."""
-        return self._figures(self.get_buffer().sum(dim=0), "sum_batch")
-
-    def _figures(self, counts: torch.Tensor, reduction: str) -> torch.Tensor:
-        f1, pq = super().aggregate(reduction)
-        figures = torch.stack([f1, f1 / (2 - f1), pq], dim=-1)
-        return torch.where(counts[..., :3].sum(dim=-1, keepdim=True) > 0, figures, 1.0)
+        return figures_of(self.get_buffer().sum(dim=0))
 
 
 class InstanceFigure(InstanceQuality):
@@ -111,9 +119,7 @@ class InstanceFigure(InstanceQuality):
         self.place = FIGURES.index(figure)
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        counts = InstanceQuality()
-        counts.append(super()._compute_tensor(y_pred, y))
-        return counts.by_image()[..., self.place]
+        return figures_of(super()._compute_tensor(y_pred, y))[..., self.place]
 
     def aggregate(self, reduction: Any = None) -> torch.Tensor:
         """Return the mean over images and classes, a scalar."""
