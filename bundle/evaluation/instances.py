@@ -83,8 +83,8 @@ def figures_of(counts: torch.Tensor) -> torch.Tensor:
 class InstanceQuality(PanopticQualityMetric):
     """MONAI's panoptic quality, with F1 and AP beside it, all at an IoU above 0.5.
 
-    The buffer holds (N, K, 4) counts in the order of `InstanceCounts`; ``aggregate`` is MONAI's, with its "rq" and "pq",
-    which are F1 and PQ of all objects together.
+    The buffer holds (N, K, 4) counts in the order of `InstanceCounts`. ``aggregate`` is MONAI's: its "rq" and "pq" are
+    F1 and PQ of all objects together.
     """
 
     def __init__(self) -> None:
