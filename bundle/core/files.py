@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any], flus
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the first of them the names of the columns, to a CSV file in one step."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    write_atomically(path, write)
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -36,6 +36,8 @@ PER_CLASS = {
 class EvaluationSummary:
     """Print Dice and IoU of both passes after an evaluation, where the files are, and what to do next.
 
+    What a `DetectionReport` found by lesion is printed too.
+
     Args:
         bundle_root: folder of the bundle.
         output_dir: folder that ``MetricsSaver`` and ``PanelSaver`` write to.
@@ -85,6 +87,7 @@ class EvaluationSummary:
                 else []
             ),
             *self._class_lines(engine.state.metric_details),
+            *getattr(engine.state, "detection", ()),
             f"Values of each {unit[:-1]}: {self.output_dir}/val_dice_raw.csv and the other CSV files there",
         ]
         if (self.output_dir / "panels").is_dir():

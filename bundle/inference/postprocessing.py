@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.transforms import SplitClassesd
 from bundle.sam_sp.classes import label_map, probabilities
+
+PEAKS_KEY = "peak_probabilities"
 
 
 class SplitPassesd(MapTransform):
@@ -53,6 +56,7 @@ class MarkClassesd(MapTransform):
         exclusive: whether the classes exclude each other.
         split: return K masks (K, ...) of 0 and 1 for exclusive classes too, as metrics need them; otherwise one map.
         probability_key: key for the probabilities (K, ...) of the first key; None drops them.
+        keep_peaks: put the highest probability of each class, of the first key, into its metadata under `PEAKS_KEY`.
     """
 
     def __init__(
@@ -62,19 +66,23 @@ class MarkClassesd(MapTransform):
         split: bool = True,
         probability_key: str | None = None,
         allow_missing_keys: bool = False,
+        keep_peaks: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.exclusive = exclusive
         self.split = split
         self.probability_key = probability_key
+        self.keep_peaks = keep_peaks
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
-        if self.probability_key is not None:
+        if self.probability_key is not None or self.keep_peaks:
             logits = d[self.keys[0]]
-            d[self.probability_key] = convert_to_dst_type(
-                probabilities(strip_metadata(logits)[None], self.exclusive)[0], logits
-            )[0]
+            likely = probabilities(strip_metadata(logits)[None], self.exclusive)[0]
+            if self.probability_key is not None:
+                d[self.probability_key] = convert_to_dst_type(likely, logits)[0]
+            if self.keep_peaks and isinstance(logits, MetaTensor):
+                logits.meta[PEAKS_KEY] = likely.flatten(1).amax(dim=1).tolist()
         for key in self.key_iterator(d):
             classes = label_map(strip_metadata(d[key])[None], self.exclusive)[0]
             if self.exclusive and self.split:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -80,6 +81,8 @@ def test_train_evaluate_infer_on_own_data(root: Path, dataset: Path, capsys: pyt
         rows = (folder / f"{name}_raw.csv").read_text(encoding="utf-8").strip().splitlines()
         assert len(rows) == 1 + 1 and "procedural_" in rows[1]  # a header and one test image
     assert (folder / "panels" / "panels.png").is_file()
+    assert "By lesion, connected pieces" in said and "1 lesion " in said
+    assert len((folder / "detection.csv").read_text(encoding="utf-8").splitlines()) == 1 + 1
 
     command("inferring", INFER, root, dataset_dir=str(dataset), device="cpu", batch_size=3, num_workers=0)
     masks = sorted((root / "output" / "masks").glob("*.png"))
@@ -244,6 +247,41 @@ def test_training_images_look_like_images(root: Path, dataset: Path) -> None:
     assert set(label.unique().tolist()) == {0.0, 1.0} and 0.02 < label.mean() < 0.5
     spread = image.flatten(1).std(dim=1)
     assert (spread > 0.3).all() and image.min() >= -2.2 and image.max() <= 2.7
+
+
+def test_an_evaluation_with_empty_labels(
+    root: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two of four labels are empty; the figures follow from the rows, and a ROC is there without a presence too."""
+    folder = tmp_path / "negatives"
+    shutil.copytree(dataset, folder)
+    stems = sorted(path.stem for path in (folder / "masks").iterdir())[:4]
+    for stem in stems[:2]:
+        path = folder / "masks" / f"{stem}.png"
+        with Image.open(path) as mask:
+            empty = Image.new("L", mask.size)
+        empty.save(path)
+    (tmp_path / "test.txt").write_text("\n".join(stems), encoding="utf-8")
+    weights = write_untrained(root / "output")
+    command(
+        "evaluating", EVALUATE, root, dataset_dir=str(folder), weights=str(weights), device="cpu", num_workers=0,
+        panels=0, split={"test": str(tmp_path / "test.txt")},
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    scores = root / "output" / "evaluation"
+    with open(scores / "detection.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(Path(row["filename"]).stem, row["label_percent"] == "0.0000") for row in rows] == [
+        (stem, index < 2) for index, stem in enumerate(stems)
+    ]
+    dice = np.genfromtxt(scores / "val_dice_raw.csv", delimiter=",", skip_header=1, usecols=1)
+    assert [float(row["dice"]) for row in rows] == pytest.approx(dice.tolist(), abs=1e-4)
+    assert all(0 < float(row["peak_probabilities"]) < 1 for row in rows)
+    marked = sum(float(row["marked_percent"]) > 0 for row in rows[:2])
+    assert f"{marked} of 2 images without an object are marked" in said
+    assert "ROC of the highest probability of y1: area" in said and "2 with an object against 2 without" in said
+    assert "val_empty_marked" in (scores / "metrics.csv").read_text(encoding="utf-8")
+    assert (scores / "roc.csv").read_text(encoding="utf-8").count("\n") > 2
 
 
 def test_evaluating_with_another_split_warns(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:

@@ -129,6 +129,11 @@ def test_two_processes_train_and_evaluate_as_one(root: Path, dataset: Path, untr
         texts = [(tmp_path / folder / name).read_text(encoding="utf-8") for folder in ("scores_one", "scores_two")]
         found, wanted = ([float(x) for x in re.findall(r"-?\d+\.\d+", text)] for text in texts)
         assert found == pytest.approx(wanted, abs=1e-4), name
+    by_lesion = [
+        (tmp_path / name / "detection.csv").read_text(encoding="utf-8") for name in ("scores_one", "scores_two")
+    ]
+    first, second = ({line.split(",")[0]: line.split(",")[1:5] for line in text.splitlines()} for text in by_lesion)
+    assert first == second and len(first) == 1 + 3  # each image once, whichever process had it
     pictures = [sorted(path.name for path in (tmp_path / f"scores_{n}" / "panels").iterdir()) for n in ("one", "two")]
     assert pictures[0] == pictures[1] and len(pictures[0]) == 4
 

@@ -68,6 +68,8 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
     assert "2 test volumes; mean over volumes" in said and "configs/volume.json" in said
     front = next(line for line in said.splitlines() if line.startswith("front"))
     assert len(front.split()) == 5 and "HD95 (mm)" in said
+    assert "pieces of at least 10 voxels" in said and said.count(" false positives per volume") == 2
+    assert len((root / "output" / "evaluation" / "detection.csv").read_text(encoding="utf-8").splitlines()) == 1 + 4
 
     command("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"))
     masks = root / "output" / "masks"
