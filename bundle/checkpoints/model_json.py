@@ -25,11 +25,11 @@ STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
 
 
 # Attributes that model.json records and an evaluation may override.
-PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component", "max_objects")
 
 
 # Values for files that were written before the key existed.
-LEGACY_DEFAULTS = {"prompt_component": "all", "exclusive": False}
+LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False}
 
 
 def description_path(weights: str | os.PathLike) -> Path:

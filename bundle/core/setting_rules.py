@@ -68,7 +68,8 @@ RULES: Mapping[str, Form] = {
     "prompt": choice("self", "none", "expert"),
     "prompt_threshold": number(least=0, below=1),
     "prompt_margin": number(least=0),
-    "prompt_component": choice("all", "largest"),
+    "prompt_component": choice("all", "largest", "each"),
+    "max_objects": whole(1),
     # loss
     "distill_weight": number(least=0),
     "distill_rampup": number(least=0, most=1),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,13 +68,13 @@ class EmbeddingCache:
                 }
                 embedding = self._embedding(image[place : place + 1], network, keys[place])
                 rows[place] = network.correct(embedding, rows[place], own)
-        return SamSPOutput(*(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True)))
+        return _passes(torch.cat(values) for values in zip(*(row[:4] for row in rows), strict=True))
 
     def _rows(self, image: torch.Tensor, network: SamSP, keys: Sequence[bytes]) -> list[SamSPOutput]:
         """Return both passes of each image, (1, ...); new images are segmented in one batch."""
         known = [self._passes.get(key) for key in keys]
         new = [place for place, row in enumerate(known) if row is None]
-        rows = [SamSPOutput(*(value.to(image.device) for value in row)) if row else None for row in known]
+        rows = [_passes(value.to(image.device) for value in row) if row else None for row in known]
         if new:
             embeddings = network.image_encoder(image[new])
             output = network.predict_from_embedding(embeddings)
@@ -82,7 +82,7 @@ class EmbeddingCache:
                 self._embeddings.put(keys[place], (_kept_copy(embeddings[index : index + 1]),))
                 row = tuple(value[index : index + 1] for value in output[:4])
                 self._passes.put(keys[place], tuple(_kept_copy(value) for value in row))
-                rows[place] = SamSPOutput(*row)
+                rows[place] = _passes(row)
         return [row for row in rows if row is not None]
 
     def _embedding(self, image: torch.Tensor, network: SamSP, key: bytes) -> torch.Tensor:
@@ -118,6 +118,12 @@ class _LruTensors:
     def clear(self) -> None:
         self._kept.clear()
         self._size = 0
+
+
+def _passes(values: Iterable[torch.Tensor]) -> SamSPOutput:
+    """Return what is kept of an output: logits of both passes, boxes and IoU, without single objects."""
+    initial, refined, boxes_xyxy, iou = values
+    return SamSPOutput(initial, refined, boxes_xyxy, iou)
 
 
 def _kept_copy(value: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,7 @@ def apply_user_prompts(
         prompts: in input pixels, by image and class.
     """
     refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
+    objects = None if output.objects is None else output.objects._replace(valid=output.objects.valid.clone())
     for (image, index), prompt in prompts.items():
         row = embedding[image : image + 1]
         box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
@@ -122,4 +123,6 @@ def apply_user_prompts(
             clicks = Clicks(points_xyl[..., :2], points_xyl[..., 2], mask)
             mask, predicted = decode_class(row, index, box, clicks)
         refined[image, index], iou[image, index] = mask[0, 0], predicted[0, 0]
-    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou)
+        if objects is not None:
+            objects.valid[image, index] = False  # y1 is no longer theirs
+    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, objects=objects)
