@@ -51,6 +51,7 @@ RULES: Mapping[str, Form] = {
     "publish": BOOLEAN,
     "boxes": PROMPTS_OF_A_USER,
     "points": PROMPTS_OF_A_USER,
+    "instances": BOOLEAN,
     # network
     "sam": NETWORK,
     "sam_checkpoint": PATH,

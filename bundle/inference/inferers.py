@@ -25,6 +25,7 @@ from bundle.core.tensors import strip_metadata, unwrap
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
+from bundle.inference.instance_files import InstanceRecorder
 from bundle.inference.requests import is_requested
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, user_prompts_of_images
@@ -41,10 +42,18 @@ class SamSPInferer(Inferer):
         embedding_cache: MiB for embeddings and masks of recent images, see `EmbeddingCache`; 0 for no cache. It serves
             the requests of a server alone: no other caller comes back with the same image.
         amp: the setting, for the requests of a server on a GPU, see `float32_precision_of_server`.
+        instances: gets the objects of each image, if it is enabled.
     """
 
-    def __init__(self, both: bool = False, embedding_cache: float = 0, amp: bool | str = True) -> None:
+    def __init__(
+        self,
+        both: bool = False,
+        embedding_cache: float = 0,
+        amp: bool | str = True,
+        instances: InstanceRecorder | None = None,
+    ) -> None:
         super().__init__()
+        self.instances = instances if instances is not None and instances.enabled else None
         self.both, self.amp = both, amp
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
@@ -63,10 +72,12 @@ class SamSPInferer(Inferer):
     def _segment(self, inputs: torch.Tensor, network: Callable[..., Any], label: torch.Tensor | None) -> torch.Tensor:
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
-        if self.both or requested or corrections:
+        if self.both or requested or corrections or self.instances:
             output = segment(inputs, network, label, corrections, self.cache if requested else None)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
+            if self.instances:
+                self.instances.note_images(inputs, output)
             score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if requested else None
         else:
             logits = network(strip_metadata(inputs))

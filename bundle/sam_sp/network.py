@@ -170,7 +170,7 @@ class SamSP(nn.Module):
     def _decode_each(self, embedding: torch.Tensor, initial: torch.Tensor, all_xyxy: torch.Tensor) -> SamSPOutput:
         """Run the second pass with a box for each object of y0; ``all_xyxy`` (B, K, 4) is the box around all of it."""
         most = min(self.max_objects, TRAINED_OBJECTS) if self.training else self.max_objects
-        boxes_xyxy, valid, left_out = object_boxes(self._mask(initial), self.stride, self.prompt_margin, most)
+        boxes_xyxy, valid, left_out = object_boxes(self.first_mask(initial), self.stride, self.prompt_margin, most)
 
         def decode(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.decode(embedding, boxes)
@@ -191,9 +191,9 @@ class SamSP(nn.Module):
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
         """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels, one around all."""
         component = "all" if self.prompt_component == EACH else self.prompt_component
-        return boxes_from_mask(self._mask(initial), self.stride, self.prompt_margin, component)
+        return boxes_from_mask(self.first_mask(initial), self.stride, self.prompt_margin, component)
 
-    def _mask(self, initial: torch.Tensor) -> torch.Tensor:
+    def first_mask(self, initial: torch.Tensor) -> torch.Tensor:
         """Return the pixels of y0 (B, K, h, w) that a box is drawn around, bool."""
         return probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
 
