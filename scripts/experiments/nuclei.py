@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import heapq
 import json
 import os
 import subprocess
@@ -153,7 +155,7 @@ def compare(
         infer(row, listed, maps / name, more, options)
     divide(maps / "y0", maps / "components", components, least)
     for smoothing in SMOOTHINGS:
-        divide(maps / "unet", maps / f"watershed_{smoothing}", lambda mask, s=smoothing: watershed(mask, s), least)
+        divide(maps / "unet", maps / f"watershed_{smoothing}", functools.partial(watershed, smoothing=smoothing), least)
 
     def scores(folder: Path, part: str) -> dict[str, list[float]]:
         return score(folder, options.nuclei / "instances", wanted[part], folder.with_suffix(f".{part}.csv"))
@@ -243,17 +245,32 @@ def watershed(mask: np.ndarray, smoothing: float) -> np.ndarray:
         smoothing: standard deviation in pixels.
     """
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    smooth = ndimage.gaussian_filter(distance, smoothing)
+    smooth = ndimage.gaussian_filter(distance, smoothing, mode="constant")
     peaks = mask & (smooth == ndimage.maximum_filter(smooth, size=3))
-    markers, _ = ndimage.label(peaks, np.ones((3, 3)))
-    # what was smoothed away has no peak inside: each component keeps one number at least
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    for part in set(range(1, count + 1)) - set(np.unique(parts[peaks])):
-        inside = np.where(parts == part, distance, -1)
-        markers[np.unravel_index(inside.argmax(), mask.shape)] = markers.max() + 1
-    depth = (255 * (1 - smooth / max(smooth.max(), 1e-6))).astype(np.uint8)
-    flooded = ndimage.watershed_ift(depth, np.where(mask, markers, -1).astype(np.int32), np.ones((3, 3)))
-    return np.where(mask, np.maximum(flooded, 0), 0)
+    markers, count = ndimage.label(peaks, np.ones((3, 3)))
+    # a component whose peak is drowned by a neighbor's keeps its own innermost pixel
+    parts, number = ndimage.label(mask, np.ones((3, 3)))
+    for part in set(range(1, number + 1)) - set(np.unique(parts[peaks])):
+        count += 1
+        markers[np.unravel_index(np.where(parts == part, distance, -1).argmax(), mask.shape)] = count
+    return flood(smooth, markers, mask)
+
+
+def flood(height: np.ndarray, markers: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Let markers (H, W) grow over a mask, the highest pixels first (Meyer's watershed), 8-connected -> numbers."""
+    numbers = markers.copy()
+    queue = [(-height[y, x], order, y, x) for order, (y, x) in enumerate(zip(*np.nonzero(markers), strict=True))]
+    heapq.heapify(queue)
+    order = len(queue)  # of equal heights the first one in goes on
+    while queue:
+        _, _, y, x = heapq.heappop(queue)
+        for ny in range(max(y - 1, 0), min(y + 2, mask.shape[0])):
+            for nx in range(max(x - 1, 0), min(x + 2, mask.shape[1])):
+                if mask[ny, nx] and not numbers[ny, nx]:
+                    numbers[ny, nx] = numbers[y, x]
+                    order += 1
+                    heapq.heappush(queue, (-height[ny, nx], order, ny, nx))
+    return numbers
 
 
 def table(tests: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
