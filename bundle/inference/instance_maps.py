@@ -30,7 +30,7 @@ LEAST_IOU = 0.25
 
 
 class ClassObjects(NamedTuple):
-    """What an image's second pass says of the objects of one class; N boxes, none where a user corrected the class."""
+    """The second pass of an image for one class: N boxes with their masks, none where a user corrected the class."""
 
     logits: torch.Tensor  # (N, h, w), low resolution, on the CPU
     scores: list[float]  # the IoU that the network predicts for each mask, 0..1

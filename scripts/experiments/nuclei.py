@@ -143,8 +143,8 @@ def compare(
 ) -> dict[str, Any]:
     """Write the label maps of all methods and return their figures on the test images."""
     maps = options.work / "maps"
-    wanted = {part: stems[part] for part in ("validation", "test")}
-    listed = write_datalist(options, [stem for part in wanted.values() for stem in part])
+    compared = {part: stems[part] for part in ("validation", "test")}
+    listed = write_datalist(options, [stem for part in compared.values() for stem in part])
     for row, name, more in (
         (EACH, "each", {"instances": True}),
         (EACH, "y0", {"prompt": "none"}),
@@ -158,7 +158,7 @@ def compare(
         divide(maps / "unet", maps / f"watershed_{smoothing}", functools.partial(watershed, smoothing=smoothing), least)
 
     def scores(folder: Path, part: str) -> dict[str, list[float]]:
-        return score(folder, options.nuclei / "instances", wanted[part], folder.with_suffix(f".{part}.csv"))
+        return score(folder, options.nuclei / "instances", compared[part], folder.with_suffix(f".{part}.csv"))
 
     found = {smoothing: scores(maps / f"watershed_{smoothing}", "validation") for smoothing in SMOOTHINGS}
     record["validation_f1_by_smoothing"] = {str(key): float(np.mean(value["f1"])) for key, value in found.items()}
