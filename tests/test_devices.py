@@ -95,6 +95,20 @@ def test_every_tensor_is_made_on_the_device_of_the_network(
         assert boxes_from_logits(output.initial, margin=0.1).device.type == "cuda"
 
 
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_a_box_for_each_object_is_made_on_the_device(toy: str, fake_cuda: FakeTensorMode, num_classes: int) -> None:
+    """In training no value is known here, and all runs: an evaluation reads the number of rows, which a GPU has."""
+    with fake_cuda, torch.device("cuda"):
+        network = SamSP(sam=toy, num_classes=num_classes, prompt_component="each", exclusive=False)
+        image, label = torch.randn(2, 3, 64, 64), torch.zeros(2, num_classes, 64, 64)
+    with fake_cuda:
+        output = network.train()(image)
+        assert output.objects is not None and output.objects.valid.shape == (2, num_classes, 8)
+        assert {value.device.type for value in output.objects} == {output.refined.device.type} == {"cuda"}
+        loss = SamSPLoss(exclusive=False)(output, label)
+        assert loss.device.type == "cuda"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_precision_on_cuda_keeps_box_and_loss_in_float32(
     toy: str, fake_cuda: FakeTensorMode, dtype: torch.dtype
@@ -189,7 +203,12 @@ def test_a_step_reads_no_value_off_the_device(toy: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "on_the_cpu"),
     # a simulated user draws two numbers on the CPU, also beside a GPU
-    [({}, 0), ({"accumulation_steps": 2, "iou_weight": 1.0}, 0), ({"correction_weight": 1.0}, 2)],
+    [
+        ({}, 0),
+        ({"accumulation_steps": 2, "iou_weight": 1.0}, 0),
+        ({"correction_weight": 1.0}, 2),
+        ({"prompt_component": "each", "prompt_threshold": 0.4}, 0),
+    ],
 )
 def test_a_step_of_the_trainer_reads_no_value_off_the_device(
     toy: str, root: Path, dataset: Path, settings: dict[str, Any], on_the_cpu: int

@@ -25,7 +25,7 @@ STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
 
 
 # Attributes that model.json records and an evaluation may override.
-PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component")
+PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component", "max_objects")
 
 
 # Attributes that model.json has only where they say something: the outputs of SAM's head that were trained, and the
@@ -34,7 +34,7 @@ SCORES = {"train_iou": False, "train_presence": False, "presence_threshold": 0.0
 
 
 # Values for files that were written before the key existed.
-LEGACY_DEFAULTS = {"prompt_component": "all", "exclusive": False}
+LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False}
 
 
 def description_path(weights: str | os.PathLike) -> Path:

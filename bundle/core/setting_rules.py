@@ -51,6 +51,7 @@ RULES: Mapping[str, Form] = {
     "publish": BOOLEAN,
     "boxes": PROMPTS_OF_A_USER,
     "points": PROMPTS_OF_A_USER,
+    "instances": BOOLEAN,
     # network
     "sam": NETWORK,
     "sam_checkpoint": PATH,
@@ -68,7 +69,8 @@ RULES: Mapping[str, Form] = {
     "prompt": choice("self", "none", "expert"),
     "prompt_threshold": number(least=0, below=1),
     "prompt_margin": number(least=0),
-    "prompt_component": choice("all", "largest"),
+    "prompt_component": choice("all", "largest", "each"),
+    "max_objects": whole(1),
     "presence_threshold": number(least=0, most=1),
     # loss
     "distill_weight": number(least=0),

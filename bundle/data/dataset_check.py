@@ -23,7 +23,7 @@ from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.data.datalists import load_datalists
 from bundle.data.folder_pairs import pair_folder
-from bundle.data.pair_inspection import CLASSES, Datalists, InspectedPair, inspect_pairs
+from bundle.data.pair_inspection import CLASSES, OBJECTS, Datalists, InspectedPair, inspect_pairs
 from bundle.data.volume_views import NIBABEL
 
 EXAMPLES = 5
@@ -257,4 +257,5 @@ def _sizes(pair: InspectedPair, name: Callable[[str], str]) -> str:
 
 
 def _scale_text(scale: int) -> str:
-    return "with class numbers" if scale == CLASSES else f"with values 0/{scale}, foreground above {scale / 2:g}"
+    words = {CLASSES: "with class numbers", OBJECTS: "with a number for each object, foreground above 0"}
+    return words.get(scale) or f"with values 0/{scale}, foreground above {scale / 2:g}"

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from bundle.core.errors import BundleError
 from bundle.data.file_types import INPUT_EXTENSIONS, is_input, stem_of
+from bundle.data.image_files import INSTANCES
 from bundle.data.splits import first_names
 from bundle.data.unused_files import find_unused, warn_of_unused
 
@@ -27,7 +28,7 @@ PathLike = str | os.PathLike[str]
 # A record of a datalist: paths under "image" and "label"; a label of None says that the image shows nothing.
 Record = dict[str, Any]
 
-MASK_FOLDERS = ("masks", "labels")
+MASK_FOLDERS = ("masks", "labels", INSTANCES)
 NEGATIVES = "negatives"
 
 
@@ -114,9 +115,10 @@ def _dataset_folders(root: Path) -> tuple[Path, Path]:
     if not (root / "images").is_dir():
         raise BundleError(f"{root} has no folder images/; expected images/ and masks/ (or labels/) in dataset_dir.")
     if not found:
-        raise BundleError(f"{root} has no folder masks/ or labels/; expected one of them beside images/.")
+        raise BundleError(f"{root} has no folder masks/, labels/ or instances/; expected one of them beside images/.")
     if len(found) > 1:
-        raise BundleError(f"{root} has both masks/ and labels/; expected only one of them, to know which is meant.")
+        names = " and ".join(f"{folder.name}/" for folder in found)
+        raise BundleError(f"{root} has both {names}; expected only one of them, to know which is meant.")
     return root / "images", found[0]
 
 

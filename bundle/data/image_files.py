@@ -28,6 +28,8 @@ from bundle.data.volume_views import read_views
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
+# Folder of labels with a number for each object.
+INSTANCES = "instances"
 # Largest difference between the channels of a gray mask saved as color JPEG, as a fraction of the brightest value.
 COLOR_TOLERANCE = 1 / 16
 
@@ -127,6 +129,18 @@ def _drop_channels(values: np.ndarray, mode: str, name: str) -> np.ndarray:
     if spread.max() > COLOR_TOLERANCE * colors.max():
         raise BundleError(f"{name} is a color image; expected a mask in black and white, one value per pixel.")
     return np.where(values[..., -1] > 0, gray, 0).astype(values.dtype) if mode.endswith("A") else gray
+
+
+def is_instance_map(path: str | os.PathLike[str]) -> bool:
+    """Return whether a label numbers the objects of an image: it lies in a folder ``instances``."""
+    return os.path.basename(os.path.dirname(os.path.abspath(path))) == INSTANCES
+
+
+def find_instance_problem(mask: np.ndarray) -> str | None:
+    """Return why the values of a label are no numbers of objects, 0 for the background, or None if they are."""
+    if mask.dtype.kind not in "iub" and not np.array_equal(mask, np.rint(mask)):
+        return "values that are no whole numbers"
+    return f"values from {mask.min():g}" if mask.min() < 0 else None
 
 
 def mask_scale(mask: np.ndarray) -> int:

@@ -25,7 +25,15 @@ import numpy as np
 from bundle.core.errors import BundleError
 from bundle.core.signs_of_life import follow
 from bundle.data.file_types import is_volume
-from bundle.data.image_files import find_class_problem, mask_scale, mask_threshold, open_mask, open_rgb
+from bundle.data.image_files import (
+    find_class_problem,
+    find_instance_problem,
+    is_instance_map,
+    mask_scale,
+    mask_threshold,
+    open_mask,
+    open_rgb,
+)
 from bundle.data.volume_files import open_volume
 from bundle.data.volume_views import PlaceDifference, compare_places
 
@@ -34,6 +42,8 @@ THREADS = 4
 MAX_BETWEEN = 0.05
 # The scale of a mask whose values are class numbers.
 CLASSES = 0
+# The scale of a label with a number for each object.
+OBJECTS = -1
 
 Datalists = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -102,9 +112,10 @@ def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
     if num_classes > 1:
         _note_classes(pair, mask, num_classes)
         return pair
-    pair.not_binary = find_binary_problem(mask)
+    numbered = is_instance_map(pair.label)
+    pair.not_binary = find_instance_problem(mask) if numbered else find_binary_problem(mask)
     if mask.any() and pair.not_binary is None:
-        pair.scale = mask_scale(mask)
+        pair.scale = OBJECTS if numbered else mask_scale(mask)
     return pair
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data.file_types import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, extension_of
-from bundle.data.image_files import find_class_problem, mask_threshold, open_mask, open_rgb
+from bundle.data.image_files import find_class_problem, is_instance_map, mask_threshold, open_mask, open_rgb
 
 
 class _DisplayedImageReader(PILReader):
@@ -66,6 +66,8 @@ class RGBReader(_DisplayedImageReader):
 class MaskReader(_DisplayedImageReader):
     """Read a mask as uint8 (W, H): 1 where it is above `mask_threshold`, or class numbers.
 
+    A label with a number for each object, see `is_instance_map`, is 1 in all of them.
+
     Args:
         num_classes: K. From 2 on the values of the file are class numbers, 0 to K.
 
@@ -85,6 +87,8 @@ class MaskReader(_DisplayedImageReader):
 
     def open(self, path: str) -> Image.Image:
         mask = open_mask(path)
+        if self.num_classes == 1 and is_instance_map(path):
+            return Image.fromarray((mask > 0).astype(np.uint8))
         if self.num_classes == 1:
             return Image.fromarray((mask > mask_threshold(mask)).astype(np.uint8))
         problem = find_class_problem(mask, self.num_classes)

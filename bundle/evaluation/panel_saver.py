@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,11 +34,15 @@ from bundle.data.image_files import open_rgb
 from bundle.evaluation.panels import draw_panel, draw_sheet, fullest_slice
 from bundle.inference.inferers import segment
 from bundle.sam.coordinates import InputScale
+from bundle.sam_sp.output import boxes_of_image
 
 GROUPS = ("best", "median", "worst")
 
 
 PANEL_NAME = re.compile(rf"({'|'.join(GROUPS)})_\d+_.*\.png")
+
+
+ClassBox = tuple[int, tuple[float, ...]]  # index of a class, and x0, y0, x1, y1 in pixels of the image
 
 
 class Case(NamedTuple):
@@ -150,7 +154,7 @@ class PanelSaver:
 
     def _draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
         """Segment one image of the dataset again and draw it; return the stem of its file name and the panel."""
-        data, boxes_xyxy = self._predict(engine, place)
+        data, boxes = self._predict(engine, place)
         label, initial, refined = data["label"], data["pred_initial"], data["pred"]
         path = Path(data["image"].meta["filename_or_obj"])
         captions = (path.name, "label", f"y0  Dice {_dice(initial, label)}", f"y1  Dice {_dice(refined, label)}")
@@ -159,9 +163,11 @@ class PanelSaver:
             drawn = [_upright(mask) for mask in (label, initial, refined)]
         else:
             picture, *drawn = fullest_slice(data["image"], (label, initial, refined), **self.volume)
-        return stem_of(path), draw_panel(picture, drawn[0], drawn[1], drawn[2], boxes_xyxy, captions)
+        return stem_of(path), draw_panel(
+            picture, drawn[0], drawn[1], drawn[2], [box for _, box in boxes], captions, [index for index, _ in boxes]
+        )
 
-    def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], Sequence[Sequence[float]]]:
+    def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], list[ClassBox]]:
         """Return an image with its label and masks in the form of the evaluator, and the boxes of y0 on the image.
 
         There are no boxes without a self-prompt, nor for volumes.
@@ -170,14 +176,14 @@ class PanelSaver:
         batch = list_data_collate([loader.dataset[place]])
         image, label, arguments, _ = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network: Any = unwrap(engine.network)
-        boxes: Sequence[Sequence[float]] = ()
+        boxes: list[ClassBox] = []
         with engine.mode(network), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
             pred = engine.inferer(image, network, *arguments)
             if network.prompt != "none" and self.volume is None:
                 width, height = label.shape[-2:]  # reader order
-                input_boxes = segment(image, network, *arguments).boxes_xyxy[0].tolist()
+                by_class = boxes_of_image(segment(image, network, *arguments), 0)
                 scale = InputScale(height, width, image.shape[-1])
-                boxes = [scale.box_to_image(box_xyxy) for box_xyxy in input_boxes]
+                boxes = [(index, scale.box_to_image(box)) for index, own in enumerate(by_class) for box in own]
         return self.postprocessing(decollate_batch({"image": image, "label": label, "pred": pred})[0]), boxes
 
 

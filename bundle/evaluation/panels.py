@@ -133,6 +133,7 @@ def draw_panel(
     refined: np.ndarray,
     boxes_xyxy: Sequence[Sequence[float]],
     captions: Sequence[str],
+    box_classes: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Draw four tiles side by side: image, label, y0 with its boxes, and y1, with a caption under each.
 
@@ -141,6 +142,7 @@ def draw_panel(
         label: (K, H, W) bool; so are `initial` (y0) and `refined` (y1).
         boxes_xyxy: x0, y0, x1, y1 of each box in pixels of the image, both ends inclusive.
         captions: four texts; what is too long for its tile is cut.
+        box_classes: index of each box's class; by default there is a box for each class.
 
     Returns:
         (h + STRIP_HEIGHT, 4 * TILE_SIZE + 3 * GAP, 3) uint8, h the height of the image scaled to a long side of
@@ -149,7 +151,7 @@ def draw_panel(
     tiles = [
         _draw_tile(image),
         _draw_tile(image, label, LABEL_COLOR),
-        _draw_tile(image, initial, INITIAL_COLOR, boxes_xyxy),
+        _draw_tile(image, initial, INITIAL_COLOR, boxes_xyxy, box_classes),
         _draw_tile(image, refined, REFINED_COLOR),
     ]
     colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR) if len(label) == 1 else (None,) * 4
@@ -168,6 +170,7 @@ def _draw_tile(
     masks: np.ndarray | None = None,
     color: Color = LABEL_COLOR,
     boxes_xyxy: Sequence[Sequence[float]] = (),
+    box_classes: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw an image with masks and boxes; ``color`` is for a single mask, several have `CLASS_COLORS`."""
     height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
@@ -178,7 +181,7 @@ def _draw_tile(
         scaled = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else color
         tile = Image.fromarray(draw_overlay(np.asarray(tile), scaled, drawn, LINE_WIDTH * OVERSAMPLING))
-    for index, box_xyxy in enumerate(boxes_xyxy):
+    for index, box_xyxy in zip(box_classes or range(len(boxes_xyxy)), boxes_xyxy, strict=True):
         drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else BOX_COLOR
         _draw_box(tile, box_xyxy, size[0] / image.shape[1], size[1] / image.shape[0], drawn)
     return tile.reduce(OVERSAMPLING)

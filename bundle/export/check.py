@@ -23,6 +23,7 @@ from torch import nn
 from bundle.core.errors import BundleError
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import boxes_of_image
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
 
@@ -73,8 +74,8 @@ def images_with_different_boxes(
     device = network.prompt_encoder.dense_pe.device
     for index in range(inputs):
         for image in _encoder_inputs(network, inferer, dataset[index]["image"][None].to(device)):
-            boxes_xyxy = network.segment(image[None]).boxes_xyxy
-            by_boxes.setdefault(tuple(boxes_xyxy.flatten().tolist()), image)
+            by_class = boxes_of_image(network.segment(image[None]), 0)
+            by_boxes.setdefault(tuple(number for boxes in by_class for box in boxes for number in box), image)
             if len(by_boxes) == count:
                 return torch.stack(list(by_boxes.values()))
     raise BundleError(

@@ -26,6 +26,7 @@ from bundle.data.label_batches import LABEL_SIZES, crop_label
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.expert_prompt import expert_boxes
+from bundle.inference.instance_files import InstanceRecorder
 from bundle.inference.requests import is_requested
 from bundle.inference.scores import attach_scores, scores_of
 from bundle.sam_sp.output import SamSPOutput
@@ -45,12 +46,19 @@ class SamSPInferer(Inferer):
         amp: the setting, for the requests of a server on a GPU, see `float32_precision_of_server`.
         scores: always put presence and predicted Dice into the metadata of the prediction, see
             `bundle.inference.scores`; they are there for both passes, requests and corrections anyway.
+        instances: gets the objects of each image, if it is enabled.
     """
 
     def __init__(
-        self, both: bool = False, embedding_cache: float = 0, amp: bool | str = True, scores: bool = False
+        self,
+        both: bool = False,
+        embedding_cache: float = 0,
+        amp: bool | str = True,
+        scores: bool = False,
+        instances: InstanceRecorder | None = None,
     ) -> None:
         super().__init__()
+        self.instances = instances if instances is not None and instances.enabled else None
         self.both, self.amp, self.scores = both, amp, scores
         self.cache = EmbeddingCache(embedding_cache) if embedding_cache else None
 
@@ -72,10 +80,12 @@ class SamSPInferer(Inferer):
         corrections, requested = user_prompts_of_images(inputs), is_requested(inputs)
         score: float | None = None
         scores: dict[str, torch.Tensor] = {}
-        if self.both or requested or corrections or self.scores:
+        if self.both or requested or corrections or self.scores or self.instances:
             output = segment(inputs, network, labels, corrections, self.cache if requested else None)
             passes = (output.refined, output.initial) if self.both else (output.refined,)
             logits = torch.cat([unwrap(network).upsample(logits_low) for logits_low in passes], dim=1)
+            if self.instances:
+                self.instances.note_images(inputs, output)
             score = float(uncertainty.ranking_score(output, unwrap(network).exclusive).max()) if requested else None
             scores = scores_of(output, unwrap(network))
         else:

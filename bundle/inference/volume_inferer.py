@@ -28,6 +28,8 @@ from bundle.data.slices import take_slices
 from bundle.inference import uncertainty
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import attach_score, segment
+from bundle.inference.instance_files import InstanceRecorder
+from bundle.inference.instance_maps import SliceJoiner
 from bundle.inference.requests import is_requested
 from bundle.inference.scores import VolumeScores, attach_scores
 from bundle.sam.preprocessing import longest_side_size, to_network_input
@@ -50,6 +52,7 @@ class VolumeInferer(Inferer):
         both: also the label map of y0, after that of y1.
         embedding_cache: MiB for embeddings and masks of recent slices, for a server, as in `SamSPInferer`.
         amp: the setting, for a server, as in `SamSPInferer`.
+        instances: gets the objects of each volume, if it is enabled; not together with ``both``.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class VolumeInferer(Inferer):
         both: bool = False,
         embedding_cache: float = 0,
         amp: bool | str = True,
+        instances: InstanceRecorder | None = None,
     ) -> None:
         super().__init__()
+        self.instances = instances if instances is not None and instances.enabled else None
         self.amp = amp
         self.axis, self.slices_as_rgb, self.batch_size = axis, slices_as_rgb, batch_size
         self.exclusive, self.both = exclusive, both
@@ -71,8 +76,9 @@ class VolumeInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], label: Any = None) -> torch.Tensor:
         """Volume (1, 1, X, Y, Z) of 0..255 -> label maps (1, M, X, Y, Z), uint8, M maps of y1 (and M of y0 after them).
 
-        M is 1 where classes exclude each other, else the number of classes. Presence and predicted Dice are in the
-        metadata, see `bundle.inference.scores`, and in the answer to a server a score of uncertainty.
+        M is 1 where classes exclude each other, else the number of classes. With ``instances`` an instance map follows,
+        and all are int32. Presence and predicted Dice are in the metadata, see `bundle.inference.scores`, and in the
+        answer to a server a score of uncertainty.
         """
         with float32_precision_of_server(self.amp, is_requested(inputs)):
             return self._segment_volume(inputs, network)
@@ -87,6 +93,7 @@ class VolumeInferer(Inferer):
         scores: list[torch.Tensor] = []
         pixels: list[torch.Tensor] = []
         known = VolumeScores()
+        joiner = SliceJoiner()
         for indices in self._batches(volume.shape[self.axis + 1]):
             images = take_slices(volume, indices, self.axis, self.slices_as_rgb)
             label_maps, output = self._segment(images, network, prompts_of_slices(corrections, indices), cache)
@@ -94,12 +101,17 @@ class VolumeInferer(Inferer):
             if requested:
                 scores.append(uncertainty.ranking_score(output, self.exclusive))
                 pixels.append(uncertainty.marked_pixels(output, self.exclusive))
+            if self.instances:
+                numbers = self.instances.number_slices(output, label_maps, joiner)
+                label_maps = torch.cat([label_maps.cpu().int(), numbers], dim=1)
             if maps is None:
-                maps = torch.zeros((label_maps.shape[1], *volume.shape[1:]), dtype=torch.uint8)
+                maps = torch.zeros((label_maps.shape[1], *volume.shape[1:]), dtype=label_maps.dtype)
             # (n, M, H, W) -> (M, ..., n at the axis, ...)
             maps.movedim(self.axis + 1, 0)[indices[0] : indices[-1] + 1] = label_maps.transpose(2, 3).cpu()
         assert maps is not None
-        prediction = convert_to_dst_type(maps[None], inputs, dtype=torch.uint8)[0]
+        if self.instances:
+            self.instances.note_volume(inputs, joiner)
+        prediction = convert_to_dst_type(maps[None], inputs, dtype=maps.dtype)[0]
         score = uncertainty.score_of_slices(torch.cat(scores), torch.cat(pixels)) if requested else None
         return attach_scores(attach_score(prediction, score), known.result())
 

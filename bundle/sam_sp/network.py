@@ -26,10 +26,12 @@ from bundle.sam.prompt_encoder import build_prompt_encoder
 from bundle.sam.registry import get_spec
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp import lora, state_dicts
+from bundle.sam_sp.arguments import require_choice, require_prompting, require_sizes
 from bundle.sam_sp.classes import probabilities
+from bundle.sam_sp.each_object import decode_each
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.presence import SCORES, empty_absent, require_presence_threshold
-from bundle.sam_sp.self_prompt import COMPONENTS, boxes_from_mask
+from bundle.sam_sp.self_prompt import COMPONENTS, EACH, boxes_from_mask
 from bundle.sam_sp.simulated_user import simulate_correction
 from bundle.sam_sp.trained_parts import TRAINABLE, set_trainable_parameters
 from bundle.sam_sp.user_prompts import Clicks, UserPrompts, apply_user_prompts
@@ -61,7 +63,9 @@ class SamSP(nn.Module):
             passed to `segment`.
         prompt_threshold: probability above which a pixel of y0 is inside the box.
         prompt_margin: widens the box by this fraction of its size on each side.
-        prompt_component: "all" draws the box around all of y0, "largest" around its largest connected piece.
+        prompt_component: "all" draws the box around all of y0, "largest" around its largest connected piece, and
+            "each" draws a box around each piece; y1 then is the union of their masks, see `decode_objects`.
+        max_objects: boxes of an image and class with "each", at most; the largest pieces have them.
         attention: how the encoder computes its attention, see `choose_form`; the result is the same.
         checkpointing: keep only the input of each encoder block, and compute the block again in the backward pass.
         train_iou: also train the head that predicts the IoU of a mask: the loss has a term for it.
@@ -83,6 +87,7 @@ class SamSP(nn.Module):
         prompt_threshold: float = 0.5,
         prompt_margin: float = 0.0,
         prompt_component: str = "all",
+        max_objects: int = 16,
         attention: str = "auto",
         checkpointing: bool = False,
         train_iou: bool = False,
@@ -92,11 +97,11 @@ class SamSP(nn.Module):
         super().__init__()
         spec = get_spec(sam)
         image_size = spec.image_size if image_size is None else image_size
-        _require_choice("trainable", trainable, TRAINABLE)
-        _require_choice("prompt", prompt, PROMPTS)
-        _require_choice("prompt_component", prompt_component, COMPONENTS)
-        _require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
-        _require_prompting(prompt_threshold, prompt_margin)
+        require_choice("trainable", trainable, TRAINABLE)
+        require_choice("prompt", prompt, PROMPTS)
+        require_choice("prompt_component", prompt_component, COMPONENTS)
+        require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
+        require_prompting(prompt_threshold, prompt_margin, max_objects)
         self.sam, self.spec = sam, spec
         self.image_size = image_size
         self.num_classes = num_classes
@@ -106,6 +111,7 @@ class SamSP(nn.Module):
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
         self.prompt_component = prompt_component
+        self.max_objects = max_objects
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
@@ -164,6 +170,8 @@ class SamSP(nn.Module):
         initial, scores = self._decode_classes(embedding, None, scores=SCORES)
         iou, presence = scores.unbind(dim=-1)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
+        if self.prompt == "self" and self.prompt_component == EACH and expert_xyxy is None:
+            return decode_each(self, embedding, initial, boxes_xyxy)._replace(presence=presence)
         refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
         return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
 
@@ -172,9 +180,13 @@ class SamSP(nn.Module):
         return apply_user_prompts(self.decode_class, embedding, output, corrections)
 
     def self_prompt(self, initial: torch.Tensor) -> torch.Tensor:
-        """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels."""
-        mask = probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
-        return boxes_from_mask(mask, self.stride, self.prompt_margin, self.prompt_component)
+        """SP(y0): low-resolution logits (B, K, h, w) -> boxes_xyxy (B, K, 4) in input pixels, one around all."""
+        component = "all" if self.prompt_component == EACH else self.prompt_component
+        return boxes_from_mask(self.first_mask(initial), self.stride, self.prompt_margin, component)
+
+    def first_mask(self, initial: torch.Tensor) -> torch.Tensor:
+        """Return the pixels of y0 (B, K, h, w) that a box is drawn around, bool."""
+        return probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
 
     def decode(
         self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None
@@ -202,7 +214,7 @@ class SamSP(nn.Module):
         if self.class_tokens is not None:
             tokens = self.class_tokens.weight.repeat(b, 1)
             embedding = embedding.repeat_interleave(k, dim=0)
-        logits, values = self._decode_rows(embedding, tokens, boxes, clicks, scores)
+        logits, values = self.decode_rows(embedding, tokens, boxes, clicks, scores)
         return logits.reshape(b, k, *logits.shape[-2:]), values.reshape(b, k, scores)
 
     def decode_class(
@@ -220,9 +232,9 @@ class SamSP(nn.Module):
             logits (1, 1, 4H, 4W) and predicted IoU (1, 1).
         """
         token = None if self.class_tokens is None else self.class_tokens.weight[class_index : class_index + 1]
-        return self._decode_rows(embedding, token, box_xyxy, clicks)
+        return self.decode_rows(embedding, token, box_xyxy, clicks)
 
-    def _decode_rows(
+    def decode_rows(
         self,
         embedding: torch.Tensor,
         tokens: torch.Tensor | None,
@@ -276,25 +288,3 @@ class SamSP(nn.Module):
             return super().load_state_dict(state_dict, strict=True, assign=assign)
         self.load_base(state_dict)
         return torch.nn.modules.module._IncompatibleKeys([], [])
-
-
-def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise BundleError(f"{key} is '{value}', expected one of {', '.join(choices)}.")
-
-
-def _require_sizes(sam: str, image_size: int, patch_size: int, num_classes: int, lora_rank: int) -> None:
-    if image_size < patch_size or image_size % patch_size:
-        raise BundleError(f"image_size is {image_size}, expected a multiple of {patch_size} for sam '{sam}'.")
-    if num_classes < 1:
-        raise BundleError(f"num_classes is {num_classes}, expected 1 or more.")
-    if lora_rank < 1:
-        raise BundleError(f"lora_rank is {lora_rank}, expected 1 or more.")
-
-
-def _require_prompting(threshold: float, margin: float) -> None:
-    if not 0 <= threshold < 1 or margin < 0:
-        raise BundleError(
-            f"prompt_threshold is {threshold} and prompt_margin {margin}, expected a probability below 1 and a "
-            "fraction of at least 0."
-        )

@@ -29,7 +29,7 @@ ABSENT, SHOWN = -20.0, 20.0
 
 
 def empty_absent(output: SamSPOutput, threshold: float) -> SamSPOutput:
-    """Set y1 to the logit `ABSENT` for images and classes whose presence is below a threshold.
+    """Set y1 to the logit `ABSENT`, without objects, for images and classes whose presence is below a threshold.
 
     Nothing is emptied, and the output is the same object, where the threshold is 0 or the network has no presence. No
     value leaves the device, so the function traces and exports.
@@ -41,7 +41,11 @@ def empty_absent(output: SamSPOutput, threshold: float) -> SamSPOutput:
     if threshold == 0 or output.presence is None:
         return output
     absent = torch.sigmoid(output.presence.float()) < threshold
-    return output._replace(refined=output.refined.masked_fill(absent[..., None, None], ABSENT))
+    refined = output.refined.masked_fill(absent[..., None, None], ABSENT)
+    objects = output.objects
+    if objects is not None:
+        objects = objects._replace(valid=objects.valid & ~absent[..., None])
+    return output._replace(refined=refined, objects=objects)
 
 
 def require_presence_threshold(threshold: float) -> float:

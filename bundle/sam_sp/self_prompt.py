@@ -13,11 +13,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from bundle.core.errors import BundleError
+from bundle.sam_sp.components import largest_components
 
-COMPONENTS = ("all", "largest")
+SINGLE_BOX = ("all", "largest")
+EACH = "each"  # a box for each component, see `object_boxes`
+COMPONENTS = (*SINGLE_BOX, EACH)
+# Low-resolution pixels of the smallest component that gets a box of its own: 2 x 2 of them are half a token of the
+# embedding on each side, and what is smaller are specks along the threshold of y0.
+LEAST_SIZE = 4
 
 
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -63,33 +68,63 @@ def boxes_from_logits(
 
 def boxes_from_mask(mask: torch.Tensor, stride: int = 4, margin: float = 0.0, component: str = "all") -> torch.Tensor:
     """Return the boxes of `boxes_from_logits` for a mask (B, K, h, w), bool."""
-    if component not in COMPONENTS:
-        raise BundleError(f"prompt_component is '{component}', expected one of {', '.join(COMPONENTS)}.")
-    height, width = mask.shape[-2:]
+    if component not in SINGLE_BOX:
+        raise BundleError(f"prompt_component is '{component}', expected one of {', '.join(SINGLE_BOX)}.")
     mask = largest_component(mask) if component == "largest" else mask
     x_first, x_last, marked = _extent(mask.any(dim=-2))
     y_first, y_last, _ = _extent(mask.any(dim=-1))
 
-    first = torch.stack([x_first, y_first], dim=-1) * float(stride)
-    last = (torch.stack([x_last, y_last], dim=-1) + 1) * float(stride) - 1
-    limit = torch.stack(
-        [torch.full_like(first[..., 0], width * stride - 1.0), torch.full_like(first[..., 0], height * stride - 1.0)],
-        dim=-1,
-    )
-    pad = margin * (last - first + 1)
-    first = (first - pad).clamp(min=0.0)
-    last = torch.minimum(last + pad, limit)
-
-    boxes_xyxy = torch.cat([first, last], dim=-1)
+    first_xy, last_xy = torch.stack([x_first, y_first], dim=-1), torch.stack([x_last, y_last], dim=-1)
+    limit = _last_pixel(first_xy * float(stride), mask, stride)
     whole = torch.cat([torch.zeros_like(limit), limit], dim=-1)
-    return torch.where(marked[..., None], boxes_xyxy, whole)
+    return torch.where(marked[..., None], _to_input(first_xy, last_xy, limit, stride, margin), whole)
+
+
+def _last_pixel(like: torch.Tensor, mask: torch.Tensor, stride: int) -> torch.Tensor:
+    """Return x and y of the last input pixel, (..., 2) float32, in the shape and on the device of ``like``."""
+    height, width = mask.shape[-2:]
+    limits = [torch.full_like(like[..., 0], side * stride - 1.0) for side in (width, height)]
+    return torch.stack(limits, dim=-1)
+
+
+def _to_input(
+    first_xy: torch.Tensor, last_xy: torch.Tensor, limit: torch.Tensor, stride: int, margin: float
+) -> torch.Tensor:
+    """First and last low-resolution pixels (..., 2) -> boxes (..., 4) in input pixels, within the input."""
+    first = first_xy * float(stride)
+    last = (last_xy + 1) * float(stride) - 1
+    pad = margin * (last - first + 1)
+    return torch.cat([(first - pad).clamp(min=0.0), torch.minimum(last + pad, limit)], dim=-1)
+
+
+def object_boxes(
+    mask: torch.Tensor, stride: int, margin: float, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a box for each connected component of at least `LEAST_SIZE` pixels, the largest first.
+
+    Where there is none, the first box is that around all of the mask, as `boxes_from_mask` draws it: a mask of one
+    component has the same box in both.
+
+    Args:
+        mask: (B, K, h, w), bool.
+        stride: input pixels per pixel of the mask.
+        margin: as in `boxes_from_logits`.
+        most: M, the number of boxes of an image and class.
+
+    Returns:
+        boxes_xyxy (B, K, M, 4) in input pixels; valid (B, K, M), bool, whose first is always True; and left_out
+        (B, K, h, w), bool, the pixels of components beyond the M largest. Masks too small for M components have less.
+    """
+    found = largest_components(mask, most, LEAST_SIZE)
+    whole = boxes_from_mask(mask, stride, margin)[:, :, None]
+    boxes_xyxy = _to_input(found.first_xy, found.last_xy, _last_pixel(whole[..., :2], mask, stride), stride, margin)
+    boxes_xyxy = torch.where(found.valid[..., None], boxes_xyxy, whole)
+    valid = torch.cat([torch.ones_like(found.valid[..., :1]), found.valid[..., 1:]], dim=-1)
+    return boxes_xyxy, valid, found.left_out
 
 
 def largest_component(mask: torch.Tensor) -> torch.Tensor:
-    """Keep the largest connected component of each mask, with 8-connectivity.
-
-    Every pixel starts with its own number; h + w times each takes the highest number of its neighborhood. A winding
-    component, with pixels more than h + w steps apart, counts as several.
+    """Keep the largest connected component of each mask, with 8-connectivity; of equal ones the first.
 
     Args:
         mask: (B, K, h, w), bool.
@@ -97,12 +132,4 @@ def largest_component(mask: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, K, h, w), bool; empty masks stay empty.
     """
-    b, k, h, w = mask.shape
-    number = torch.ones_like(mask[0, 0], dtype=torch.float32).flatten().cumsum(dim=0).reshape(1, 1, h, w) * mask
-    for _ in range(h + w):
-        number = F.max_pool2d(number, kernel_size=3, stride=1, padding=1) * mask
-    pieces = number.reshape(b, k, h * w).long()
-    foreground = mask.reshape(b, k, h * w).float()
-    sizes = F.pad(torch.zeros_like(foreground), (0, 1)).scatter_add(2, pieces, foreground)
-    largest = sizes.argmax(dim=2)[..., None, None]
-    return mask & (number.long() == largest)
+    return mask & ~largest_components(mask, most=1).left_out

@@ -115,6 +115,7 @@ def apply_user_prompts(
     """
     refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
     presence = None if output.presence is None else output.presence.clone()
+    objects = None if output.objects is None else output.objects._replace(valid=output.objects.valid.clone())
     for (image, index), prompt in prompts.items():
         row = embedding[image : image + 1]
         box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
@@ -129,4 +130,6 @@ def apply_user_prompts(
         refined[image, index], iou[image, index] = mask[0, 0], predicted[0, 0]
         if presence is not None and (box is not None or any(label for *_, label in prompt.points_xyl)):
             presence[image, index] = SHOWN
-    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, presence=presence)
+        if objects is not None:
+            objects.valid[image, index] = False  # y1 is no longer theirs
+    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, presence=presence, objects=objects)

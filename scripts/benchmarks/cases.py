@@ -46,6 +46,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "inference": (SEGMENT_ANYTHING, "one_decode", "sam_sp"),
     "training": (SEGMENT_ANYTHING, "sam_sp", "sam_sp_checkpointing", "sam_sp_bfloat16"),
     "classes": ("decode", "one_class", "three_classes"),
+    "objects": ("one_object", "all", "eight_objects"),
     "correction": ("encode_again", "embedding_cache"),
     "forms": ATTENTION_FORMS,
 }
@@ -76,6 +77,7 @@ def make_step(case: Case) -> Step:
         "inference": _inference,
         "training": _training,
         "classes": _classes,
+        "objects": _objects,
         "correction": _correction,
     }
     return makers[case.task](case)
@@ -163,6 +165,34 @@ def _classes(case: Case) -> Step:
             return network.decode(embedding, None)[0] if case.implementation == "decode" else network(image)
 
     return step
+
+
+def _objects(case: Case) -> Step:
+    """Return the step from image to logits with one box or eight; y0 of random weights gets hand-made objects."""
+    torch.manual_seed(0)
+    component = "all" if case.implementation == "all" else "each"
+    network = SamSP(
+        sam=case.sam, image_size=case.image_size, prompt_component=component, trainable="full", exclusive=False
+    ).eval()
+    image = random_image(case.image_size)
+    mask = objects_mask(8 if case.implementation == "eight_objects" else 1, case.image_size // network.stride)
+    network.first_mask = lambda initial: mask  # type: ignore[method-assign]
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            return network(image)
+
+    return step
+
+
+def objects_mask(count: int, side: int) -> torch.Tensor:
+    """Return a mask (1, 1, side, side) of up to 16 squares that do not touch, bool."""
+    mask = torch.zeros(1, 1, side, side, dtype=torch.bool)
+    cell = side // 4
+    for number in range(count):
+        row, column = number // 4 * cell, number % 4 * cell
+        mask[..., row : row + cell - 2, column : column + cell - 2] = True
+    return mask
 
 
 def _correction(case: Case) -> Step:

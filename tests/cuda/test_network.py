@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from bundle.inference.embedding_cache import EmbeddingCache
+from bundle.sam_sp.components import label_components, largest_components
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
@@ -63,6 +64,33 @@ def test_both_passes(toy: str, accelerator: torch.device, form: str, precision: 
         own = moved.segment(image().to(accelerator))
         assert torch.equal(own.boxes_xyxy.cpu(), expected.boxes_xyxy)
         assert_near(moved(image().to(accelerator)), network(image()), precision)
+
+
+def test_objects_are_those_of_the_cpu(accelerator: torch.device) -> None:
+    """Exact numbers, of noise and of a comb; on a GPU in the number of rounds that is enough for every mask."""
+    generator = torch.Generator().manual_seed(4)
+    masks = torch.rand(3, 2, 37, 52, generator=generator) < torch.tensor([0.3, 0.45])[:, None, None]
+    masks[0, 0], masks[0, 0, :, ::2], masks[0, 0, -1] = False, True, True
+    assert torch.equal(label_components(masks.to(accelerator)).cpu(), label_components(masks))
+    for found, expected in zip(
+        largest_components(masks.to(accelerator), 5, 2), largest_components(masks, 5, 2), strict=True
+    ):
+        assert torch.equal(found.cpu(), expected)
+
+
+@torch.no_grad()
+def test_a_box_for_each_object(toy: str, accelerator: torch.device) -> None:
+    """Both get the objects of a hand-made y0: rounding could move a pixel of their own."""
+    network, moved = pair(toy, accelerator, prompt_component="each")
+    mask = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    mask[0, 0, 1:4, 2:6], mask[0, 0, 8:14, 3:9], mask[1, 0, 4:9, 10:15] = True, True, True
+    network.first_mask = lambda _: mask  # type: ignore[method-assign]
+    moved.first_mask = lambda _: mask.to(accelerator)  # type: ignore[method-assign]
+    expected, found = network.eval().segment(image()), moved.eval().segment(image().to(accelerator))
+    assert expected.objects is not None and found.objects is not None
+    assert torch.equal(found.objects.boxes_xyxy.cpu(), expected.objects.boxes_xyxy)
+    assert expected.objects.valid.sum(dim=2).flatten().tolist() == [2, 1, 1]
+    assert_near(found.refined, expected.refined, "float32", "refined")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -115,7 +115,7 @@ def test_unmatched_files(tmp_path: Path) -> None:
         ([], ["labels/a.png"], "both masks/ and labels/"),
         (["images/a.jpg"], [], "holds no image"),
         (["images/a.jpg", "images"], [], "no folder images/"),
-        (["masks/a.png", "masks"], [], "no folder masks/ or labels/"),
+        (["masks/a.png", "masks"], [], "no folder masks/, labels/ or instances/"),
         (["masks/a.png"], ["masks/a_seg.png"], r"a\.jpg.*a_seg\.png.*mask_suffix"),
     ],
 )

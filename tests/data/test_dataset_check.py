@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from PIL import Image
 from bundle.core.errors import BundleError
 from bundle.data.datalists import load_datalists
 from bundle.data.dataset_check import DatasetReport, check_dataset, require_trainable
-from bundle.data.pair_inspection import find_binary_problem
+from bundle.data.pair_inspection import OBJECTS, find_binary_problem
+from bundle.data.readers import MaskReader
 
 SHAPE = (24, 40)
 
@@ -205,3 +207,43 @@ def test_a_test_image_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     parts = {part: datalists[part] for part in ("train", "validation")}
     with pytest.raises(BundleError, match="images that are in more than one part: 1"):
         require_trainable(parts, tmp_path)
+
+
+def make_numbered(folder: Path, values: dict[str, np.ndarray]) -> Path:
+    """Images with a map of numbers each, 16-bit PNG, in ``instances/``."""
+    for seed, (stem, numbers) in enumerate(values.items()):
+        save_pair(folder, stem, make_mask(), seed=seed)
+        (folder / "instances").mkdir(exist_ok=True)
+        Image.fromarray(numbers.astype(np.uint16)).save(folder / "instances" / f"{stem}.png")
+        (folder / "masks" / f"{stem}.png").unlink()
+    (folder / "masks").rmdir()
+    return folder
+
+
+def test_numbers_of_objects_are_foreground(tmp_path: Path) -> None:
+    """300 is not half of 65535, nor 1 of 255: what lies in instances/ is read by another rule."""
+    numbers = np.zeros(SHAPE)
+    numbers[2:6, 2:6], numbers[10:14, 3:9] = 1, 300
+    folder = make_numbered(tmp_path, {f"a{index}": numbers for index in range(3)} | {"nothing": numbers * 0})
+    datalists = load_datalists(folder, {"validation": 1, "test": 1})
+    report = check_dataset(datalists, folder)
+    assert not report.problems and [finding.summary for finding in report.warnings] == ["empty masks: 1"]
+    assert "Masks: 3 with a number for each object, foreground above 0" in report.text()
+    read = np.asarray(MaskReader().open(str(folder / "instances" / "a0.png")))
+    assert np.array_equal(read, numbers > 0)
+    listed = folder / "list.json"
+    listed.write_text(
+        json.dumps({"training": [{"image": "images/a0.png", "label": "instances/a0.png"}]}), encoding="utf-8"
+    )
+    assert check_dataset({"train": load_datalists(listed, {"validation": 0})["train"]}).scales == {OBJECTS: 1}
+    (folder / "masks").mkdir()
+    with pytest.raises(BundleError, match="has both masks/ and instances/; expected only one"):
+        load_datalists(folder)
+
+
+def test_numbers_of_objects_are_of_one_class(tmp_path: Path) -> None:
+    numbers = np.zeros(SHAPE)
+    numbers[2:6, 2:6] = 300
+    folder = make_numbered(tmp_path, {"a": numbers})
+    report = check_dataset({"train": load_datalists(folder, {"validation": 0})["train"]}, folder, num_classes=2)
+    assert [finding.summary for finding in report.problems] == ["masks with other values than the classes 0 to 2: 1"]

@@ -240,6 +240,19 @@ def test_box_is_on_the_initial_tile_with_x_along_the_width() -> None:
     assert not is_box(initial)[30:50, 210:290].any()
 
 
+def test_every_box_of_a_class_has_its_color() -> None:
+    empty = np.zeros((2, 60, 90), dtype=bool)
+    image = np.full((60, 90, 3), DARK, dtype=np.uint8)
+    boxes = [(5, 5, 30, 24), (50, 30, 84, 54), (60, 5, 84, 24)]
+    panel = draw_panel(image, empty, empty, empty, boxes, CAPTIONS, box_classes=[0, 1, 1])
+    initial = tiles_of(panel, 60, 90)[2].astype(int)
+    scale = initial.shape[1] / 90
+    for (x0, y0, x1, y1), index in zip(boxes, [0, 1, 1], strict=True):
+        inside = initial[int(y0 * scale) : int((y1 + 1) * scale) + 1, int(x0 * scale) : int((x1 + 1) * scale) + 1]
+        near = [np.abs(inside - np.array(color)).sum(axis=-1).min() < 60 for color in report.CLASS_COLORS[:2]]
+        assert near == [index == 0, index == 1]
+
+
 def test_every_class_has_its_color_in_every_tile() -> None:
     masks = np.zeros((2, 60, 90), dtype=bool)
     masks[0, 5:25, 5:40], masks[1, 30:55, 50:85] = True, True

@@ -42,9 +42,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "several classes, largest piece, margin": {
         "num_classes": 2, "exclusive": True, "prompt_component": "largest", "prompt_margin": 0.1,
     },
+    "a box for each object": {
+        "num_classes": 2, "exclusive": False, "prompt_component": "each", "max_objects": 3, "prompt_margin": 0.1,
+    },
     "single pass": {"prompt": "none"},
     "presence": {"train_presence": True, "presence_threshold": 0.5},
 }  # fmt: skip
+EACH = "a box for each object"
 HARDEST = "several classes, largest piece, margin"
 
 
@@ -58,11 +62,15 @@ def squares(count: int) -> torch.Tensor:
 
 @torch.no_grad()
 def toy_network(toy: str, **arguments: Any) -> SamSP:
-    """A toy network with adapters that are not zero, and a threshold at which some pixels of each y0 count."""
+    """A toy network with adapters that are not zero, and a threshold at which some pixels of each y0 count.
+
+    With a box for each object more do, in several pieces.
+    """
     network = randomize(SamSP(toy, trainable="lora", **arguments), scale=0.4).eval()
     network.load_state_dict(network.state_dict())  # the dense positional encoding follows the weights
     chances = probabilities(network.segment(squares(6)).initial, network.exclusive)
-    network.prompt_threshold = chances.flatten().quantile(0.98, interpolation="midpoint").item()
+    share = 0.8 if network.prompt_component == "each" else 0.98
+    network.prompt_threshold = chances.flatten().quantile(share, interpolation="midpoint").item()
     if network.presence_threshold:  # some of the images are emptied
         presence = network.segment(squares(6)).presence
         assert presence is not None
@@ -79,8 +87,9 @@ CASES = [
     *(("torchscript", variant) for variant in VARIANTS),
     ("torch_export", HARDEST),
     ("torch_export", "presence"),
+    pytest.param("torch_export", EACH, marks=pytest.mark.slow),
     *(
-        pytest.param("onnx", variant, marks=pytest.mark.slow) for variant in (HARDEST, "presence")
+        pytest.param("onnx", variant, marks=pytest.mark.slow) for variant in (HARDEST, EACH, "presence")
     ),  # tests/workflows/test_exports.py has the format
 ]
 
@@ -120,10 +129,22 @@ def test_an_empty_first_mask_and_a_box_share_a_batch(toy: str) -> None:
     assert (others - output.refined).abs().max() > 0.01
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_traced_network_is_tied_to_no_device(toy: str) -> None:
+def test_images_of_the_check_have_several_objects(toy: str) -> None:
+    """What the check is worth with a box for each: images of one object, and of more than there are rows."""
+    network = toy_network(toy, **VARIANTS[EACH])
+    images = images_with_different_boxes(network, as_dataset(squares(6)), SamSPInferer())
     with torch.no_grad():
-        traced = torch.jit.trace(merge_for_export(toy_network(toy, **VARIANTS[HARDEST])), squares(2), check_trace=False)
+        output = network.segment(images)
+    assert output.objects is not None
+    counts = output.objects.valid.sum(dim=2)
+    assert counts.min() == 1 and counts.max() == 3 and output.objects.left_out.any()
+
+
+@pytest.mark.parametrize("variant", [HARDEST, EACH])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_network_is_tied_to_no_device(toy: str, variant: str) -> None:
+    with torch.no_grad():
+        traced = torch.jit.trace(merge_for_export(toy_network(toy, **VARIANTS[variant])), squares(2), check_trace=False)
     assert "Device = prim::Constant" not in str(traced.inlined_graph)
 
 
