@@ -60,7 +60,7 @@ class _MeanOrNaN(CumulativeIterationMetric):
     def aggregate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the mean, a scalar."""
         values = self.get_buffer()
-        return do_metric_reduction(values, "mean")[0] if (~values.isnan()).any() else values.new_tensor(torch.nan)
+        return torch.where(values.isnan().all(), torch.nan, do_metric_reduction(values, "mean")[0])
 
 
 class Dice(_MeanOrNaN):

@@ -23,7 +23,9 @@ from monai.engines import SupervisedEvaluator
 from bundle.core.command_line import bundle_command
 from bundle.core.provenance import is_procedural
 from bundle.core.tensors import unwrap
+from bundle.evaluation.instances import LEAST_IOU
 
+INSTANCE_TITLES = {"f1": "F1", "ap": "AP", "pq": "panoptic quality"}
 # Metrics that are printed by class, and their titles.
 PER_CLASS = {
     "val_dice": "Dice y1",
@@ -88,6 +90,7 @@ class EvaluationSummary:
             ),
             *self._class_lines(engine.state.metric_details),
             *getattr(engine.state, "detection", ()),
+            *self._instance_lines(metrics),
             f"Values of each {unit[:-1]}: {self.output_dir}/val_dice_raw.csv and the other CSV files there",
         ]
         if (self.output_dir / "panels").is_dir():
@@ -99,6 +102,14 @@ class EvaluationSummary:
             "  " + bundle_command("inferring", configs, options, self.bundle_root),
         ]
         print("\n".join(lines), flush=True)
+
+    @staticmethod
+    def _instance_lines(metrics: Mapping[str, float]) -> list[str]:
+        """Return a line where the labels number their objects."""
+        if "val_instance_f1" not in metrics:
+            return []
+        values = (f"{title} {metrics[f'val_instance_{name}']:.4f}" for name, title in INSTANCE_TITLES.items())
+        return [f"objects at an IoU above {LEAST_IOU}, mean over images: " + ", ".join(values)]
 
     def _class_lines(self, details: Mapping[str, torch.Tensor]) -> list[str]:
         """Return a line for each of several classes, and for one where distances were measured."""

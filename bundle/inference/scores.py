@@ -31,7 +31,7 @@ SCORES = "scores"
 
 
 def scores_of(output: SamSPOutput, network: Any) -> dict[str, torch.Tensor]:
-    """Return presence and predicted Dice, probabilities and fractions (B, K) on the CPU; NaN for what is not known.
+    """Return presence and predicted Dice, probabilities and fractions (B, K); NaN for what is not known.
 
     The presence is known where its loss was trained; a predicted IoU, Dice = 2 IoU / (1 + IoU), where its was and the
     mask is not empty.
@@ -48,7 +48,7 @@ def scores_of(output: SamSPOutput, network: Any) -> dict[str, torch.Tensor]:
         iou = output.iou.float().clamp(0, 1)
         marked = masks(output.refined, network.exclusive).flatten(2).any(dim=2)
         dice = torch.where(marked, 2 * iou / (1 + iou), unknown)
-    return {PRESENCE: presence.cpu(), PREDICTED_DICE: dice.cpu()}
+    return {PRESENCE: presence, PREDICTED_DICE: dice}
 
 
 class VolumeScores:
@@ -66,8 +66,8 @@ class VolumeScores:
     def add(self, output: SamSPOutput, network: Any) -> None:
         """Take up a batch of slices."""
         scores = scores_of(output, network)
-        self._presence.append(scores[PRESENCE])
-        self._dice.append(scores[PREDICTED_DICE])
+        self._presence.append(scores[PRESENCE].cpu())
+        self._dice.append(scores[PREDICTED_DICE].cpu())
         self._pixels.append(masks(output.refined, network.exclusive).flatten(2).sum(dim=2).cpu())
 
     def result(self) -> dict[str, torch.Tensor]:

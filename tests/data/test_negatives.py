@@ -87,7 +87,7 @@ def test_a_folder_of_negatives_alone_is_a_set_to_evaluate_on(tmp_path: Path) -> 
     assert counts(load_datalists(tmp_path, {"test": "all"})) == [(0, 0), (0, 0), (0, 20)]
     assert counts(load_datalists(tmp_path)) == [(0, 16), (0, 2), (0, 2)]
     (tmp_path / "images").mkdir()
-    with pytest.raises(BundleError, match="no folder masks/ or labels/"):
+    with pytest.raises(BundleError, match="no folder masks/, labels/ or instances/"):
         load_datalists(tmp_path)
 
 

@@ -26,6 +26,7 @@ from bundle.inference.uncertainty import META_KEY, marked_pixels, ranking_score,
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam.preprocessing import to_network_input
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import SamSPOutput
 from tests.networks import randomize
 
 
@@ -75,12 +76,12 @@ def test_slices_with_foreground_are_drawn_more_often() -> None:
 class Echo(torch.nn.Module):
     """Marks what is bright: channel k where the middle slice is above k, in normalized units."""
 
-    image_size, prompt = 64, "self"
+    image_size, prompt, exclusive = 64, "self", False
 
     def segment(self, image: torch.Tensor) -> Any:
         self.seen = image
         logits = torch.stack([image[:, 1] - 0.0, image[:, 1] - 1.0], dim=1)
-        return type("Output", (), {"refined": logits, "initial": -logits})
+        return SamSPOutput(-logits, logits, torch.zeros(*logits.shape[:2], 4), torch.zeros(logits.shape[:2]))
 
     def upsample(self, logits: torch.Tensor) -> torch.Tensor:
         return logits

@@ -48,17 +48,17 @@ def first_masks(*images: Sequence[Blob]) -> torch.Tensor:
 
 def see(network: SamSP, initial: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the first pass of a network end in ``initial``; return a list that gets the rows of each later decode."""
-    decode, decode_rows, rows = network.decode, network.decode_rows, []
+    decode_classes, decode_rows, rows = network._decode_classes, network.decode_rows, []
 
-    def first_made(embedding: torch.Tensor, boxes: torch.Tensor | None, clicks: Any = None) -> Any:
-        logits, iou = decode(embedding, boxes, clicks)
-        return (initial.expand_as(logits) + 0 * logits, iou) if boxes is None else (logits, iou)
+    def first_made(embedding: torch.Tensor, boxes: torch.Tensor | None, *arguments: Any, **options: Any) -> Any:
+        logits, scores = decode_classes(embedding, boxes, *arguments, **options)
+        return (initial.expand_as(logits) + 0 * logits, scores) if boxes is None else (logits, scores)
 
     def counted(embedding: torch.Tensor, *arguments: Any) -> Any:
         rows.append(len(embedding))
         return decode_rows(embedding, *arguments)
 
-    monkeypatch.setattr(network, "decode", first_made)
+    monkeypatch.setattr(network, "_decode_classes", first_made)
     monkeypatch.setattr(network, "decode_rows", counted)
     return rows
 

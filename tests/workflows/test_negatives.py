@@ -167,12 +167,15 @@ def test_a_volume_may_show_nothing(root: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_negative_crops_is_wired_and_off_leaves_the_transforms_as_they_were(dataset: Path) -> None:
-    def transforms(share: float) -> list[str]:
+    def transforms(**shares: float) -> list[str]:
         parser = ConfigParser(ConfigParser.load_config_files([TRAIN]))
-        parser.update({"negative_crops": share, "dataset_dir": str(dataset), **TINY})
-        return [type(transform).__name__ for transform in parser.get_parsed_content("train#random_transforms")]
+        parser.update({**shares, "dataset_dir": str(dataset), **TINY})
+        names = [type(transform).__name__ for transform in parser.get_parsed_content("train#random_transforms")]
+        return names[: names.index("RandColorJitterd")]
 
-    assert transforms(0.0)[0] == "RandColorJitterd" and transforms(0.1)[:2] == ["RandNegativeCropd", "RandColorJitterd"]
+    assert transforms() == []
+    assert transforms(negative_crops=0.1) == ["RandNegativeCropd", "ResizeLongestSided"]
+    assert transforms(object_crops=0.1) == ["RandObjectCropd", "ResizeLongestSided"]
 
 
 def test_a_wrong_share_is_refused(root: Path, dataset: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,42 @@ def test_training_and_evaluation_with_a_box_for_each_object(root: Path, dataset:
     assert (root / "output" / "evaluation" / "panels" / "panels.png").is_file()
     said = refused("evaluating", EVALUATE, root, dataset_dir=str(dataset), weights=str(weights), max_objects=0)
     assert "max_objects is 0, expected a whole number from 1 on" in said
+
+
+def test_an_evaluation_counts_objects_where_labels_number_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The labels are the network's own objects, in one image without the largest: F1 is 1 but there."""
+    weights = write_weights(tmp_path / "weights", prompt_component="each", max_objects=5)
+    folder = write_images(tmp_path / "set" / "images", 5).parent
+    settings = {"weights": str(weights), "device": "cpu", "num_workers": 0}
+    command(
+        "inferring",
+        INFER,
+        root,
+        dataset_dir=str(folder / "images"),
+        instances=True,
+        output_dir=str(tmp_path),
+        **settings,
+    )
+    shutil.move(tmp_path / "instances", folder / "instances")
+    for table in (folder / "instances").glob("*.csv"):
+        table.unlink()
+    largest = max((folder / "instances").iterdir(), key=lambda path: np.asarray(Image.open(path)).max())
+    numbers = np.asarray(Image.open(largest))
+    count = int(numbers.max())
+    assert count >= 2
+    Image.fromarray(np.where(numbers == 1, 0, numbers).astype(np.uint16)).save(largest)
+    (folder / "test.txt").write_text("\n".join(path.stem for path in sorted((folder / "images").iterdir())))
+    out = root / "output" / "evaluation"
+    split = {"test": str(folder / "test.txt")}
+    command("evaluating", EVALUATE, root, dataset_dir=str(folder), split=split, **settings)
+    with open(out / "val_instance_f1_raw.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    f1 = {Path(row[0]).stem: float(row[1]) for row in rows}
+    assert f1.pop(largest.stem) == pytest.approx(2 * (count - 1) / (2 * (count - 1) + 1), abs=1e-4)
+    assert set(f1.values()) == {1.0} and len(f1) == 4
+    said = capsys.readouterr().out
+    assert "objects at an IoU above 0.5, mean over images: F1 0.9" in said and "panoptic quality 0." in said
+    command("evaluating", EVALUATE, root, dataset_dir=str(folder), split=split, prompt_component="all", **settings)
+    assert "objects at an IoU above 0.5" in capsys.readouterr().out  # connected components
