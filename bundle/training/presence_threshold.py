@@ -24,16 +24,23 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.empty_windows import empty_window
 from bundle.data.slices import take_slices
 from bundle.data.transforms import SplitClassesd
-from bundle.sam.preprocessing import ResizeLongestSided, to_network_input
+from bundle.sam.preprocessing import RESIZE, ResizeLongestSided, longest_side_size, to_network_input
+from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.output import SamSPOutput
 
 SLICES_AT_A_TIME = 8
+
+
+# Of the mean Dice of the images that show a class, as much may be lost by emptying masks.
+MOST_DICE_LOST = 0.002
 
 
 class Presences(NamedTuple):
     """Presences, probabilities of single images and classes, or of slices and classes of volumes."""
 
     present: list[float]  # where the class is in the image
+    dice: list[float]  # of those, the Dice of y1
     absent: list[float]  # where it is not
     windows: list[float]  # of windows without a labeled pixel
 
@@ -63,10 +70,12 @@ class PresenceThreshold:
         """Return the threshold and, for ``model.json``, on how many images it was chosen and how well it does there."""
         found = self.measure(network)
         absent, of_windows = (found.absent, False) if found.absent else (found.windows, True)
-        threshold = choose_threshold(found.present, absent)
+        threshold = choose_threshold(found.present, found.dice, absent)
+        lost = sum(dice for value, dice in zip(found.present, found.dice, strict=True) if value < threshold)
         facts = {
             "present": len(found.present),
             "kept": sum(value >= threshold for value in found.present),
+            "dice_lost": round(lost / max(1, len(found.present)), 4),
             "absent": len(absent),
             "emptied": sum(value < threshold for value in absent),
             "absent_are_windows": of_windows,
@@ -77,7 +86,7 @@ class PresenceThreshold:
     def measure(self, network: SamSP) -> Presences:
         """Return the presences that a network gives to the validation images, in evaluation mode."""
         network.eval()
-        found = Presences([], [], [])
+        found = Presences([], [], [], [])
         for record in follow(self.data, "presence", len(self.data), unit="image", leave=False):
             item = self.read(dict(record))
             image, label = (strip_metadata(item[key]) for key in ("image", "label"))
@@ -88,42 +97,71 @@ class PresenceThreshold:
         return found
 
     def _measure_image(self, network: SamSP, image: torch.Tensor, label: torch.Tensor, found: Presences) -> None:
-        marked = label.flatten(1).any(dim=1)
-        _sort(presence_of(network, image[None])[0], marked, found)
+        self._measure_batch(network, image[None], label[None], found)
         window = empty_window(label.any(dim=0).cpu().numpy())
-        if window is not None and marked.any():
+        if window is not None and label.any():
             rows, columns = window
-            found.windows.extend(presence_of(network, image[None, :, rows, columns])[0].tolist())
+            output = segment_at_any_size(network, image[None, :, rows, columns])
+            found.windows.extend(presence_of(output)[0].tolist())
 
     def _measure_volume(
         self, network: SamSP, volume: torch.Tensor, label: torch.Tensor, settings: Mapping[str, Any], found: Presences
     ) -> None:
         axis = settings["slice_axis"]
-        masks = strip_metadata(SplitClassesd("label", network.num_classes)({"label": label})["label"])
-        marked = masks.movedim(axis + 1, 0).flatten(2).any(dim=2)  # (slices, K)
+        split = strip_metadata(SplitClassesd("label", network.num_classes)({"label": label})["label"])
+        labels = split.movedim(axis + 1, 0).transpose(2, 3)  # (slices, K, H, W), as `take_slices` turns them
         for places in _batches(volume.shape[axis + 1]):
-            presence = presence_of(network, take_slices(volume, places, axis, settings["slices_as_rgb"]))
-            for row, place in zip(presence, places, strict=True):
-                _sort(row, marked[place], found)
+            images = take_slices(volume, places, axis, settings["slices_as_rgb"])
+            self._measure_batch(network, images, labels[places.start : places.stop], found)
+
+    @staticmethod
+    def _measure_batch(network: SamSP, images: torch.Tensor, labels: torch.Tensor, found: Presences) -> None:
+        """Images (B, 3, H, W) of 0..255 with labels (B, K, H, W)."""
+        output = segment_at_any_size(network, images)
+        dice = dice_at_input_size(network, output, labels)
+        there = labels.flatten(2).any(dim=2)
+        for row in zip(presence_of(output).flatten().tolist(), dice.flatten().tolist(), there.flatten(), strict=True):
+            presence, value, is_there = row
+            if is_there:
+                found.present.append(presence)
+                found.dice.append(value)
+            else:
+                found.absent.append(presence)
 
 
-def presence_of(network: SamSP, images: torch.Tensor) -> torch.Tensor:
-    """Return the presence (B, K), probabilities on the CPU, of images (B, 3, H, W) of 0..255 at any size."""
+def segment_at_any_size(network: SamSP, images: torch.Tensor) -> SamSPOutput:
+    """Return both passes of images (B, 3, H, W) of 0..255."""
     device = network.prompt_encoder.dense_pe.device
-    output = network.segment(to_network_input(images.to(device), network.image_size))
+    return network.segment(to_network_input(images.to(device), network.image_size))
+
+
+def presence_of(output: SamSPOutput) -> torch.Tensor:
+    """Return the presence (B, K), probabilities on the CPU."""
     assert output.presence is not None
     return torch.sigmoid(output.presence.float()).cpu()
 
 
-def choose_threshold(present: Sequence[float], absent: Sequence[float]) -> float:
-    """Return the threshold with the best balanced accuracy, the mean of the fractions kept and emptied.
+def dice_at_input_size(network: SamSP, output: SamSPOutput, labels: torch.Tensor) -> torch.Tensor:
+    """Return the Dice (B, K) of y1 with labels (B, K, H, W), 0 or 1, scaled as images are; 1 where both are empty."""
+    height, width = longest_side_size(labels.shape[2], labels.shape[3], network.image_size)
+    predicted = masks(network.upsample(output.refined)[..., :height, :width], network.exclusive).bool().cpu()
+    planes = RESIZE["binary"](labels.cpu().to(torch.uint8).flatten(0, 1).numpy(), (height, width))
+    true = torch.from_numpy(planes).unflatten(0, labels.shape[:2]).bool()
+    both, sizes = (predicted & true).sum(dim=(2, 3)), predicted.sum(dim=(2, 3)) + true.sum(dim=(2, 3))
+    return torch.where(sizes > 0, 2 * both / sizes, 1.0)
 
-    Candidates lie in the middle between neighboring values; of equally good ones the lowest, for an object that is
-    emptied is the worse error. Without an image without the object it is half the lowest presence; and 0, which empties
-    nothing, where no image has the object or no candidate is better than chance.
+
+def choose_threshold(present: Sequence[float], dice: Sequence[float], absent: Sequence[float]) -> float:
+    """Return the threshold that empties most images without the object, at a loss of at most `MOST_DICE_LOST`.
+
+    What is lost is Dice of the images that show it, of their mean: to empty a mask that is wrong anyway costs little.
+    Candidates lie in the middle between neighboring values; of equally good ones the lowest. Without an image without
+    the object it is half the lowest presence; and 0, which empties nothing, where no image has the object or no
+    candidate empties any other.
 
     Args:
         present: presences where the object is.
+        dice: the Dice of those.
         absent: presences where it is not.
     """
     if not present:
@@ -131,18 +169,13 @@ def choose_threshold(present: Sequence[float], absent: Sequence[float]) -> float
     if not absent:
         return min(present) / 2
     values = np.unique([*present, *absent])
-    best, threshold = 0.5, 0.0
+    best, threshold = 0, 0.0
     for candidate in (values[:-1] + values[1:]) / 2:
-        accuracy = (np.mean(np.array(present) >= candidate) + np.mean(np.array(absent) < candidate)) / 2
-        if accuracy > best:
-            best, threshold = float(accuracy), float(candidate)
+        lost = np.sum(np.array(dice) * (np.array(present) < candidate)) / len(present)
+        emptied = int(np.sum(np.array(absent) < candidate))
+        if lost <= MOST_DICE_LOST and emptied > best:
+            best, threshold = emptied, float(candidate)
     return threshold
-
-
-def _sort(presence: torch.Tensor, marked: torch.Tensor, found: Presences) -> None:
-    """Add the presences (K,) of an image to those with or without the class."""
-    for value, is_there in zip(presence.tolist(), marked.tolist(), strict=True):
-        (found.present if is_there else found.absent).append(value)
 
 
 def _batches(slices: int) -> Iterator[range]:

@@ -20,7 +20,8 @@ import torch
 from monai.transforms import Lambdad
 
 from bundle.data.empty_windows import empty_window
-from bundle.sam.preprocessing import ResizeLongestSided, to_network_input
+from bundle.sam.preprocessing import RESIZE, ResizeLongestSided, longest_side_size, to_network_input
+from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.training.presence_threshold import PresenceThreshold, choose_threshold
 from tests.networks import randomize
@@ -30,20 +31,25 @@ from tests.networks import randomize
     ("present", "absent", "expected"),
     [
         ([0.9, 0.6], [0.1, 0.2], 0.4),  # the middle of the gap
-        ([0.9, 0.8, 0.2], [0.1, 0.4], 0.6),  # 2/3 kept and all emptied, better than all kept and 1/2 emptied
+        ([0.9, 0.8, 0.2], [0.1, 0.4], 0.15),  # the second is above an object
         ([0.9, 0.6], [], 0.3),
         ([], [0.1], 0.0),
-        ([0.1, 0.2], [0.8, 0.9], 0.0),  # no better than chance
+        ([0.1, 0.2], [0.8, 0.9], 0.0),  # each costs an object
         ([0.5, 0.5], [0.5], 0.0),
     ],
 )
 def test_the_rule(present: list[float], absent: list[float], expected: float) -> None:
-    assert choose_threshold(present, absent) == pytest.approx(expected)
+    assert choose_threshold(present, [0.8] * len(present), absent) == pytest.approx(expected)
+
+
+def test_a_mask_that_is_wrong_may_be_emptied() -> None:
+    assert choose_threshold([0.9, 0.3], [0.9, 0.0], [0.2, 0.4]) == pytest.approx(0.65)
+    assert choose_threshold([0.9, 0.3], [0.9, 0.003], [0.2, 0.4]) == pytest.approx(0.65)  # 0.0015 of the mean
+    assert choose_threshold([0.9, 0.3], [0.9, 0.005], [0.2, 0.4]) == pytest.approx(0.25)
 
 
 def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
-    # at 0.25: 2/2 kept and 1/2 emptied; at 0.65: 1/2 kept and 2/2 emptied
-    assert choose_threshold([0.3, 0.9], [0.2, 0.4]) == pytest.approx(0.25)
+    assert choose_threshold([0.5, 0.6, 0.9], [0.0, 0.0, 1.0], [0.2, 0.4]) == pytest.approx(0.45)
 
 
 def test_an_empty_window_is_the_largest_beside_the_foreground() -> None:
@@ -84,10 +90,12 @@ def test_images_without_an_object_count_and_windows_only_where_there_are_none(to
     assert found.windows == pytest.approx([window]) and window != pytest.approx(first)
 
     threshold, facts = PresenceThreshold(records, transforms).choose(network)
-    assert threshold == choose_threshold([first, second], [third])
+    dice = found.dice
+    assert len(dice) == 2 and all(0 <= value <= 1 for value in dice)
+    assert threshold == choose_threshold([first, second], dice, [third])
     assert (facts["present"], facts["absent"], facts["absent_are_windows"]) == (2, 1, False)
     threshold, facts = PresenceThreshold(records[:2], transforms).choose(network)
-    assert threshold == choose_threshold([first, second], [window])
+    assert threshold == choose_threshold([first, second], dice, [window])
     assert (facts["absent"], facts["absent_are_windows"]) == (1, True)
     assert facts["kept"] == sum(value >= threshold for value in (first, second))
 
@@ -109,5 +117,13 @@ def test_of_a_volume_each_slice_and_class_counts(axis: int, toy: str) -> None:
     assert (len(found.present), len(found.absent), found.windows) == (3 + 1, 2 * 12 - 4, [])
     place = volume.select(axis + 1, 10)  # (1, H, W) in the order of the volume; slices are transposed
     image = place.transpose(1, 2).expand(3, -1, -1)[None]
-    expected = torch.sigmoid(network.segment(to_network_input(image, 64)).presence)[0, 1]
-    assert found.present[-1] == pytest.approx(float(expected), abs=1e-5)
+    output = network.segment(to_network_input(image, 64))
+    assert found.present[-1] == pytest.approx(float(torch.sigmoid(output.presence)[0, 1]), abs=1e-5)
+    assert len(found.dice) == 4
+    true = (label.select(axis + 1, 10) == 2)[0].T[None, None].float()
+    marked = masks(network.upsample(output.refined), network.exclusive)[:, 1:2].float()
+    size = longest_side_size(*true.shape[2:], 64)
+    scaled = torch.from_numpy(RESIZE["binary"](true[0].byte().numpy(), size))[None].float()
+    marked = marked[..., : size[0], : size[1]]
+    dice = 2 * (marked * scaled).sum() / (marked.sum() + scaled.sum())
+    assert found.dice[-1] == pytest.approx(float(dice), abs=1e-5)
