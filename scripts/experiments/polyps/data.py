@@ -56,7 +56,8 @@ def lay_out(folder: Path, kvasir: Path, clinicdb: Path, splits: Path) -> Polyps:
     """Link the images and masks of both datasets into one folder, with a list file for each part.
 
     Args:
-        folder: folder to write, with ``images``, ``masks``, ``train.txt``, ``validation.txt`` and ``test.txt``.
+        folder: folder to write, with ``images``, ``masks``, ``train.txt``, ``validation.txt``, ``test.txt``, and a list
+            for each of `TESTS`.
         kvasir: Kvasir-SEG, ``images`` and ``masks``.
         clinicdb: CVC-ClinicDB, likewise.
         splits: PraNet's lists ``pranet_{kvasir,clinicdb}_{train,test}.txt`` and ``clinicdb_sequences.csv``.
@@ -73,7 +74,8 @@ def lay_out(folder: Path, kvasir: Path, clinicdb: Path, splits: Path) -> Polyps:
     missing = [stem for stem in (*polyps.train, *polyps.validation, *polyps.all_tests) if stem not in linked]
     if missing:
         raise BundleError(f"The lists in {splits} name {missing[0]} and {len(missing) - 1} more that are not there.")
-    for part, stems in (("train", polyps.train), ("validation", polyps.validation), ("test", polyps.all_tests)):
+    parts = {"train": polyps.train, "validation": polyps.validation, "test": polyps.all_tests, **polyps.tests}
+    for part, stems in parts.items():
         write_list(folder / f"{part}.txt", stems)
     return polyps
 
