@@ -119,10 +119,10 @@ class PresenceThreshold:
         """Images (B, 3, H, W) of 0..255 with labels (B, K, H, W)."""
         output = segment_at_any_size(network, images)
         dice = dice_at_input_size(network, output, labels)
-        there = labels.flatten(2).any(dim=2)
-        for row in zip(presence_of(output).flatten().tolist(), dice.flatten().tolist(), there.flatten(), strict=True):
-            presence, value, is_there = row
-            if is_there:
+        marked = labels.flatten(2).any(dim=2)
+        for row in zip(presence_of(output).flatten().tolist(), dice.flatten().tolist(), marked.flatten(), strict=True):
+            presence, value, is_marked = row
+            if is_marked:
                 found.present.append(presence)
                 found.dice.append(value)
             else:

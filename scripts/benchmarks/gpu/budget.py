@@ -46,11 +46,11 @@ class Part:
 
 
 PARTS = (
-    Part("machine", 0.05, 40),
+    Part("machine", 0.05, 30),
     Part("tests", 0.21, 30),
     Part("encoder", 0.28, 25),
     Part("training", 0.22, 25),
-    Part("loader", 0.10, 30),
+    Part("loader", 0.10, 20),
     Part("polyps", 0.14, 20),
 )
 NAMES = tuple(part.name for part in PARTS)
