@@ -80,6 +80,10 @@ def begin(connection: socket.socket) -> dict[str, Any]:
 
 def run(words: list[str]) -> None:
     """Do what ``python WORDS`` does, in this process."""
+    import torch
+
+    # After a fork PyTorch makes its pool anew at the first use; of several threads that are first, one fails.
+    torch.set_num_threads(torch.get_num_threads())
     if words[0] == "-m":
         sys.path.insert(0, os.getcwd())
         sys.argv = words[1:]
