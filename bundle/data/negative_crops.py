@@ -12,63 +12,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 import numpy as np
-import torch
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type
 
-from bundle.core.tensors import strip_metadata
 from bundle.data.free_windows import Window, draw_free_window
-from bundle.sam.preprocessing import longest_side_size, resize_bilinear
+from bundle.data.window_crops import RandWindowCropd
 
 
-class RandNegativeCropd(RandomizableTransform, MapTransform):
-    """Replace an image at random by a window of it without any labeled pixel, and its label by zeros.
+class RandNegativeCropd(RandWindowCropd):
+    """Replace an image at random by a window of it without any labeled pixel, see `draw_free_window`."""
 
-    The window is drawn by `draw_free_window`, and scaled so that its longer side has as many pixels as that of the
-    input has, as `ResizeLongestSided` does. A sample without such a window stays as it is. It works on images before
-    they are padded.
-
-    Args:
-        prob: the share of the samples for which a window is drawn.
-        least_area: of a window, a fraction of the image's area.
-        image_size: pixels of the longer side of the result.
-        image_key: image (3, H, W), uint8 or float32.
-        label_key: label (K, H, W), 0 where nothing is labeled.
-
-    Raises:
-        ValueError: a fraction is outside 0..1.
-    """
-
-    def __init__(
-        self, prob: float, least_area: float, image_size: int, image_key: str = "image", label_key: str = "label"
-    ) -> None:
-        MapTransform.__init__(self, (image_key, label_key))
-        RandomizableTransform.__init__(self, prob)
-        if not 0 <= least_area <= 1:
-            raise ValueError(f"least_area must lie in 0..1, got {least_area}.")
-        self.least_area, self.image_size = least_area, image_size
-        self.image_key, self.label_key = image_key, label_key
-        self._window: Window | None = None
-
-    def randomize(self, data: torch.Tensor) -> None:
-        """Draw whether to take a window, and which, by a label (K, H, W)."""
-        super().randomize(None)
-        self._window = None
-        if self._do_transform:
-            self._window = draw_free_window(data.ne(0).any(dim=0).numpy(), self.least_area, self.R)
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, Any]:
-        d: dict[Hashable, Any] = dict(data)
-        image, label = (strip_metadata(d[key]) for key in (self.image_key, self.label_key))
-        self.randomize(label)
-        if self._window is None:
-            return d
-        size = longest_side_size(self._window.height, self._window.width, self.image_size)
-        planes = np.ascontiguousarray(self._window.crop(image.numpy().transpose(1, 2, 0)).transpose(2, 0, 1))
-        d[self.image_key] = convert_to_dst_type(resize_bilinear(planes, size), d[self.image_key])[0]
-        d[self.label_key] = convert_to_dst_type(label.new_zeros(len(label), *size), d[self.label_key])[0]
-        return d
+    def draw_window(self, labeled: np.ndarray) -> Window | None:
+        """Draw a window beside the labeled pixels (H, W)."""
+        return draw_free_window(labeled, self.least_area, self.R)

@@ -12,73 +12,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
 import numpy as np
-import torch
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type
 
-from bundle.core.tensors import strip_metadata
 from bundle.data.free_windows import Window
-from bundle.sam.preprocessing import RESIZE, longest_side_size
+from bundle.data.window_crops import RandWindowCropd
 
 
-class RandObjectCropd(RandomizableTransform, MapTransform):
+class RandObjectCropd(RandWindowCropd):
     """Replace an image and its label at random by a window of them that holds a labeled pixel.
 
     The window has the shape of the image. The side is drawn first, uniformly between that of ``least_area`` and the
-    whole, then a labeled pixel, then a place that holds it: objects may be cut off, as at the edge of any image. The
-    window is scaled so that its longer side has ``image_size`` pixels, as `ResizeLongestSided` does. A sample without a
-    labeled pixel stays as it is. It works on images before they are padded.
-
-    Args:
-        prob: the share of the samples for which a window is drawn.
-        least_area: of a window, a fraction of the image's area.
-        image_size: pixels of the longer side of the result.
-        image_key: image (3, H, W), uint8 or float32.
-        label_key: label (K, H, W), 0 or 1.
-
-    Raises:
-        ValueError: a fraction is outside 0..1.
+    whole, then a labeled pixel, then a place that holds it: objects may be cut off, as at the edge of any image.
     """
 
-    def __init__(
-        self, prob: float, least_area: float, image_size: int, image_key: str = "image", label_key: str = "label"
-    ) -> None:
-        MapTransform.__init__(self, (image_key, label_key))
-        RandomizableTransform.__init__(self, prob)
-        if not 0 < least_area <= 1:
-            raise ValueError(f"least_area must be above 0 and at most 1, got {least_area}.")
-        self.least_area, self.image_size = least_area, image_size
-        self.image_key, self.label_key = image_key, label_key
-        self._window: Window | None = None
-
-    def randomize(self, data: torch.Tensor) -> None:
-        """Draw whether to take a window, and which, by a label (K, H, W)."""
-        super().randomize(None)
-        self._window = None
-        labeled = np.argwhere(data.ne(0).any(dim=0).numpy()) if self._do_transform else np.zeros((0, 2))
-        if not len(labeled):
-            return
+    def draw_window(self, labeled: np.ndarray) -> Window | None:
+        """Draw a window that holds a labeled pixel (H, W)."""
+        pixels = np.argwhere(labeled)
+        if not len(pixels):
+            return None
         scale = self.R.uniform(np.sqrt(self.least_area), 1)
-        size = [max(1, round(scale * length)) for length in data.shape[1:]]
-        pixel = labeled[self.R.randint(len(labeled))]
+        size = [max(1, round(scale * length)) for length in labeled.shape]
+        pixel = pixels[self.R.randint(len(pixels))]
         first = [
             self.R.randint(max(0, int(at) - side + 1), min(int(at), length - side) + 1)
-            for at, side, length in zip(pixel, size, data.shape[1:], strict=True)
+            for at, side, length in zip(pixel, size, labeled.shape, strict=True)
         ]
-        self._window = Window(*first, *size)
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, Any]:
-        d: dict[Hashable, Any] = dict(data)
-        image, label = (strip_metadata(d[key]) for key in (self.image_key, self.label_key))
-        self.randomize(label)
-        if self._window is None:
-            return d
-        size = longest_side_size(self._window.height, self._window.width, self.image_size)
-        for key, values, mode in ((self.image_key, image, "bilinear"), (self.label_key, label, "binary")):
-            planes = np.ascontiguousarray(self._window.crop(values.numpy().transpose(1, 2, 0)).transpose(2, 0, 1))
-            d[key] = convert_to_dst_type(RESIZE[mode](planes, size), d[key])[0]
-        return d
+        return Window(*first, *size)

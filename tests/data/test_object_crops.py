@@ -69,9 +69,3 @@ def test_the_share_and_the_seed_are_those_asked_for() -> None:
     first, whole = drawn(1), float(data["label"].sum())
     assert first == drawn(1) != drawn(2)
     assert 0.18 < np.mean(np.array(first) != whole) < 0.32
-
-
-@pytest.mark.parametrize("area", [0, 1.5])
-def test_an_area_outside_its_range_is_refused(area: float) -> None:
-    with pytest.raises(ValueError, match=r"least_area must be above 0 and at most 1"):
-        RandObjectCropd(0.1, area, 64)
