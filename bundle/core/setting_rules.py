@@ -84,6 +84,7 @@ RULES: Mapping[str, Form] = {
     "presence_weight": number(least=0),
     "negative_crops": number(least=0, most=1),
     "object_crops": number(least=0, most=1),
+    "mosaics": number(least=0, most=1),
     # training
     "epochs": whole(1),
     "batch_size": whole(1),

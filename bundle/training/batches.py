@@ -17,8 +17,15 @@ from collections.abc import Callable
 from monai.engines import default_prepare_batch
 
 from bundle.inference.inferers import prepare_labeled
+from bundle.training.mosaics import MosaicBatches
 
 
-def choose_prepare_batch(correction_weight: float) -> Callable:
-    """Return the ``prepare_batch`` of a trainer: the network gets the label only if a simulated user needs it."""
-    return prepare_labeled if correction_weight > 0 else default_prepare_batch
+def choose_prepare_batch(correction_weight: float, mosaics: float = 0.0) -> Callable:
+    """Return the ``prepare_batch`` of a trainer: the network gets the label only if a simulated user needs it.
+
+    Args:
+        correction_weight: of the loss.
+        mosaics: share of the images that become mosaics, see `bundle.training.mosaics`.
+    """
+    prepare = prepare_labeled if correction_weight > 0 else default_prepare_batch
+    return MosaicBatches(prepare, mosaics) if mosaics > 0 else prepare
