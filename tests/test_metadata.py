@@ -56,7 +56,8 @@ def test_network_is_what_the_metadata_say(monkeypatch: pytest.MonkeyPatch) -> No
         net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json", device="cpu"
     )
     output = METADATA["network_data_format"]["outputs"]["pred"]
-    assert output["num_channels"] == 1 and output["spatial_shape"] == [256, 256]
+    size = json.loads((ROOT / "models" / "model.json").read_text(encoding="utf-8"))["image_size"]
+    assert output["num_channels"] == 1 and output["spatial_shape"] == [size, size]
 
 
 def test_monai_verifies_the_metadata(tmp_path: Path) -> None:

@@ -21,9 +21,19 @@ import numpy as np
 import pytest
 
 from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of
 from scripts.experiments.polyps import data
 from scripts.experiments.polyps.bootstrap import interval, paired_interval
-from scripts.experiments.polyps.cells import Cell, Plan, by_test, cells_of, training_options, write_cell
+from scripts.experiments.polyps.cells import (
+    EVALUATED,
+    Cell,
+    Plan,
+    by_test,
+    cells_of,
+    is_evaluated,
+    training_options,
+    write_cell,
+)
 from scripts.experiments.polyps.pace import epochs_for
 from scripts.experiments.polyps.report import MARKED, TABLES, fill, read_cells
 from scripts.experiments.polyps.rows import GROUPS, ROWS, choose_rows
@@ -153,3 +163,14 @@ def test_the_document_shows_the_cells() -> None:
     if not cells:
         pytest.skip("the experiment was not run yet: scripts/experiments/records/polyps/cells holds nothing")
     assert fill(text, {name: make(cells) for name, make in TABLES.items()}) == text
+
+
+def test_an_evaluation_of_weights_that_were_replaced_is_not_taken(tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"one")
+    (tmp_path / "measures.json").write_text("{}", encoding="utf-8")
+    assert not is_evaluated(tmp_path, weights)  # of an earlier version, which did not say what it evaluated
+    (tmp_path / EVALUATED).write_text(sha256_of(weights), encoding="utf-8")
+    assert is_evaluated(tmp_path, weights)
+    weights.write_bytes(b"other")
+    assert not is_evaluated(tmp_path, weights)

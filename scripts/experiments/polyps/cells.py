@@ -34,6 +34,7 @@ from scripts.experiments.polyps.rows import Row
 
 ROOT = Path(__file__).resolve().parents[3]
 VALIDATIONS = 6  # of a training, about
+EVALUATED = "weights.sha256"  # in the folder of an evaluation: what was evaluated
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,20 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
     for prompt in cell.row.prompts:
         folder = plan.work / cell.name / (prompt or "trained")
         options = evaluation_options(plan, weights, folder, prompt)
-        if not (folder / "measures.json").is_file():
+        if not is_evaluated(folder, weights):
             call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
+            (folder / EVALUATED).write_text(sha256_of(weights), encoding="utf-8")
         result["evaluations"].append(printable_command("evaluating", options, cell.row, "evaluate", "measure"))
         measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
         result["tests"][folder.name] = by_test(measured, plan.polyps.tests)
     write_cell(plan.cells / f"{cell.name}.json", result)
+
+
+def is_evaluated(folder: Path, weights: Path) -> bool:
+    """Return whether a folder has the measures of these very weights: a file of this name may have been replaced."""
+    marker = folder / EVALUATED
+    measured = (folder / "measures.json").is_file() and marker.is_file()
+    return measured and marker.read_text(encoding="utf-8") == sha256_of(weights)
 
 
 def training_options(cell: Cell, plan: Plan, epochs: int, resume: bool | None = None) -> dict[str, Any]:

@@ -62,10 +62,10 @@ UNET: Settings = {"learning_rate": 3e-4}
 PRETRAINED = Row(
     "pretrained", "SAM tiny as pre-trained on procedural scenes", seeds=(), prompts=("none", "self", "expert")
 )
-# The network that comes with the bundle: as `full` for longer, then as `full_corrected` (README.md, "Results").
+# The network that comes with the bundle, see docs/results/polyps.md.
 SHIPPED = Row(
     "shipped",
-    "shipped: full, SAM-SP, 24 epochs, and 10 with a simulated user",
+    "shipped: full, SAM-SP with a box for each object, 416 px, mean of five trainings",
     seeds=(),
     weights="models/model.pt",
     prompts=("self", "expert"),
