@@ -79,4 +79,4 @@ class NumberObjectsd(MapTransform):
     def _objects(self, file: str) -> list[ClassObjects]:
         if self.recorder.enabled:
             return self.recorder.image_objects(file)
-        return [ClassObjects(torch.zeros(0, 1, 1), [], torch.zeros(1, 1, dtype=torch.bool))]
+        return [ClassObjects(torch.zeros(0, 1, 1), [], torch.zeros(1, 1, dtype=torch.bool), torch.zeros(0, 4))]

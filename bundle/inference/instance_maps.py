@@ -25,6 +25,11 @@ from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import LEAST_SIZE
 
 EIGHT = np.ones((3, 3))
+# A box gets what lies in it, and around it by this share of its sides: trained by their union alone, masks mark the
+# neighbors of their object as well.
+REACH = 0.125
+# Below every logit: what is outside a box belongs to it only where no box is near.
+OUTSIDE = -1e4
 # Objects in neighboring slices of a volume are one where their masks have at least this IoU.
 LEAST_IOU = 0.25
 
@@ -35,6 +40,7 @@ class ClassObjects(NamedTuple):
     logits: torch.Tensor  # (N, h, w), low resolution, on the CPU
     scores: list[float]  # the IoU that the network predicts for each mask, 0..1
     left_out: torch.Tensor  # (h, w), bool: pixels of objects without a box, for there were too many
+    boxes_xyxy: torch.Tensor  # (N, 4) in input pixels
 
 
 class Numbered(NamedTuple):
@@ -50,21 +56,23 @@ def objects_of_image(output: SamSPOutput, image: int) -> list[ClassObjects]:
     for index, low in enumerate(output.refined[image]):
         if output.objects is None:
             valid, logits, left_out = torch.zeros(0), low[None][:0], torch.zeros_like(low, dtype=torch.bool)
+            boxes_xyxy = torch.zeros(0, 4)
         else:
             own = output.objects.valid[image, index]
             valid, logits = output.objects.iou[image, index][own], output.objects.logits[image, index][own]
-            left_out = output.objects.left_out[image, index]
+            left_out, boxes_xyxy = output.objects.left_out[image, index], output.objects.boxes_xyxy[image, index][own]
         scores = valid.float().clamp(0, 1).tolist()
-        found.append(ClassObjects(logits.float().cpu(), scores, left_out.cpu()))
+        found.append(ClassObjects(logits.float().cpu(), scores, left_out.cpu(), boxes_xyxy.float().cpu()))
     return found
 
 
 def number_objects(classes: Sequence[ClassObjects], masks: np.ndarray, image_size: int) -> Numbered:
     """Number the objects in the masks of an image.
 
-    A pixel belongs to the box with the highest logit there. What a box gets is one object, or several where it is in
-    pieces of at least the least size of an object: y0 had joined them. Objects without a box, and those of a class that
-    a user corrected, are the connected components of the mask, without a score.
+    A pixel belongs to the box with the highest logit there, of those that it is in or near, see `near_box`. What a box
+    gets is one object, or several where it is in pieces of at least the least size of an object: y0 had joined them.
+    Objects without a box, and those of a class that a user corrected, are the connected components of the mask, without
+    a score.
 
     Args:
         classes: of `objects_of_image`.
@@ -93,13 +101,26 @@ def _owners(found: ClassObjects, mask: np.ndarray, image_size: int) -> tuple[np.
     size = (mask.shape[0], mask.shape[1])
     highest = torch.full(size, -torch.inf)
     owner = torch.full(size, -1)
-    for row, logits in enumerate(found.logits):  # one at a time: only two maps of the image's size are held
-        own = _on_grid(logits, image_size, size, "bilinear")
+    # one at a time: only two maps of the image's size are held
+    for row, (logits, box_xyxy) in enumerate(zip(found.logits, found.boxes_xyxy, strict=True)):
+        own = _on_grid(near_box(logits, box_xyxy, image_size), image_size, size, "bilinear")
         owner = torch.where(own > highest, row, owner)
         highest = torch.maximum(own, highest)
     near = F.max_pool2d(found.left_out[None].float(), 3, stride=1, padding=1)[0]  # masks reach beyond low-res pixels
     left_out = (_on_grid(near, image_size, size, "nearest") > 0) & (highest <= 0)
     return owner.numpy(), left_out.numpy()
+
+
+def near_box(logits: torch.Tensor, box_xyxy: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Return the logits (h, w) of a box, with those outside it, widened by `REACH`, lowered by `OUTSIDE`."""
+    stride = image_size / logits.shape[-1]
+    low, high = box_xyxy.reshape(2, 2)
+    reach = REACH * (high - low) + stride  # the box is drawn around low-resolution pixels
+    x, y = ((torch.arange(side) + 0.5) * stride for side in reversed(logits.shape))
+    across, down = (
+        (place >= first) & (place <= last) for place, first, last in zip((x, y), low - reach, high + reach, strict=True)
+    )
+    return torch.where(down[:, None] & across, logits, logits + OUTSIDE)
 
 
 def _on_grid(values: torch.Tensor, image_size: int, size: tuple[int, int], mode: str) -> torch.Tensor:

@@ -12,6 +12,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -37,10 +40,24 @@ def mask_of(*rows: torch.Tensor, size: tuple[int, int] = (64, 64)) -> np.ndarray
     return (whole[0] > 0).numpy()
 
 
+def objects(
+    rows: Sequence[torch.Tensor], scores: list[float], left_out: torch.Tensor = NOTHING_LEFT, boxes: Any = None
+) -> ClassObjects:
+    """Objects with the boxes around their masks, or others; a low-resolution pixel has 4 pixels of the input."""
+    around = [[4 * value for value in box_of(row)] for row in rows] if boxes is None else boxes
+    logits = torch.stack(list(rows)) if rows else torch.zeros(0, 16, 16)
+    return ClassObjects(logits, scores, left_out, torch.tensor(around).reshape(-1, 4).float())
+
+
+def box_of(row: torch.Tensor) -> list[int]:
+    y, x = torch.nonzero(row > 0, as_tuple=True)
+    return [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
+
+
 def test_overlaps_go_to_the_higher_logit() -> None:
     first, second = row((1, 2, 8, 9, 4.0)), row((6, 2, 13, 9, 2.0))
     mask = mask_of(first, second)
-    found = ClassObjects(torch.stack([second, first]), [0.5, 0.75], NOTHING_LEFT)
+    found = objects([second, first], [0.5, 0.75])
     numbered = number_objects([found], mask, image_size=64)
     assert numbered.objects == {1: (1, 0.5), 2: (1, 0.75)}
     assert np.array_equal(numbered.map > 0, mask[0])
@@ -55,7 +72,7 @@ def test_what_y0_merged_is_split_where_the_mask_of_its_box_is_in_pieces() -> Non
     """Pieces below the least size of an object are no objects of their own."""
     merged = row((1, 1, 5, 5, 3.0), (9, 1, 12, 5, 3.0), (3, 12, 3, 12, 3.0))
     mask = mask_of(merged)
-    numbered = number_objects([ClassObjects(merged[None], [0.9], NOTHING_LEFT)], mask, image_size=64)
+    numbered = number_objects([objects([merged], [0.9])], mask, image_size=64)
     assert numbered.objects == {1: (1, 0.9), 2: (1, 0.9)}
     assert set(np.unique(numbered.map[:24, :28])) == {0, 1} and set(np.unique(numbered.map[:24, 32:])) == {0, 2}
     assert numbered.map[50, 14] == 1 and np.array_equal(numbered.map > 0, mask[0])
@@ -65,19 +82,19 @@ def test_what_has_no_box_is_numbered_by_component() -> None:
     """Objects beyond the number of boxes, and a class that a user corrected; on an image that is not square."""
     boxed, beyond = row((1, 1, 4, 4, 3.0)), row((8, 1, 10, 4, 2.0), (13, 1, 15, 4, 2.0))
     mask = mask_of(boxed, beyond, size=(40, 64))
-    found = ClassObjects(boxed[None], [0.9], beyond > 0)
+    found = objects([boxed], [0.9], beyond > 0)
     numbered = number_objects([found], mask, image_size=64)
     assert numbered.objects == {1: (1, 0.9), 2: (1, None), 3: (1, None)}
     assert numbered.map.shape == (40, 64) and np.array_equal(numbered.map > 0, mask[0])
     assert [numbered.map[10, x] for x in (10, 38, 58)] == [1, 2, 3]
     assert object_rows(numbered.map, numbered.objects, "yx")[2]["score"] == ""
-    corrected = number_objects([ClassObjects(boxed[None][:0], [], NOTHING_LEFT)], mask, image_size=64)
+    corrected = number_objects([objects([], [])], mask, image_size=64)
     assert [corrected.objects[number] for number in (1, 2, 3)] == [(1, None)] * 3
 
 
 def test_classes_share_one_map() -> None:
     first, second = row((1, 1, 4, 4, 3.0)), row((8, 8, 12, 12, 3.0))
-    classes = [ClassObjects(own[None], [0.5], NOTHING_LEFT) for own in (first, second)]
+    classes = [objects([own], [0.5]) for own in (first, second)]
     numbered = number_objects(classes, np.concatenate([mask_of(first), mask_of(second)]), image_size=64)
     assert numbered.objects == {1: (1, 0.5), 2: (2, 0.5)} and set(np.unique(numbered.map)) == {0, 1, 2}
 
@@ -119,3 +136,21 @@ def test_an_object_keeps_its_number_through_slices() -> None:
     assert maps[3][0, 13] == 2 and maps[3][0, 9] == 4
     areas = {2: 24 + 24 + 32 + 20}
     assert joiner.objects[2][1] == (0.5 * (24 + 32 + 20) + 24) / areas[2] and joiner.objects[1] == (1, 0.5)
+
+
+def test_a_box_gets_nothing_of_the_object_of_another_box() -> None:
+    """Trained by their union alone, the mask of each box marks both objects, and the wrong one may be surer."""
+    one, other = (1, 1, 5, 5), (9, 9, 13, 13)
+    first, second = row((*one, 1.0), (*other, 3.0)), row((*one, 3.0), (*other, 1.0))
+    boxes = [[4 * place for place in (x0, y0, x1 + 1, y1 + 1)] for x0, y0, x1, y1 in (one, other)]
+    mask = mask_of(first, second)
+    numbered = number_objects([objects([first, second], [0.9, 0.8], boxes=boxes)], mask, image_size=64)
+    assert numbered.objects == {1: (1, 0.9), 2: (1, 0.8)}
+    assert set(np.unique(numbered.map[:32, :32])) == {0, 1} and set(np.unique(numbered.map[32:, 32:])) == {0, 2}
+
+
+def test_what_no_box_is_near_goes_to_the_highest_logit() -> None:
+    far = row((1, 1, 4, 4, 3.0), (12, 12, 14, 14, 2.0))
+    mask = mask_of(far)
+    numbered = number_objects([objects([far], [0.9], boxes=[[4, 4, 20, 20]])], mask, image_size=64)
+    assert numbered.objects == {1: (1, 0.9), 2: (1, 0.9)} and np.array_equal(numbered.map > 0, mask[0])
