@@ -35,6 +35,7 @@ class SamSpec:
     decoder_mlp_dim: int = 2048
     mask_in_chans: int = 16
     iou_hidden_dim: int = 256
+    input: str = "sam"  # what an image becomes on its way in, see `bundle.sam.input_kinds`
 
 
 SPECS: Mapping[str, SamSpec] = {
