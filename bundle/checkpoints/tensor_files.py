@@ -26,11 +26,12 @@ from bundle.core.errors import BundleError
 # The first bytes of files that people take for weights.
 POINTER = b"version https://git-lfs.github.com/spec/"
 ZIP = b"PK\x03\x04"
+OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files before version 1.6
 # Classes that micro-sam puts into the files of its trainings.
 MICRO_SAM = re.compile(r"\b(micro_sam|torch_em)\b")
 MICRO_SAM_SENTENCE = (
-    "is a training checkpoint of micro-sam: write its SAM with micro_sam.util.export_custom_sam_model, and name the file "
-    "that it writes"
+    "is a training checkpoint of micro-sam: write its SAM with micro_sam.util.export_custom_sam_model, and name that "
+    "file"
 )
 
 
@@ -76,20 +77,22 @@ def _reason(path: Path, head: bytes, error: str) -> str:
             f"{path} cannot be read as weights: it wants more than tensors ({', '.join(foreign[:3])}), and a file that "
             "does so may run any code; save the state dict alone where you trust it."
         )
-    if head.startswith(ZIP) or "EOF" in error or not head:
+    if head.startswith((ZIP, OLD_PYTORCH)) or not head:
         return f"{path} cannot be read as weights: it is damaged or cut off; download or copy it again."
     return f"{path} cannot be read as weights: it is no file of PyTorch or safetensors."
 
 
 def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
     """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
-    found = re.findall(r"GLOBAL ([\w.]+)", error)
+    found: list[str] = []
     if head.startswith(ZIP) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("data.pkl"):
                     found += _globals_of(archive.read(name))
-    return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections."))]
+    else:
+        found = re.findall(r"GLOBAL ([\w.]+)", error)
+    return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
 
 
 def _globals_of(pickle: bytes) -> list[str]:

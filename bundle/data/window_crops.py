@@ -29,8 +29,8 @@ from bundle.sam.preprocessing import resizer, scaled_size
 class RandWindowCropd(RandomizableTransform, MapTransform):
     """Replace an image and its label at random by a window of them.
 
-    The window is scaled to the input as a whole image is, see `ResizeLongestSided`. A sample for which there is no window
-    stays as it is. It works on images before they are padded.
+    The window is scaled to the input as a whole image is, see `ResizeLongestSided`. A sample for which there is no
+    window stays as it is. It works on images before they are padded.
 
     Args:
         prob: the share of the samples for which a window is drawn.
