@@ -49,9 +49,9 @@ class SamSP(nn.Module):
     SAM's and the adapters'. With K > 1 classes each has a learned token that is added to the null prompt and the box.
 
     Args:
-        sam: "vit_tiny", "vit_b", "vit_l" or "vit_h".
+        sam: a name of `bundle.sam.registry`: "vit_tiny", "vit_b", "vit_l", "vit_h", "lite_medsam" or "mobile_sam".
         checkpoint: weights of SAM in Meta's layout to start from; None for random weights.
-        image_size: S, a multiple of the patch; by default that of the SAM's own training.
+        image_size: S, a multiple of the stride of the embedding; by default that of the SAM's own training.
         num_classes: K.
         exclusive: each pixel belongs to at most one class: probabilities are a softmax with an implicit background,
             instead of a sigmoid for each class. For one class that is the same.
@@ -100,13 +100,13 @@ class SamSP(nn.Module):
         require_choice("trainable", trainable, TRAINABLE)
         require_choice("prompt", prompt, PROMPTS)
         require_choice("prompt_component", prompt_component, COMPONENTS)
-        require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
+        require_sizes(sam, image_size, spec.embedding_stride, num_classes, lora_rank)
         require_prompting(prompt_threshold, prompt_margin, max_objects)
         self.sam, self.spec = sam, spec
         self.image_size = image_size
         self.num_classes = num_classes
         self.exclusive = exclusive
-        self.stride = spec.patch_size // 4
+        self.stride = spec.embedding_stride // 4
         self.prompt = prompt
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
