@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.model_json import require_matching_sha256
+from bundle.checkpoints.packaged_weights import FOREIGN, find_foreign
 from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
 from bundle.core.signs_of_life import working
@@ -52,6 +53,8 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 
 def base_file(sam: str) -> str:
     """Return the name of the file in ``models/base`` that a SAM of this kind starts from."""
+    if sam in FOREIGN:
+        return FOREIGN[sam].file
     return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
 
 
@@ -74,7 +77,7 @@ def find_base_checkpoint(
     A path in ``sam_checkpoint`` is used as it is, and "random" means none. Otherwise the file is looked for in
     ``folder``. That of `vit_tiny` is part of the bundle, and checked against the description beside it. The official
     files are downloaded once, with a progress bar, and checked by sha256; an existing one is checked only by its keys
-    and shapes on loading.
+    and shapes on loading. Those of other projects are found by `find_foreign`.
 
     Raises:
         BundleError: the file is missing or not the one described, or the download failed; the message says which file
@@ -87,6 +90,8 @@ def find_base_checkpoint(
             raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file; 'random' starts without one.")
         return str(sam_checkpoint)
     path = Path(folder) / base_file(sam)
+    if sam in FOREIGN:
+        return str(find_foreign(sam, path))
     if sam not in OFFICIAL:
         return str(_shipped(sam, path))
     if not path.is_file():

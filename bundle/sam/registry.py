@@ -32,6 +32,7 @@ class SamSpec:
     global_blocks: tuple[int, ...]
     image_size: int = 1024
     patch_size: int = 16
+    encoder: str = "vit"
     window_size: int = 14
     stem_widths: tuple[int, ...] = ()
     prompt_dim: int = 256
@@ -39,7 +40,6 @@ class SamSpec:
     decoder_mlp_dim: int = 2048
     mask_in_chans: int = 16
     iou_hidden_dim: int = 256
-    encoder: str = "vit"
 
     @property
     def embedding_stride(self) -> int:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -88,13 +89,17 @@ class TinyViT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> embedding (B, C, S / stride, S / stride)."""
         x = self.patch_embed(x.permute(0, 2, 3, 1))
-        for stage in self.layers:
-            for layer in stage.steps():
-                if self.checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    x = layer(x)
+        for layer in self.steps():
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x)
         return self.neck(x.permute(0, 3, 1, 2))
+
+    def steps(self) -> Iterator[nn.Module]:
+        """Yield the layers between patch embedding and neck in their order."""
+        for stage in self.layers:
+            yield from (layer for part in stage.children() for layer in _layers_of(part))
 
 
 class PatchEmbed(nn.Module):
@@ -121,9 +126,10 @@ class Stage(nn.Module):
         )
         self.downsample = PatchMerging(spec.dim, next_dim, spec.reduction) if spec.reduction else None
 
-    def steps(self) -> list[nn.Module]:
-        """Return the layers in their order."""
-        return [*self.blocks, *([] if self.downsample is None else [self.downsample])]
+
+def _layers_of(part: nn.Module) -> Iterable[nn.Module]:
+    """Return the blocks of a stage one by one, or the one layer after them."""
+    return part if isinstance(part, nn.ModuleList) else [part]
 
 
 class Block(nn.Module):
@@ -147,13 +153,12 @@ class Block(nn.Module):
             rows = image[:, first:last]
             return rows + self.attn(rows, bias)
 
-        def mix(image: torch.Tensor, first: int, last: int) -> torch.Tensor:
-            rows = image[:, first:last]
-            return rows + self.mlp(rows)
-
         strips = max(1, PIECE_VALUES // (self.mlp.fc1.out_features * width * window)) * window
         x = self.local_conv(by_rows(attend, x, height, strips))
-        return by_rows(mix, x, height, max(1, PIECE_VALUES // (self.mlp.fc1.out_features * width)))
+        tokens = x.view(-1, x.shape[-1])
+        for piece in tokens.split(max(1, PIECE_VALUES // self.mlp.fc1.out_features)):
+            piece += self.mlp(piece)
+        return x
 
 
 class NormedMlp(nn.Module):

@@ -58,7 +58,7 @@ class WindowAttention(QkvProjection, nn.Module):
         q, k, v = qkv.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind()
         attended = self._attend(q, k, v, bias).transpose(1, 2).flatten(2)
         attended = attended.unflatten(1, (self.window, self.window))
-        return self.proj(unpartition(attended, self.window, x.shape[1:3]))
+        return self.proj(unpartition(attended, self.window, x.shape[1:3]).contiguous())
 
     def score_bias(self) -> torch.Tensor:
         """Return what is added to the scores of a window, (heads, N, N) for its N tokens."""

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,8 +21,8 @@ from torch import nn
 from bundle.sam.linear import linear
 from bundle.sam.pieces import by_rows, in_pieces
 
-# Values of a hidden layer that are computed at a time: 2 MiB in float32, which stay in the cache of a CPU.
-PIECE_VALUES = 2**19
+# Values of a hidden layer that are computed at a time: 4 MiB in float32, which stay in the cache of a CPU.
+PIECE_VALUES = 2**20
 
 
 class ConvBn(nn.Sequential):
@@ -54,7 +56,7 @@ class ConvBn(nn.Sequential):
 
     def fold(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight (out, in / groups, size, size) and bias (out,) of the one convolution."""
-        bn = self.bn
+        bn: Any = self.bn
         scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         return self.c.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
 
@@ -78,18 +80,26 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, in_chans) -> (B, H / stride, W / stride, out_chans)."""
-        height = -(-x.shape[1] // self.stride)
         if not in_pieces(x, self):
-            return self._rows(x, 0, height)
+            return self._finish(x, self._filter(x))
+        height = -(-x.shape[1] // self.stride)
         rows = max(1, PIECE_VALUES // (self.hidden * x.shape[2] * self.stride))
         return by_rows(self._rows, x, height, rows)
 
     def _rows(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Return rows ``first`` to ``last`` - 1 of the result, from the rows of x that they depend on."""
         top = max(0, first - 1)
-        window = x[:, self.stride * top : self.stride * last + (self.stride == 1)]
-        hidden = F.gelu(self.conv2(F.gelu(self.conv1(window)))[:, first - top : last - top])
-        return self.conv3(hidden)
+        below = 1 if self.stride == 1 else 0
+        hidden = self._filter(x[:, self.stride * top : self.stride * last + below])
+        return self._finish(x[:, first:last], hidden[:, first - top : last - top])
+
+    def _filter(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, in_chans) -> (B, H / stride, W / stride, hidden)."""
+        return self.conv2(F.gelu(self.conv1(x)))
+
+    def _finish(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the result from the hidden layer; a shortcut takes x."""
+        return self.conv3(F.gelu(hidden))
 
 
 class MBConv(Bottleneck):
@@ -103,8 +113,8 @@ class MBConv(Bottleneck):
     def __init__(self, dim: int, expansion: int = 4) -> None:
         super().__init__(dim, expansion * dim, dim)
 
-    def _rows(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        return F.gelu(x[:, first:last] + super()._rows(x, first, last))
+    def _finish(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x + super()._finish(x, hidden))
 
 
 class PatchMerging(Bottleneck):

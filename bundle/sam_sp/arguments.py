@@ -22,7 +22,7 @@ def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def require_sizes(sam: str, image_size: int, stride: int, num_classes: int, lora_rank: int) -> None:
-    """Raise a `BundleError` unless sizes are possible: ``image_size`` in pixels, a multiple of the stride of the embedding."""
+    """Raise a `BundleError` unless sizes are possible: ``image_size`` is a multiple of the embedding's ``stride``."""
     if image_size < stride or image_size % stride:
         raise BundleError(f"image_size is {image_size}, expected a multiple of {stride} for sam '{sam}'.")
     if num_classes < 1:

@@ -69,7 +69,7 @@ def reset_lora(encoder: nn.Module) -> None:
             layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
 
 
-def merge_lora(encoder: nn.Module) -> None:
+def merge_lora(encoder: Any) -> None:
     """Fold W + (alpha / rank) * B A into the weights and restore Meta's ``qkv`` layers, in place; k is untouched."""
     for attention in attention_layers(encoder).values():
         for name in ("q", "v"):
@@ -111,7 +111,7 @@ def _merged_weight(layer: Any) -> torch.Tensor:
     return layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
 
 
-def save_adapter(encoder: nn.Module, folder: str | os.PathLike) -> None:
+def save_adapter(encoder: Any, folder: str | os.PathLike) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft does.
 
     ``peft.PeftModel.from_pretrained(encoder, folder)`` reads them for an encoder after `split_qkv`.

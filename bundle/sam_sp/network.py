@@ -115,7 +115,7 @@ class SamSP(nn.Module):
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
-        self.image_encoder = build_image_encoder(spec, image_size, attention)
+        self.image_encoder: Any = build_image_encoder(spec, image_size, attention)
         self.image_encoder.checkpointing = checkpointing
         self.prompt_encoder = build_prompt_encoder(spec, image_size)
         self.mask_decoder = build_mask_decoder(spec)
