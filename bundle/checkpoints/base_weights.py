@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.model_json import require_matching_sha256
+from bundle.checkpoints.packaged_weights import FOREIGN, find_foreign
 from bundle.checkpoints.reader import locate
 from bundle.core.errors import BundleError
 from bundle.core.signs_of_life import working
@@ -52,6 +53,8 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 
 def base_file(sam: str) -> str:
     """Return the name of the file in ``models/base`` that a SAM of this kind starts from."""
+    if sam in FOREIGN:
+        return FOREIGN[sam].file
     return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
 
 
@@ -61,10 +64,9 @@ def find_base_checkpoint(
     """Return the path of the weights that a network of this kind starts from; None for random weights.
 
     What ``sam_checkpoint`` names is used as it is, see `bundle.checkpoints.reader.locate`, and "random" means none.
-    Otherwise the file is looked for in
-    ``folder``. That of `vit_tiny` is part of the bundle, and checked against the description beside it. The official
-    files are downloaded once, with a progress bar, and checked by sha256; an existing one is checked only by its keys
-    and shapes on loading.
+    Otherwise the file is looked for in ``folder``. That of `vit_tiny` is part of the bundle, and checked against the
+    description beside it. The official files are downloaded once, with a progress bar, and checked by sha256; an
+    existing one is checked only by its keys and shapes on loading. Those of other projects are found by `find_foreign`.
 
     Raises:
         BundleError: the file is missing or not the one described, or the download failed; the message says which file
@@ -76,6 +78,8 @@ def find_base_checkpoint(
         locate(sam_checkpoint)
         return str(sam_checkpoint)
     path = Path(folder) / base_file(sam)
+    if sam in FOREIGN:
+        return str(find_foreign(sam, path))
     if sam not in OFFICIAL:
         return str(_shipped(sam, path))
     if not path.is_file():

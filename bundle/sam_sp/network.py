@@ -50,10 +50,10 @@ class SamSP(nn.Module):
     SAM's and the adapters'. With K > 1 classes each has a learned token that is added to the null prompt and the box.
 
     Args:
-        sam: "vit_tiny", "vit_b", "vit_l" or "vit_h".
+        sam: a name of `bundle.sam.registry`: "vit_tiny", "vit_b", "vit_l", "vit_h", "lite_medsam" or "mobile_sam".
         checkpoint: weights of SAM in Meta's layout to start from, or the path of such a file; None for random
             weights. `bundle.checkpoints.reader` brings other files into that layout.
-        image_size: S, a multiple of the patch; by default that of the SAM's own training.
+        image_size: S, a multiple of the stride of the embedding; by default that of the SAM's own training.
         input: what an image becomes on its way into the network, see `bundle.sam.input_kinds`; by default the kind of
             this SAM. It belongs to the weights: MedSAM is a "vit_b" with the input "medsam".
         num_classes: K.
@@ -105,7 +105,7 @@ class SamSP(nn.Module):
         require_choice("trainable", trainable, TRAINABLE)
         require_choice("prompt", prompt, PROMPTS)
         require_choice("prompt_component", prompt_component, COMPONENTS)
-        require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
+        require_sizes(sam, image_size, spec.embedding_stride, num_classes, lora_rank)
         require_prompting(prompt_threshold, prompt_margin, max_objects)
         self.sam, self.spec = sam, spec
         self.image_size = image_size
@@ -113,7 +113,7 @@ class SamSP(nn.Module):
         get_kind(self.input)
         self.num_classes = num_classes
         self.exclusive = exclusive
-        self.stride = spec.patch_size // 4
+        self.stride = spec.embedding_stride // 4
         self.prompt = prompt
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
@@ -122,7 +122,7 @@ class SamSP(nn.Module):
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
-        self.image_encoder = build_image_encoder(spec, image_size, attention)
+        self.image_encoder: Any = build_image_encoder(spec, image_size, attention)
         self.image_encoder.checkpointing = checkpointing
         self.prompt_encoder = build_prompt_encoder(spec, image_size)
         self.mask_decoder = build_mask_decoder(spec)
