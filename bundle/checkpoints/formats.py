@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a state dict is: which SAM, by keys and shapes; which input; or why it cannot be used."""
+"""Name a state dict: its SAM, by keys and shapes, and its input, or the reason that it cannot be used."""
 
 from __future__ import annotations
 

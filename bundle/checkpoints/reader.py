@@ -33,7 +33,7 @@ GENERIC = ("model", "pytorch_model", "checkpoint", "best", "last", "medsam_model
 
 
 class Source(NamedTuple):
-    """Where weights come from: the file, what people call it, and whether only the plain SAM in it is asked for."""
+    """The origin of weights: the file, what people call it, and whether only the plain SAM in it is asked for."""
 
     path: Path
     name: str

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a training starts from: which SAM, which weights and which input, from the settings and the files they name."""
+"""The start of a training: its SAM, weights and input, from the settings and the files that they name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT = "vit_tiny"
 
 
 class Start(NamedTuple):
-    """What a training starts from.
+    """The SAM, the input and the weights that a training starts from.
 
     The checkpoint is None where it starts from ``weights``, which are loaded later, or from random ones.
     """

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What lies around a state dict: wrappers of trainings, and prefixes of modules around a SAM."""
+"""Take off what lies around a state dict: wrappers of trainings, and prefixes of modules around a SAM."""
 
 from __future__ import annotations
 

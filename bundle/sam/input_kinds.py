@@ -123,7 +123,7 @@ def _by_extremes(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class InputKind:
-    """What an image becomes on its way into a network."""
+    """The way of an image into a network: its size and its values."""
 
     square: bool  # both sides get S pixels; otherwise the longer one, and the other is padded
     resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # (C, H, W) of one image -> (C, *size)
