@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Measure what the wrong kind of input costs: the Dice of a SAM after an expert's box, and without a prompt, for each kind.
+"""Measure what the wrong kind of input costs: the Dice after an expert's box, and without a prompt, for each kind.
 
 ``python -m scripts.experiments.input_kinds ../shared/data/kvasir-seg --sam lite_medsam --images 25`` segments the first
 images of a folder and prints a table. Nothing is trained and nothing is chosen.
