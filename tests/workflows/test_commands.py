@@ -657,7 +657,9 @@ def test_lite_medsam_trains_a_step_from_a_state_dict_of_its_names(root: Path, da
     name = "image_encoder.layers.2.blocks.3.attn.qkv.weight"
     pairs = zip(*(state[name].unflatten(0, (5, 3, -1)).unbind(1) for state in (trained, start)), strict=True)
     assert [not torch.equal(a, b) for a, b in pairs] == [True, False, True]
-    kept = [key for key in start if "running" in key or key.startswith(("image_encoder.neck.", "image_encoder.layers.0."))]
+    kept = [
+        key for key in start if "running" in key or key.startswith(("image_encoder.neck.", "image_encoder.layers.0."))
+    ]
     assert kept and all(torch.equal(trained[key], start[key]) for key in kept)
     assert (root / "output" / "adapter" / "adapter_config.json").is_file()
 
