@@ -98,7 +98,8 @@ def _files_of_git(root: Path) -> list[str]:
 def _files_of_folder(root: Path) -> list[str]:
     """Return the paths of a folder that is no checkout, such as a downloaded ZIP, without what runs add."""
     paths = (path.relative_to(root) for path in root.rglob("*"))
-    added = ("models/previous/", "models/base/sam_vit_b", "models/base/sam_vit_l", "models/base/sam_vit_h")
+    bases = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "lite_medsam", "mobile_sam")
+    added = ("models/previous/", *(f"models/base/{name}" for name in bases))
     return [
         path.as_posix()
         for path in paths

@@ -27,13 +27,14 @@ from typing import Any
 
 from bundle.checkpoints.base_weights import RANDOM, base_file
 from bundle.checkpoints.model_json import PROMPTING
+from bundle.checkpoints.network_builder import AUTO
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.setting_forms import option, whole
 from bundle.training.federated import NOT_EXCHANGED
 
 # Settings of the network and its prompts, which the server and the resulting model need.
-NETWORK = ("sam", "image_size", "exclusive", "trainable", "lora_rank", "lora_alpha", *PROMPTING)
+NETWORK = ("sam", "image_size", "input", "exclusive", "trainable", "lora_rank", "lora_alpha", *PROMPTING)
 # As train.json and federated.json have them.
 DEFAULTS = {"sam": "vit_tiny", "exclusive": True, "trainable": "lora"}
 CONFIGS = ["configs/train.json", "configs/federated.json"]
@@ -129,7 +130,7 @@ def _require_possible(settings: Mapping[str, Any]) -> None:
 
 def server_config(bundle_root: str, sites: int, rounds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of NVFlare's own FedAvg of weight differences, with the common starting weights."""
-    network = {**DEFAULTS, **{key: settings[key] for key in NETWORK if key in settings}}
+    network = {**DEFAULTS, **{key: settings[key] for key in NETWORK if settings.get(key, AUTO) != AUTO}}
     base = f"{bundle_root}/models/base/{base_file(network['sam'])}"
     network["checkpoint"] = settings.get("weights") or settings.get("sam_checkpoint") or base
     return {

@@ -21,7 +21,7 @@ import torch
 
 from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import BundleError, show_errors_plainly
-from bundle.sam.preprocessing import INTENSITY
+from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from scripts.nvflare_job import network_arguments
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description = describe_network(
         network,
         labels={"0": "background", "1": options.label},
-        intensity=INTENSITY,
+        intensity=get_kind(network.input).intensity(),
     )
     pair = write_pair(network.merged_state_dict(), description, options.output)
     print(f"Wrote {pair} and {pair.with_suffix('.json')}: evaluate it with --weights {pair}")

@@ -31,7 +31,10 @@ import torch
 
 from bundle.checkpoints.base_weights import find_base_checkpoint
 from bundle.checkpoints.model_files import write_pair
+from bundle.checkpoints.model_json import LEGACY_DEFAULTS
 from bundle.checkpoints.network_builder import described_settings
+from bundle.checkpoints.reader import read_checkpoint
+from bundle.checkpoints.starting_point import require_same_sam
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.sam_sp import lora
@@ -80,10 +83,12 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
     Raises:
         BundleError: a file is missing or incomplete, or they were trained on another base.
     """
-    description, config = (_read_json(Path(folder) / name) for name in (DESCRIPTION, CONFIG))
+    description = {**LEGACY_DEFAULTS, **_read_json(Path(folder) / DESCRIPTION)}
+    config = _read_json(Path(folder) / CONFIG)
     adapters, decoder = (_read_tensors(Path(folder) / name) for name in (ADAPTERS, DECODER))
+    base = find_base_checkpoint(description["sam"], sam_checkpoint, base_folder)
     network = SamSP(
-        checkpoint=find_base_checkpoint(description["sam"], sam_checkpoint, base_folder),
+        checkpoint=None if base is None else _read_base(base, description["sam"]),
         trainable="lora",
         lora_rank=config["r"],
         lora_alpha=config["lora_alpha"],
@@ -96,6 +101,12 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
         )
     network.load_state_dict({**network.state_dict(), **decoder, **_rename_adapter_keys(adapters)})
     return network.eval()
+
+
+def _read_base(base: str, sam: str) -> dict[str, torch.Tensor]:
+    checkpoint = read_checkpoint(base)
+    require_same_sam(sam, checkpoint.sam, base)
+    return checkpoint.state
 
 
 def merge_adapters(

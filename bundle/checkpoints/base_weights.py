@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.model_json import require_matching_sha256
-from bundle.core.distributed import run_first_on_node
+from bundle.checkpoints.packaged_weights import FOREIGN, find_foreign
+from bundle.checkpoints.reader import locate
 from bundle.core.errors import BundleError
 from bundle.core.signs_of_life import working
 
@@ -52,18 +53,9 @@ OFFICIAL: Mapping[str, OfficialCheckpoint] = {
 
 def base_file(sam: str) -> str:
     """Return the name of the file in ``models/base`` that a SAM of this kind starts from."""
+    if sam in FOREIGN:
+        return FOREIGN[sam].file
     return OFFICIAL[sam].file if sam in OFFICIAL else f"sam_{sam}.pt"
-
-
-def find_starting_checkpoint(
-    sam: str, sam_checkpoint: str | None, weights: str | None, folder: str | os.PathLike
-) -> str | None:
-    """Return the path of the SAM that a training starts from; None where it starts from ``weights``.
-
-    The first process on each machine looks for the file, so that it is downloaded once. The other arguments are those
-    of `find_base_checkpoint`.
-    """
-    return None if weights is not None else run_first_on_node(find_base_checkpoint, sam, sam_checkpoint, folder)
 
 
 def find_base_checkpoint(
@@ -71,10 +63,10 @@ def find_base_checkpoint(
 ) -> str | None:
     """Return the path of the weights that a network of this kind starts from; None for random weights.
 
-    A path in ``sam_checkpoint`` is used as it is, and "random" means none. Otherwise the file is looked for in
-    ``folder``. That of `vit_tiny` is part of the bundle, and checked against the description beside it. The official
-    files are downloaded once, with a progress bar, and checked by sha256; an existing one is checked only by its keys
-    and shapes on loading.
+    What ``sam_checkpoint`` names is used as it is, see `bundle.checkpoints.reader.locate`, and "random" means none.
+    Otherwise the file is looked for in ``folder``. That of `vit_tiny` is part of the bundle, and checked against the
+    description beside it. The official files are downloaded once, with a progress bar, and checked by sha256; an
+    existing one is checked only by its keys and shapes on loading. Those of other projects are found by `find_foreign`.
 
     Raises:
         BundleError: the file is missing or not the one described, or the download failed; the message says which file
@@ -83,10 +75,11 @@ def find_base_checkpoint(
     if sam_checkpoint == RANDOM:
         return None
     if sam_checkpoint is not None:
-        if not Path(sam_checkpoint).is_file():
-            raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file; 'random' starts without one.")
+        locate(sam_checkpoint)
         return str(sam_checkpoint)
     path = Path(folder) / base_file(sam)
+    if sam in FOREIGN:
+        return str(find_foreign(sam, path))
     if sam not in OFFICIAL:
         return str(_shipped(sam, path))
     if not path.is_file():

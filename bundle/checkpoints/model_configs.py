@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser
 
 from bundle.checkpoints.model_files import read_class_labels
 from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_description
+from bundle.checkpoints.starting_point import DEFAULT
 from bundle.sam.registry import get_spec
 
 
@@ -31,7 +32,8 @@ def is_of_the_bundle(root: Path, weights: Path) -> bool:
     """Return whether the configs of the bundle describe a model as they are: images, its SAM, its size, its classes."""
     described, metadata = read_description(weights), read_metadata(root)
     defaults = json.loads((root / "configs" / "train.json").read_text(encoding="utf-8"))
-    same = all(described[key] == defaults[key] for key in ("sam", "exclusive", *PROMPTING))
+    same = described["sam"] == DEFAULT and described["input"] == get_spec(DEFAULT).input
+    same = same and all(described[key] == defaults[key] for key in ("exclusive", *PROMPTING))
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     return (
         same

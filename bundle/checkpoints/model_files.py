@@ -29,6 +29,7 @@ from bundle.checkpoints.model_json import (
     read_description,
     require_matching_sha256,
 )
+from bundle.checkpoints.reader import read_checkpoint
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of, write_atomically
 from bundle.core.signs_of_life import working
@@ -72,12 +73,24 @@ def read_version(weights: str) -> str:
 
 @working("Reading the weights")
 def start_from(network: SamSP, weights: str | None) -> SamSP:
-    """Load the weights that a training starts from, of any image size and classes; None changes nothing."""
+    """Load the weights that a training starts from, of any image size and classes; None changes nothing.
+
+    They are a ``model.pt``, or any file that `bundle.checkpoints.reader.read_checkpoint` reads.
+
+    Raises:
+        BundleError: there is no such file, or it is of another SAM.
+    """
     if weights is not None:
         if not Path(weights).is_file():
             raise BundleError(f"weights '{weights}' is not a file.")
-        network.load_base(read_state_dict(weights), str(weights), new_classes=True)
+        network.load_base(_read_start(weights), str(weights), new_classes=True)
     return network
+
+
+def _read_start(weights: str) -> dict[str, torch.Tensor]:
+    if description_path(weights).is_file():
+        return read_state_dict(weights)
+    return read_checkpoint(weights).state
 
 
 def read_lineage(weights: str | None) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 
 # Attributes of the network that model.json fixes; a setting that contradicts them is an error.
-STRUCTURE = ("sam", "image_size", "num_classes", "exclusive")
+STRUCTURE = ("sam", "image_size", "input", "num_classes", "exclusive")
 
 
 # Attributes that model.json records and an evaluation may override.
@@ -34,7 +34,7 @@ SCORES = {"train_iou": False, "train_presence": False, "presence_threshold": 0.0
 
 
 # Values for files that were written before the key existed.
-LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False}
+LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False, "input": "sam"}
 
 
 def description_path(weights: str | os.PathLike) -> Path:

@@ -20,6 +20,9 @@ from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, read_des
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
 
+# In place of the name of a SAM: that of the file.
+AUTO = "auto"
+
 
 def build_network(weights: str, **settings: Any) -> SamSP:
     """Build the network that ``model.json`` beside ``weights`` describes, without adapters and without loading weights.
@@ -28,12 +31,14 @@ def build_network(weights: str, **settings: Any) -> SamSP:
 
     Args:
         weights: path of a ``model.pt`` with its ``model.json`` beside it.
-        settings: arguments of `SamSP`; None means "as trained".
+        settings: arguments of `SamSP`; None means "as trained", as does the `sam` "auto".
 
     Raises:
         BundleError: a setting contradicts ``model.json``, or the file is unreadable.
     """
     asked = {key: value for key, value in settings.items() if value is not None}
+    if asked.get("sam") == AUTO:
+        del asked["sam"]
     if not Path(weights).is_file():
         return SamSP(trainable="decoder", **asked)
     described = read_description(weights)

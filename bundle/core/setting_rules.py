@@ -56,6 +56,7 @@ RULES: Mapping[str, Form] = {
     "sam": NETWORK,
     "sam_checkpoint": PATH,
     "image_size": whole(1),
+    "input": choice("sam", "medsam", "lite_medsam"),
     "num_classes": whole(1),
     "labels": LABELS,
     "exclusive": BOOLEAN,

@@ -26,7 +26,7 @@ from bundle.core.files import sha256_of
 
 # What decodes, turns and resizes.
 PACKAGES = ("monai", "torch", "numpy", "pillow", "nibabel", "SimpleITK", "pydicom")
-SOURCES = ("data/*.py", "sam/preprocessing.py")
+SOURCES = ("data/*.py", "sam/preprocessing.py", "sam/input_kinds.py")
 
 
 def fingerprint(transforms: Sequence[Any]) -> str:

@@ -23,34 +23,41 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.free_windows import Window
-from bundle.sam.preprocessing import RESIZE, longest_side_size
+from bundle.sam.preprocessing import resizer, scaled_size
 
 
 class RandWindowCropd(RandomizableTransform, MapTransform):
     """Replace an image and its label at random by a window of them.
 
-    The window is scaled so that its longer side has as many pixels as that of the input has, as `ResizeLongestSided`
-    does. A sample for which there is no window stays as it is. It works on images before they are padded.
+    The window is scaled to the input as a whole image is, see `ResizeLongestSided`. A sample for which there is no
+    window stays as it is. It works on images before they are padded.
 
     Args:
         prob: the share of the samples for which a window is drawn.
         least_area: of a window, a fraction of the image's area.
-        image_size: pixels of the longer side of the result.
+        image_size: side of the input in pixels.
         image_key: image (3, H, W), uint8 or float32.
         label_key: label (K, H, W), 0 or 1.
+        input: the kind of input.
 
     Raises:
         ValueError: a fraction is outside 0..1.
     """
 
     def __init__(
-        self, prob: float, least_area: float, image_size: int, image_key: str = "image", label_key: str = "label"
+        self,
+        prob: float,
+        least_area: float,
+        image_size: int,
+        image_key: str = "image",
+        label_key: str = "label",
+        input: str = "sam",
     ) -> None:
         MapTransform.__init__(self, (image_key, label_key))
         RandomizableTransform.__init__(self, prob)
         if not 0 <= least_area <= 1:
             raise ValueError(f"least_area must lie in 0..1, got {least_area}.")
-        self.least_area, self.image_size = least_area, image_size
+        self.least_area, self.image_size, self.input = least_area, image_size, input
         self.image_key, self.label_key = image_key, label_key
         self._window: Window | None = None
 
@@ -69,8 +76,8 @@ class RandWindowCropd(RandomizableTransform, MapTransform):
         self.randomize(label)
         if self._window is None:
             return d
-        size = longest_side_size(self._window.height, self._window.width, self.image_size)
+        size = scaled_size(self._window.height, self._window.width, self.image_size, self.input)
         for key, values, mode in ((self.image_key, image, "bilinear"), (self.label_key, label, "binary")):
             planes = np.ascontiguousarray(self._window.crop(values.numpy().transpose(1, 2, 0)).transpose(2, 0, 1))
-            d[key] = convert_to_dst_type(RESIZE[mode](planes, size), d[key])[0]
+            d[key] = convert_to_dst_type(resizer(mode, self.input)(planes, size), d[key])[0]
         return d

@@ -67,7 +67,7 @@ class NumberObjectsd(MapTransform):
         for key in self.key_iterator(d):
             file = str(d[key].meta["filename_or_obj"])
             mask = strip_metadata(d[key]).cpu().numpy().astype(bool).transpose(0, 2, 1)
-            found = number_objects(self._objects(file), mask, self.recorder.image_size).map
+            found = number_objects(self._objects(file), mask, self.recorder.image_size, self.recorder.input).map
             label = self.labels[file]
             true = np.zeros_like(found) if label is None else read_label_map(label)
             if true.shape != found.shape:

@@ -25,7 +25,7 @@ from scipy.ndimage import distance_transform_edt
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.slices import take_slices
-from bundle.sam.preprocessing import longest_side_size
+from bundle.sam.input_kinds import longest_side_size
 
 
 def fullest_slice(

@@ -37,6 +37,7 @@ class UNetBaseline(nn.Module):
 
     sam = "unet"
     num_classes, exclusive = 1, False
+    input = "sam"
     prompt, prompt_threshold, prompt_margin, prompt_component, max_objects = "none", 0.5, 0.0, "all", 16
     has_lora = False
 

@@ -32,7 +32,7 @@ from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.core.signs_of_life import Work, working
 from bundle.export.check import Runner, check_export, images_with_different_boxes
-from bundle.sam.preprocessing import INTENSITY
+from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 
 # Size of the example batch: with one image torch.export would treat the batch dimension as a constant.
@@ -115,7 +115,7 @@ class Exporter:
         extra_files = {
             "metadata.json": metadata_of(self.network, metadata, description),
             "inference.json": inference,
-            "model.json": {**description, "intensity": INTENSITY},
+            "model.json": {**description, "intensity": get_kind(self.network.input).intensity()},
         }
         return {name: json.dumps(content, ensure_ascii=False) for name, content in extra_files.items()}
 
@@ -135,12 +135,18 @@ def metadata_of(network: SamSP, metadata: Mapping[str, Any], description: Mappin
     result: dict[str, Any] = copy.deepcopy(dict(metadata))
     side = [network.image_size, network.image_size]
     entries = result["network_data_format"]
-    entries["inputs"]["image"]["spatial_shape"] = side
+    entries["inputs"]["image"] |= {"spatial_shape": side} | _value_range(network)
     entries["outputs"]["pred"] |= {"spatial_shape": side, "num_channels": network.num_classes}
     if "labels" in description:
         names = [name for number, name in description["labels"].items() if number != "0"]
         entries["outputs"]["pred"]["channel_def"] = {str(index): name for index, name in enumerate(names)}
     return result
+
+
+def _value_range(network: SamSP) -> dict[str, list[int]]:
+    """Return the range of the values that a network takes, if its kind of input has one."""
+    intensity = get_kind(network.input).intensity()
+    return {} if intensity["mean"] else {"value_range": intensity["range"]}
 
 
 def _example(network: SamSP) -> torch.Tensor:

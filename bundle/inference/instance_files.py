@@ -52,7 +52,7 @@ class InstanceRecorder:
 
     def __init__(self, enabled: bool | str, network: Any) -> None:
         self.enabled = parse_boolean(enabled, "instances")
-        self.image_size = network.image_size
+        self.image_size, self.input = network.image_size, network.input
         self._images: dict[str, list[ClassObjects]] = {}
         self._volumes: dict[str, ObjectTable] = {}
         if not self.enabled:
@@ -79,7 +79,7 @@ class InstanceRecorder:
         maps = []
         for index, label_map in enumerate(label_maps.cpu().numpy()):
             masks = split_classes(label_map[0], output.refined.shape[1])
-            numbered = number_objects(objects_of_image(output, index), masks, self.image_size)
+            numbered = number_objects(objects_of_image(output, index), masks, self.image_size, self.input)
             maps.append(torch.from_numpy(joiner.add(numbered)))
         return torch.stack(maps)[:, None]
 
@@ -145,7 +145,9 @@ class SaveImageInstancesd(MapTransform):
         for key in self.key_iterator(d) if self.recorder.enabled else ():
             file = str(d[key].meta["filename_or_obj"])
             masks = split_classes(strip_metadata(d[key])[0].cpu().numpy().T, self.num_classes)
-            numbered = number_objects(self.recorder.image_objects(file), masks, self.recorder.image_size)
+            numbered = number_objects(
+                self.recorder.image_objects(file), masks, self.recorder.image_size, self.recorder.input
+            )
             if len(numbered.objects) > MOST_IN_PNG:
                 raise BundleError(f"{file} has {len(numbered.objects)} objects; expected at most {MOST_IN_PNG}.")
             target = self.layout.filename(subject=file)

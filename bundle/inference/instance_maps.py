@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from bundle.sam.preprocessing import longest_side_size
+from bundle.sam.preprocessing import scaled_size
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import LEAST_SIZE
 
@@ -66,7 +66,7 @@ def objects_of_image(output: SamSPOutput, image: int) -> list[ClassObjects]:
     return found
 
 
-def number_objects(classes: Sequence[ClassObjects], masks: np.ndarray, image_size: int) -> Numbered:
+def number_objects(classes: Sequence[ClassObjects], masks: np.ndarray, image_size: int, kind: str = "sam") -> Numbered:
     """Number the objects in the masks of an image.
 
     A pixel belongs to the box with the highest logit there, of those that it is in or near, see `near_box`. What a box
@@ -78,14 +78,17 @@ def number_objects(classes: Sequence[ClassObjects], masks: np.ndarray, image_siz
         classes: of `objects_of_image`.
         masks: (K, H, W), bool, upright, of classes that exclude each other: every pixel of them gets a number.
         image_size: S, side of the network's input.
+        kind: the kind of input.
     """
     numbers = np.zeros(masks.shape[1:], dtype=np.int32)
     objects: dict[int, tuple[int, float | None]] = {}
-    input_pixels = image_size / max(masks.shape[1:])  # input pixels per pixel of the image
+    height, width = masks.shape[1:]
+    scaled = scaled_size(height, width, image_size, kind)
+    area = scaled[0] * scaled[1] / (height * width)  # input pixels per pixel of the image
     for index, (found, mask) in enumerate(zip(classes, masks, strict=True)):
         stride = image_size / found.left_out.shape[-1]
-        least = max(1.0, LEAST_SIZE * (stride / input_pixels) ** 2)
-        owner, left_out = _owners(found, mask, image_size)
+        least = max(1.0, LEAST_SIZE * stride**2 / area)
+        owner, left_out = _owners(found, mask, image_size, scaled)
         for row, score in enumerate(found.scores):
             for piece in _pieces(mask & ~left_out & (owner == row), least):
                 objects[len(objects) + 1] = (index + 1, score)
@@ -96,18 +99,20 @@ def number_objects(classes: Sequence[ClassObjects], masks: np.ndarray, image_siz
     return Numbered(numbers, objects)
 
 
-def _owners(found: ClassObjects, mask: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _owners(
+    found: ClassObjects, mask: np.ndarray, image_size: int, scaled: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the box (H, W) of each pixel, -1 without any, and the pixels that belong to objects without a box."""
     size = (mask.shape[0], mask.shape[1])
     highest = torch.full(size, -torch.inf)
     owner = torch.full(size, -1)
     # one at a time: only two maps of the image's size are held
     for row, (logits, box_xyxy) in enumerate(zip(found.logits, found.boxes_xyxy, strict=True)):
-        own = _on_grid(near_box(logits, box_xyxy, image_size), image_size, size, "bilinear")
+        own = _on_grid(near_box(logits, box_xyxy, image_size), image_size, scaled, size, "bilinear")
         owner = torch.where(own > highest, row, owner)
         highest = torch.maximum(own, highest)
     near = F.max_pool2d(found.left_out[None].float(), 3, stride=1, padding=1)[0]  # masks reach beyond low-res pixels
-    left_out = (_on_grid(near, image_size, size, "nearest") > 0) & (highest <= 0)
+    left_out = (_on_grid(near, image_size, scaled, size, "nearest") > 0) & (highest <= 0)
     return owner.numpy(), left_out.numpy()
 
 
@@ -123,11 +128,21 @@ def near_box(logits: torch.Tensor, box_xyxy: torch.Tensor, image_size: int) -> t
     return torch.where(down[:, None] & across, logits, logits + OUTSIDE)
 
 
-def _on_grid(values: torch.Tensor, image_size: int, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Bring values (h, w) at low resolution to the grid of the image (H, W), as masks are brought there."""
+def _on_grid(
+    values: torch.Tensor, image_size: int, scaled: tuple[int, int], size: tuple[int, int], mode: str
+) -> torch.Tensor:
+    """Bring values (h, w) at low resolution to the grid of the image (H, W), as masks are brought there.
+
+    Args:
+        values: of the input with its padding.
+        image_size: S, side of the input.
+        scaled: (height, width) of the image in the input.
+        size: (H, W).
+        mode: "bilinear" or "nearest".
+    """
     align = {"align_corners": False} if mode == "bilinear" else {}
     whole = F.interpolate(values[None, None], (image_size, image_size), mode=mode, **align)
-    height, width = longest_side_size(*size, image_size)
+    height, width = scaled
     return F.interpolate(whole[..., :height, :width], size, mode=mode, **align)[0, 0]
 
 

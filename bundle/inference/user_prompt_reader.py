@@ -117,15 +117,16 @@ class ReadUserPromptsd(MapTransform):
     Args:
         keys: the upright image (C, H, W), before it is scaled.
         weights: model whose ``model.json`` has the names of the classes; it is read only where there are user prompts.
-        image_size: S; the long side of the image is scaled to it.
+        image_size: S; the image is scaled to it.
+        input: the kind of input.
 
     Raises:
         BundleError: a class, a box or a point is not possible.
     """
 
-    def __init__(self, keys: KeysCollection, weights: str, image_size: int) -> None:
+    def __init__(self, keys: KeysCollection, weights: str, image_size: int, input: str = "sam") -> None:
         super().__init__(keys)
-        self.weights, self.image_size = weights, image_size
+        self.weights, self.image_size, self.input = weights, image_size, input
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Move the user prompts from the record to the metadata, which hold an empty list where there are none."""
@@ -151,7 +152,7 @@ class ReadUserPromptsd(MapTransform):
 
     def to_input(self, class_prompts: Mapping[int, ClassPrompts], image: MetaTensor) -> UserPrompts:
         """Return the prompts in input pixels, with the image index 0."""
-        scale = InputScale(image.shape[-2], image.shape[-1], self.image_size)
+        scale = InputScale(image.shape[-2], image.shape[-1], self.image_size, self.input)
         return {
             (0, class_index): UserPrompt(
                 scale.box_to_input(boxes[0]) if boxes else None,
@@ -170,12 +171,13 @@ class ReadVolumeUserPromptsd(ReadUserPromptsd):
     Args:
         keys: the volume (1, X, Y, Z), reoriented for slicing, with its affine and its original affine.
         weights: see `ReadUserPromptsd`.
-        image_size: S; the long side of a slice is scaled to it.
+        image_size: S; a slice is scaled to it.
         axis: normal to the slices.
+        input: the kind of input.
     """
 
-    def __init__(self, keys: KeysCollection, weights: str, image_size: int, axis: int) -> None:
-        super().__init__(keys, weights, image_size)
+    def __init__(self, keys: KeysCollection, weights: str, image_size: int, axis: int, input: str = "sam") -> None:
+        super().__init__(keys, weights, image_size, input)
         self.axis = axis
 
     def limits(self, image: MetaTensor) -> tuple[int, ...]:
@@ -187,7 +189,7 @@ class ReadVolumeUserPromptsd(ReadUserPromptsd):
         """Return the prompts in input pixels, by the index of their slice; `BundleError` for two boxes in one slice."""
         file_to_volume = _file_to_volume(image)
         x_axis, y_axis = (axis for axis in range(3) if axis != self.axis)  # see `bundle.data.slices.take_slices`
-        scale = InputScale(image.shape[1 + y_axis], image.shape[1 + x_axis], self.image_size)
+        scale = InputScale(image.shape[1 + y_axis], image.shape[1 + x_axis], self.image_size, self.input)
         prompts: dict[tuple[int, int], UserPrompt] = {}
         for index, (boxes, points) in class_prompts.items():
             for box in boxes:

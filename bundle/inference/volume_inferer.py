@@ -32,7 +32,7 @@ from bundle.inference.instance_files import InstanceRecorder
 from bundle.inference.instance_maps import SliceJoiner
 from bundle.inference.requests import is_requested
 from bundle.inference.scores import VolumeScores, attach_scores
-from bundle.sam.preprocessing import longest_side_size, to_network_input
+from bundle.sam.preprocessing import scaled_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, prompts_of_slices, user_prompts_of_volume
@@ -126,8 +126,9 @@ class VolumeInferer(Inferer):
         """Images (n, 3, H, W) of 0..255 -> label maps (n, M, H, W), and both passes."""
         sam_sp: Any = unwrap(network)
         height, width = images.shape[-2:]
-        size = longest_side_size(height, width, sam_sp.image_size)
-        output = segment(to_network_input(images, sam_sp.image_size), network, corrections=corrections, cache=cache)
+        size = scaled_size(height, width, sam_sp.image_size, sam_sp.input)
+        prepared = to_network_input(images, sam_sp.image_size, sam_sp.input)
+        output = segment(prepared, network, corrections=corrections, cache=cache)
         passes = (output.refined, output.initial) if self.both else (output.refined,)
         maps = []
         for logits in passes:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.metrics import compute_iou
@@ -59,12 +58,15 @@ class PromptEvaluationReport:
         output_dir: folder of the two files.
         datalist: the scenes, in the order of the evaluation.
         pictures: how many scenes to draw; 0 draws none.
+        input: the kind of input.
     """
 
-    def __init__(self, output_dir: str, datalist: Sequence[Mapping[str, Any]], pictures: int = 8) -> None:
+    def __init__(
+        self, output_dir: str, datalist: Sequence[Mapping[str, Any]], pictures: int = 8, input: str = "sam"
+    ) -> None:
         if pictures < 0:
             raise BundleError(f"pictures is {pictures}, expected 0 or more.")
-        self.output_dir = Path(output_dir)
+        self.output_dir, self.input = Path(output_dir), input
         self.kinds = [str(record["kind"]) for record in datalist]
         self.drawn = set(np.linspace(0, len(datalist) - 1, min(pictures, len(datalist))).round().astype(int).tolist())
 
@@ -90,7 +92,9 @@ class PromptEvaluationReport:
         self.rows += [Row(self.kinds[place], size, share, row) for size, share, row in rows]
         if place in self.drawn and len(iou):
             index = int(np.argsort(area)[len(area) // 2])
-            self.panels.append(_draw(engine.state.output["image"][0], evaluation, index, iou[index]))
+            self.panels.append(
+                _draw(to_picture(engine.state.output["image"][0], self.input), evaluation, index, iou[index])
+            )
             self.titles.append(self.kinds[place])
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
@@ -142,9 +146,8 @@ def _means(rows: Sequence[Row]) -> dict[str, Any]:
     return {"objects": len(rows)} | {name: round(float(value), 4) for name, value in zip(PROMPTS, means, strict=True)}
 
 
-def _draw(image: torch.Tensor, evaluation: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
-    """Draw one object of a scene (3, S, S): the scene, the label, the mask for the box, the mask for the point."""
-    picture = to_picture(image)
+def _draw(picture: np.ndarray, evaluation: PromptEvaluation, index: int, iou: np.ndarray) -> np.ndarray:
+    """Draw one object of a scene (S, S, 3), uint8: itself, the label, the mask for the box, that for the point."""
     target = evaluation.target[index : index + 1, :1].float()
     x, y = (int(value) for value in innermost_points(target)[0])
     rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]

@@ -145,7 +145,7 @@ class PromptedSam(nn.Module):
     def _embed(self, image: torch.Tensor) -> torch.Tensor:
         if self.task == "objects":
             return self.network.image_encoder(image)
-        side = self.network.image_size // self.network.spec.patch_size
+        side = self.network.image_size // self.network.spec.embedding_stride
         return image.new_zeros(len(image), self.network.spec.prompt_dim, side, side)
 
     def _sparse(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from segment_anything.modeling.image_encoder import Attention as SamAttention
-from torch import nn
 
 from bundle.sam.attention_forms import (
     FEW_SCORES,
@@ -25,10 +24,12 @@ from bundle.sam.attention_forms import (
     choose_form,
     split_qkv_along,
 )
+from bundle.sam.attention_windows import partition, unpartition
 from bundle.sam.linear import Linear, linear
+from bundle.sam.projections import QkvProjection
 
 
-class Attention(SamAttention):
+class Attention(QkvProjection, SamAttention):
     """SAM's `Attention` with the same parameters and the same result, including its windows.
 
         scores[n, m] = q_n . k_m / sqrt(d) + q_n . R_h[y_n - y_m] + q_n . R_w[x_n - x_m]
@@ -83,7 +84,7 @@ class Attention(SamAttention):
     def _windows(self, qkv: Qkv) -> Qkv:
         """(B, H, W, C) -> (B * windows, heads, window, window, d), or (B, heads, H, W, d) for global attention."""
         if self.window is not None:
-            q, k, v = (_partition(t, self.window, fill) for t, fill in zip(qkv, self._padding(), strict=True))
+            q, k, v = (partition(t, self.window, fill) for t, fill in zip(qkv, self._padding(), strict=True))
             qkv = (q, k, v)
         q, k, v = (_split_heads(t, self.num_heads) for t in qkv)
         return q, k, v
@@ -92,7 +93,7 @@ class Attention(SamAttention):
         """Partition into windows, attend, and join them again; q, k, v and the result are (B, H, W, C)."""
         q, k, v = self._windows(qkv)
         x = _join_heads(attend(q, k, v, self.rel_pos_h, self.rel_pos_w))
-        return x if self.window is None else _unpartition(x, self.window, qkv[0].shape[1:3])
+        return x if self.window is None else unpartition(x, self.window, qkv[0].shape[1:3])
 
     def _attend_in_blocks(self, qkv: Qkv) -> torch.Tensor:
         """Run `_attend` for one image at a time, and in each for one strip of windows at a time."""
@@ -103,26 +104,6 @@ class Attention(SamAttention):
         strips = [qkv] if self.window is None else split_qkv_along(qkv, self.window, dim=1)
         return torch.cat([self._attend(strip, blocked_attention) for strip in strips], dim=1)
 
-    @property
-    def is_split(self) -> bool:
-        """Return whether the projection is split into three layers."""
-        return "qkv" not in self._modules
-
-    def split_qkv(self) -> None:
-        """Replace ``qkv`` by ``q``, ``k`` and ``v`` with the same weights."""
-        parts = zip("qkv", self.qkv.weight.detach().chunk(3), self.qkv.bias.detach().chunk(3), strict=True)
-        del self.qkv
-        for name, weight, bias in parts:
-            setattr(self, name, _linear_layer(weight, bias))
-
-    def fuse_qkv(self) -> None:
-        """Replace ``q``, ``k`` and ``v`` by ``qkv`` with the same weights."""
-        layers = (self.q, self.k, self.v)
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        bias = torch.cat([layer.bias.detach() for layer in layers])
-        del self.q, self.k, self.v
-        self.qkv = _linear_layer(weight, bias)
-
 
 def _split_heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B, H, W, C) -> (B, heads, H, W, d)."""
@@ -132,29 +113,3 @@ def _split_heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
 def _join_heads(t: torch.Tensor) -> torch.Tensor:
     """(B, heads, H, W, d) -> (B, H, W, C)."""
     return t.permute(0, 2, 3, 1, 4).flatten(-2)
-
-
-def _partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, C) -> (B * windows, window, window, C), padded outside of H x W with ``fill`` (C,)."""
-    b, h, w, c = t.shape
-    pad_h, pad_w = -h % window, -w % window
-    if pad_h or pad_w:
-        padded = fill.to(t.dtype).expand(b, h + pad_h, w + pad_w, c).clone()
-        padded[:, :h, :w] = t
-        t = padded
-    t = t.unflatten(2, (-1, window)).unflatten(1, (-1, window))
-    return t.transpose(2, 3).flatten(0, 2)
-
-
-def _unpartition(t: torch.Tensor, window: int, size: torch.Size) -> torch.Tensor:
-    """(B * windows, window, window, C) -> (B, H, W, C), without the padding; size is (H, W)."""
-    rows, columns = (-(-n // window) for n in size)
-    t = t.unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    return t.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
-
-
-def _linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
-    """Return a Linear layer that owns a copy of weight (out, in) and bias (out,)."""
-    layer = Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return layer

@@ -55,6 +55,8 @@ def compile_encoder(network: Any, mode: str, backend: str | Callable[..., Any] =
     encoder = getattr(unwrap(network), "image_encoder", None)
     if not isinstance(encoder, nn.Module):
         raise BundleError(f"compile is '{mode}', but this network has no image encoder of SAM's: use off.")
+    if not hasattr(encoder, "blocks"):
+        raise BundleError(f"compile is '{mode}', which is for SAM's ViT encoders and not for TinyViT: use off.")
     if backend == "inductor":
         _require_compiler(mode, next(encoder.parameters()).device)
     compile_blocks(encoder, mode, backend)

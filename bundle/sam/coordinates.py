@@ -21,21 +21,22 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bundle.sam.preprocessing import longest_side_size
+from bundle.sam.preprocessing import scaled_size
 
 
 class InputScale:
-    """Scale between an image and the input of the network, whose long side has S pixels.
+    """Scale between an image and the input of the network, for each axis its own.
 
     Args:
         height: of the image.
         width: of the image.
-        image_size: S.
+        image_size: S, side of the input.
+        kind: the kind of input.
     """
 
-    def __init__(self, height: int, width: int, image_size: int) -> None:
+    def __init__(self, height: int, width: int, image_size: int, kind: str = "sam") -> None:
         self.height, self.width = height, width
-        self.input_height, self.input_width = longest_side_size(height, width, image_size)
+        self.input_height, self.input_width = scaled_size(height, width, image_size, kind)
         self.factors = np.array([self.input_width / width, self.input_height / height])  # x, y
 
     def point_to_input(self, xy: np.ndarray) -> tuple[float, float]:

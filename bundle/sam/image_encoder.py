@@ -26,9 +26,10 @@ from bundle.sam.compiled import with_any_batch
 from bundle.sam.conv_stem import ConvStem
 from bundle.sam.mlp import Mlp
 from bundle.sam.registry import SamSpec
+from bundle.sam.tiny_vit import TinyViT, build_tiny_vit
 
 
-def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder:
+def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder | TinyViT:
     """Build the image encoder E with random weights. Windowed blocks keep SAM's window, global ones see all tokens.
 
     Args:
@@ -37,6 +38,8 @@ def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto")
         attention: the form of `bundle.sam.attention_forms.choose_form`.
     """
     require_form(attention)
+    if spec.encoder == "tiny_vit":
+        return build_tiny_vit(spec, attention)
     encoder = ImageEncoder(
         img_size=image_size,
         patch_size=spec.patch_size,

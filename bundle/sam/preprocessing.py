@@ -8,7 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's preprocessing, in one place: scale to the long side, normalize, pad at the bottom and on the right."""
+"""The way of an image into a network, in one place: scale, change the values, pad at the bottom and on the right.
+
+Which way belongs to the weights: see `bundle.sam.input_kinds`.
+"""
 
 from __future__ import annotations
 
@@ -21,55 +24,41 @@ import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Resize, SpatialPadd
 from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
-from PIL import Image
 
 from bundle.core.tensors import strip_metadata
-
-# Mean and standard deviation of SAM's training images: red, green and blue in 0..255.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-# The same values in the form that ``model.json`` and exports record.
-INTENSITY: Mapping[str, Any] = {"mean": PIXEL_MEAN, "std": PIXEL_STD, "range": [0, 255]}
+from bundle.sam.input_kinds import PIXEL_MEAN as PIXEL_MEAN
+from bundle.sam.input_kinds import PIXEL_STD as PIXEL_STD
+from bundle.sam.input_kinds import get_kind, resize_bilinear
+from bundle.sam.input_kinds import longest_side_size as longest_side_size
 
 
-def longest_side_size(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Return (height, width) scaled to a longer side of `image_size` pixels: SAM's rounding, at least 1 pixel."""
-    scale = image_size / max(height, width)
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+def scaled_size(height: int, width: int, image_size: int, kind: str) -> tuple[int, int]:
+    """Return (height, width) of an image in the input of a network, without padding."""
+    return get_kind(kind).size(height, width, image_size)
 
 
-def resize_bilinear(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (C, H, W) uint8 or float32 to (C, *size): bilinear and antialiased, the values SAM's own resize gives."""
-    height, width = size
-    resized = [Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
-    return np.stack([np.asarray(plane) for plane in resized])
-
-
-def normalize_and_pad(images: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Normalize images (..., 3, H, W) of 0..255, whose long side has S pixels, and pad them: (..., 3, S, S)."""
+def normalize_and_pad(images: torch.Tensor, image_size: int, kind: str = "sam") -> torch.Tensor:
+    """Change the values of scaled images (..., 3, H, W) of 0..255, and pad them: (..., 3, S, S)."""
     height, width = images.shape[-2:]
-    return F.pad(normalize(images), (0, image_size - width, 0, image_size - height))
+    return F.pad(normalize(images, kind), (0, image_size - width, 0, image_size - height))
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Normalize images (..., 3, H, W) of 0..255 as SAM does, float32."""
-    values = images.to(torch.float32)
-    mean, std = (values.new_tensor(channels)[:, None, None] for channels in (PIXEL_MEAN, PIXEL_STD))
-    return (values - mean) / std
+def normalize(images: torch.Tensor, kind: str = "sam") -> torch.Tensor:
+    """Change the values of images (..., 3, H, W) of 0..255 as a network of this kind has them, float32."""
+    return get_kind(kind).normalize(images)
 
 
-def to_network_input(images: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Scale images (n, 3, H, W) of 0..255 to a long side of ``image_size``, normalize and pad them: (n, 3, S, S)."""
+def to_network_input(images: torch.Tensor, image_size: int, kind: str = "sam") -> torch.Tensor:
+    """Scale images (n, 3, H, W) of 0..255, change their values and pad them: (n, 3, S, S)."""
     height, width = images.shape[-2:]
-    size = longest_side_size(height, width, image_size)
-    planes = resize_bilinear(images.float().cpu().flatten(0, 1).numpy(), size)
-    return normalize_and_pad(torch.from_numpy(planes).unflatten(0, images.shape[:2]).to(images.device), image_size)
+    size = scaled_size(height, width, image_size, kind)
+    scaled = np.stack([get_kind(kind).resize(image, size) for image in images.float().cpu().numpy()])
+    return normalize_and_pad(torch.from_numpy(scaled).to(images.device), image_size, kind)
 
 
-def to_picture(image: torch.Tensor) -> np.ndarray:
-    """Undo the normalization of an image (3, S, S), padding included: (S, S, 3) uint8."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return (image.cpu() * std + mean).clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
+def to_picture(image: torch.Tensor, kind: str = "sam") -> np.ndarray:
+    """Undo the change of values of an image (3, S, S), padding included: (S, S, 3) uint8."""
+    return get_kind(kind).undo(image.cpu()).clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
 
 
 def _resize_binary(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -77,18 +66,22 @@ def _resize_binary(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (resize_bilinear(planes.astype(np.uint8) * np.uint8(255), size) >= 128).astype(planes.dtype)
 
 
-RESIZE: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
-    "bilinear": resize_bilinear,
-    "binary": _resize_binary,
-}
+MODES = ("bilinear", "binary")
+
+
+def resizer(mode: str, kind: str = "sam") -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:
+    """Return what resizes planes (C, H, W): "binary" masks, which is the same for every kind, or "bilinear" images."""
+    return _resize_binary if mode == "binary" else get_kind(kind).resize
 
 
 class ResizeLongestSided(MapTransform, InvertibleTransform):
-    """Scale upright images (C, H, W) so that the longer side has `image_size` pixels, up or down, keeping the dtype.
+    """Scale upright images (C, H, W) to the input of a network, up or down, keeping the dtype.
 
-    Mode "bilinear" is for images (uint8 or float32): antialiased by Pillow, which is what SAM itself uses, so that
-    uint8 values equal SAM's. Mode "binary" is for 0/1 masks: scaled the same way and cut at one half, which keeps
-    area and outline and lies on the same grid; picking the nearest pixel would shift and fray outlines.
+    The longer side gets `image_size` pixels, or both sides, as the kind of input has it. Mode "bilinear" is for images
+    (uint8 or float32): for SAM's kind antialiased by Pillow, which is what SAM itself uses, so that uint8 values equal
+    SAM's; other kinds have their own, see `bundle.sam.input_kinds`. Mode "binary" is for 0/1 masks: antialiased and cut
+    at one half, which keeps area and outline and lies on the same grid; picking the nearest pixel would shift and fray
+    outlines.
 
     The inverse brings a prediction (any channel count, values (C, h, w)) back to the original size as float32:
     bilinear without antialiasing and without aligned corners, as SAM does; nearest where `Invertd` asks for it.
@@ -100,14 +93,16 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
         image_size: int,
         mode: str | Sequence[str] = "bilinear",
         allow_missing_keys: bool = False,
+        input: str = "sam",
     ) -> None:
         """Raise ValueError where `mode` (one, or one per key) is neither "bilinear" nor "binary"."""
         super().__init__(keys, allow_missing_keys)
-        self.image_size = image_size
+        get_kind(input)
+        self.image_size, self.input = image_size, input
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        unknown = set(self.mode) - set(RESIZE)
+        unknown = set(self.mode) - set(MODES)
         if unknown:
-            raise ValueError(f"mode must be one of {sorted(RESIZE)}, got {sorted(unknown)}.")
+            raise ValueError(f"mode must be one of {sorted(MODES)}, got {sorted(unknown)}.")
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
@@ -117,8 +112,8 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
 
     def _resize(self, image: torch.Tensor, mode: str) -> torch.Tensor:
         height, width = image.shape[-2:]
-        size = longest_side_size(height, width, self.image_size)
-        planes = RESIZE[mode](np.ascontiguousarray(image.numpy()), size)
+        size = scaled_size(height, width, self.image_size, self.input)
+        planes = resizer(mode, self.input)(np.ascontiguousarray(image.numpy()), size)
         resized = convert_to_dst_type(planes, image)[0]
         return self.push_transform(
             resized, orig_size=(height, width), extra_info={"mode": "bilinear", "align_corners": False}
@@ -140,25 +135,30 @@ class ResizeLongestSided(MapTransform, InvertibleTransform):
 
 
 class ToNetworkInputd(MapTransform, InvertibleTransform):
-    """Normalize images (3, H, W) of 0..255 as SAM does, and pad them at the bottom and on the right to (3, S, S).
+    """Change the values of scaled images (3, H, W) of 0..255, and pad them at the bottom and on the right: (3, S, S).
 
     The inverse removes the padding.
 
     Args:
-        keys: images whose long side has S pixels.
+        keys: images that were scaled to the input.
         image_size: S.
         mask_keys: masks (K, H, W) on the grid of the images, which are padded in the same way.
+        input: the kind of input.
     """
 
-    def __init__(self, keys: KeysCollection, image_size: int, mask_keys: KeysCollection = ()) -> None:
+    def __init__(
+        self, keys: KeysCollection, image_size: int, mask_keys: KeysCollection = (), input: str = "sam"
+    ) -> None:
         super().__init__((*ensure_tuple(keys), *ensure_tuple(mask_keys)))
+        get_kind(input)
+        self.input = input
         self.image_keys = ensure_tuple(keys)
         self.pad: Any = SpatialPadd(self.keys, spatial_size=(image_size, image_size), method="end")
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
         for key in self.image_keys:
-            d[key] = convert_to_dst_type(normalize(strip_metadata(d[key])), d[key], dtype=torch.float32)[0]
+            d[key] = convert_to_dst_type(normalize(strip_metadata(d[key]), self.input), d[key], dtype=torch.float32)[0]
         return self.pad(d)
 
     def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:

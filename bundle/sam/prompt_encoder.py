@@ -78,7 +78,7 @@ def _renew_dense_pe(prompt_encoder: CachedPromptEncoder, _: Any) -> None:
 
 def build_prompt_encoder(spec: SamSpec, image_size: int) -> CachedPromptEncoder:
     """Build the prompt encoder P with random weights."""
-    tokens = image_size // spec.patch_size
+    tokens = image_size // spec.embedding_stride
     return CachedPromptEncoder(
         embed_dim=spec.prompt_dim,
         image_embedding_size=(tokens, tokens),

@@ -20,7 +20,11 @@ from bundle.core.errors import BundleError
 
 @dataclass(frozen=True)
 class SamSpec:
-    """Dimensions of a SAM backbone."""
+    """Dimensions of a SAM backbone.
+
+    The ``encoder`` is "vit", or "tiny_vit", whose own dimensions are those of `bundle.sam.tiny_vit.STAGES`: the first
+    fields are those of its last stage.
+    """
 
     embed_dim: int
     depth: int
@@ -28,6 +32,7 @@ class SamSpec:
     global_blocks: tuple[int, ...]
     image_size: int = 1024
     patch_size: int = 16
+    encoder: str = "vit"
     window_size: int = 14
     stem_widths: tuple[int, ...] = ()
     prompt_dim: int = 256
@@ -35,6 +40,12 @@ class SamSpec:
     decoder_mlp_dim: int = 2048
     mask_in_chans: int = 16
     iou_hidden_dim: int = 256
+    input: str = "sam"  # what an image becomes on its way in, see `bundle.sam.input_kinds`
+
+    @property
+    def embedding_stride(self) -> int:
+        """Input pixels per side of a cell of the embedding; a low-resolution mask has a fourth of it."""
+        return 4 * self.patch_size if self.encoder == "tiny_vit" else self.patch_size
 
 
 SPECS: Mapping[str, SamSpec] = {
@@ -52,6 +63,17 @@ SPECS: Mapping[str, SamSpec] = {
     "vit_b": SamSpec(embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": SamSpec(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": SamSpec(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
+    "lite_medsam": SamSpec(
+        embed_dim=320,
+        depth=2,
+        num_heads=10,
+        global_blocks=(),
+        image_size=256,
+        patch_size=1,
+        encoder="tiny_vit",
+        input="lite_medsam",
+    ),
+    "mobile_sam": SamSpec(embed_dim=320, depth=2, num_heads=10, global_blocks=(), patch_size=4, encoder="tiny_vit"),
 }
 
 

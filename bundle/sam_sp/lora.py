@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
+from torch import nn
+
+from bundle.sam.projections import QkvProjection
 
 # peft is imported inside the functions: it costs seconds and pulls in transformers, and nobody who only evaluates or
 # infers needs it.
 ADAPTER = "default"
 
 
-def add_lora(encoder: ImageEncoderViT, rank: int = 4, alpha: float | None = None) -> None:
+def add_lora(encoder: nn.Module, rank: int = 4, alpha: float | None = None) -> None:
     """Freeze an encoder and give q and v of each block a trainable low-rank update, in place.
 
         y = W x + b + (alpha / rank) * B A x,    A: (rank, in), random;  B: (out, rank), zero
@@ -44,62 +46,63 @@ def add_lora(encoder: ImageEncoderViT, rank: int = 4, alpha: float | None = None
     inject_adapter_in_model(config, encoder, adapter_name=ADAPTER)
 
 
-def split_qkv(encoder: ImageEncoderViT) -> None:
+def split_qkv(encoder: nn.Module) -> None:
     """Turn each block's ``qkv`` layer into ``q``, ``k`` and ``v``: the layout that adapter files need."""
-    for block in encoder.blocks:
-        block.attn.split_qkv()
+    for attention in attention_layers(encoder).values():
+        attention.split_qkv()
 
 
-def has_lora(encoder: ImageEncoderViT) -> bool:
+def attention_layers(encoder: nn.Module) -> dict[str, Any]:
+    """Return the attention layers of an encoder by their names, in their order."""
+    return {name: module for name, module in encoder.named_modules() if isinstance(module, QkvProjection)}
+
+
+def has_lora(encoder: nn.Module) -> bool:
     """Return whether `add_lora` was applied and not yet merged."""
-    return hasattr(encoder.blocks[0].attn, "q") and hasattr(encoder.blocks[0].attn.q, "lora_A")
+    return any(hasattr(attention.q, "lora_A") for attention in attention_layers(encoder).values() if attention.is_split)
 
 
-def reset_lora(encoder: ImageEncoderViT) -> None:
+def reset_lora(encoder: nn.Module) -> None:
     """Reset the adapters to their initial state: the encoder computes what its base weights define."""
-    for block in encoder.blocks:
-        for layer in (block.attn.q, block.attn.v):
+    for attention in attention_layers(encoder).values():
+        for layer in (attention.q, attention.v):
             layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
 
 
-def merge_lora(encoder: ImageEncoderViT) -> None:
+def merge_lora(encoder: Any) -> None:
     """Fold W + (alpha / rank) * B A into the weights and restore Meta's ``qkv`` layers, in place; k is untouched."""
-    for block in encoder.blocks:
+    for attention in attention_layers(encoder).values():
         for name in ("q", "v"):
-            layer = getattr(block.attn, name)
+            layer = getattr(attention, name)
             layer.merge(safe_merge=True)
-            setattr(block.attn, name, layer.get_base_layer())
-        block.attn.fuse_qkv()
+            setattr(attention, name, layer.get_base_layer())
+        attention.fuse_qkv()
     del encoder.peft_config
 
 
-def merge_state_dict(encoder: ImageEncoderViT, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def merge_state_dict(encoder: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Turn the state dict of a network with adapters into Meta's layout, with W + (alpha / rank) * B A for q and v."""
-    merged = {key: value for key, value in state.items() if not _is_projection(key)}
-    for index, block in enumerate(encoder.blocks):
-        prefix = f"image_encoder.blocks.{index}.attn."
-        layers = [getattr(block.attn, name) for name in "qkv"]
-        weights = [_merged_weight(layer).detach().cpu() for layer in layers]
-        merged[f"{prefix}qkv.weight"] = torch.cat(weights)
-        merged[f"{prefix}qkv.bias"] = torch.cat([layer.bias.detach().cpu() for layer in layers])
+    attentions = {f"image_encoder.{name}.": module for name, module in attention_layers(encoder).items()}
+    projections = tuple(f"{prefix}{part}." for prefix in attentions for part in "qkv")
+    merged = {key: value for key, value in state.items() if not key.startswith(projections)}
+    for prefix, attention in attentions.items():
+        layers = [getattr(attention, name) for name in "qkv"]
+        merged[f"{prefix}qkv.weight"] = attention.join_rows([_merged_weight(layer).detach().cpu() for layer in layers])
+        merged[f"{prefix}qkv.bias"] = attention.join_rows([layer.bias.detach().cpu() for layer in layers])
     return merged
 
 
-def split_state_dict(encoder: ImageEncoderViT, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def split_state_dict(encoder: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Turn weights in Meta's layout into those of the base layers of a network with adapters."""
     split = dict(state)
-    for index in range(len(encoder.blocks)):
-        prefix = f"image_encoder.blocks.{index}.attn."
+    for name, attention in attention_layers(encoder).items():
+        prefix = f"image_encoder.{name}."
         for kind in ("weight", "bias"):
-            q, k, v = split.pop(f"{prefix}qkv.{kind}").chunk(3)
+            q, k, v = attention.split_rows(split.pop(f"{prefix}qkv.{kind}"))
             split[f"{prefix}q.base_layer.{kind}"] = q
             split[f"{prefix}k.{kind}"] = k
             split[f"{prefix}v.base_layer.{kind}"] = v
     return split
-
-
-def _is_projection(key: str) -> bool:
-    return key.startswith("image_encoder.blocks.") and key.split(".")[4] in ("q", "k", "v")
 
 
 def _merged_weight(layer: Any) -> torch.Tensor:
@@ -108,7 +111,7 @@ def _merged_weight(layer: Any) -> torch.Tensor:
     return layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
 
 
-def save_adapter(encoder: ImageEncoderViT, folder: str | os.PathLike) -> None:
+def save_adapter(encoder: Any, folder: str | os.PathLike) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft does.
 
     ``peft.PeftModel.from_pretrained(encoder, folder)`` reads them for an encoder after `split_qkv`.

@@ -21,6 +21,7 @@ from torch import nn
 
 from bundle.core.errors import BundleError
 from bundle.sam.image_encoder import build_image_encoder
+from bundle.sam.input_kinds import get_kind
 from bundle.sam.mask_decoder import build_mask_decoder
 from bundle.sam.prompt_encoder import build_prompt_encoder
 from bundle.sam.registry import get_spec
@@ -49,9 +50,12 @@ class SamSP(nn.Module):
     SAM's and the adapters'. With K > 1 classes each has a learned token that is added to the null prompt and the box.
 
     Args:
-        sam: "vit_tiny", "vit_b", "vit_l" or "vit_h".
-        checkpoint: weights of SAM in Meta's layout to start from; None for random weights.
-        image_size: S, a multiple of the patch; by default that of the SAM's own training.
+        sam: a name of `bundle.sam.registry`: "vit_tiny", "vit_b", "vit_l", "vit_h", "lite_medsam" or "mobile_sam".
+        checkpoint: weights of SAM in Meta's layout to start from, or the path of such a file; None for random
+            weights. `bundle.checkpoints.reader` brings other files into that layout.
+        image_size: S, a multiple of the stride of the embedding; by default that of the SAM's own training.
+        input: what an image becomes on its way into the network, see `bundle.sam.input_kinds`; by default the kind of
+            this SAM. It belongs to the weights: MedSAM is a "vit_b" with the input "medsam".
         num_classes: K.
         exclusive: each pixel belongs to at most one class: probabilities are a softmax with an implicit background,
             instead of a sigmoid for each class. For one class that is the same.
@@ -76,8 +80,9 @@ class SamSP(nn.Module):
     def __init__(
         self,
         sam: str = "vit_tiny",
-        checkpoint: str | None = None,
+        checkpoint: str | Mapping[str, torch.Tensor] | None = None,
         image_size: int | None = None,
+        input: str | None = None,
         num_classes: int = 1,
         exclusive: bool = True,
         trainable: str = "full",
@@ -100,13 +105,15 @@ class SamSP(nn.Module):
         require_choice("trainable", trainable, TRAINABLE)
         require_choice("prompt", prompt, PROMPTS)
         require_choice("prompt_component", prompt_component, COMPONENTS)
-        require_sizes(sam, image_size, spec.patch_size, num_classes, lora_rank)
+        require_sizes(sam, image_size, spec.embedding_stride, num_classes, lora_rank)
         require_prompting(prompt_threshold, prompt_margin, max_objects)
         self.sam, self.spec = sam, spec
         self.image_size = image_size
+        self.input = spec.input if input is None else input
+        get_kind(self.input)
         self.num_classes = num_classes
         self.exclusive = exclusive
-        self.stride = spec.patch_size // 4
+        self.stride = spec.embedding_stride // 4
         self.prompt = prompt
         self.prompt_threshold = prompt_threshold
         self.prompt_margin = prompt_margin
@@ -115,19 +122,21 @@ class SamSP(nn.Module):
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
-        self.image_encoder = build_image_encoder(spec, image_size, attention)
+        self.image_encoder: Any = build_image_encoder(spec, image_size, attention)
         self.image_encoder.checkpointing = checkpointing
         self.prompt_encoder = build_prompt_encoder(spec, image_size)
         self.mask_decoder = build_mask_decoder(spec)
         self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None
         if checkpoint is not None:
-            self.load_base(read_state_dict(checkpoint), str(checkpoint), new_classes=True)
+            source = "checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
+            state = checkpoint if isinstance(checkpoint, Mapping) else read_state_dict(checkpoint)
+            self.load_base(state, source, new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
         set_trainable_parameters(self, trainable, prompt, train_iou or train_presence)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
-        """image (B, 3, S, S), SAM-normalized and padded -> `SamSPOutput` (training) or logits (B, K, S, S).
+        """image (B, 3, S, S), prepared as its `input` says -> `SamSPOutput` (training) or logits (B, K, S, S).
 
         With a label (B, K, S, S), in training only, a simulated user corrects y1, see `simulate_correction`.
         """

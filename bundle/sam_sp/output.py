@@ -28,7 +28,7 @@ class Objects(NamedTuple):
 
 
 class SamSPOutput(NamedTuple):
-    """Output of both passes. Logits have low resolution, (B, K, S / s, S / s) with s = patch / 4."""
+    """Output of both passes. Logits have low resolution, (B, K, S / s, S / s) with s = stride of the embedding / 4."""
 
     initial: torch.Tensor  # y0 = M(E(x), P(null))
     refined: torch.Tensor  # y1 = M(E(x), P(SP(y0)))

@@ -19,6 +19,7 @@ import torch
 
 from bundle.core.errors import BundleError
 from bundle.sam.state_dict import fit_state_dict, require_same_keys, require_same_shapes
+from bundle.sam.tiny_vit import UNUSED
 from bundle.sam_sp import lora
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def fit_base(
         BundleError: names the keys that are missing, unexpected or of another shape.
     """
     reference = merged_state_dict(network)
+    state = {key: value for key, value in state.items() if key in reference or not key.startswith(UNUSED)}
     if new_classes:
         kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
         state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept

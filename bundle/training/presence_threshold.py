@@ -24,7 +24,7 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.empty_windows import empty_window
 from bundle.data.slices import take_slices
 from bundle.data.transforms import SplitClassesd
-from bundle.sam.preprocessing import RESIZE, ResizeLongestSided, longest_side_size, to_network_input
+from bundle.sam.preprocessing import ResizeLongestSided, resizer, scaled_size, to_network_input
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
@@ -132,7 +132,7 @@ class PresenceThreshold:
 def segment_at_any_size(network: SamSP, images: torch.Tensor) -> SamSPOutput:
     """Return both passes of images (B, 3, H, W) of 0..255."""
     device = network.prompt_encoder.dense_pe.device
-    return network.segment(to_network_input(images.to(device), network.image_size))
+    return network.segment(to_network_input(images.to(device), network.image_size, network.input))
 
 
 def presence_of(output: SamSPOutput) -> torch.Tensor:
@@ -143,9 +143,9 @@ def presence_of(output: SamSPOutput) -> torch.Tensor:
 
 def dice_at_input_size(network: SamSP, output: SamSPOutput, labels: torch.Tensor) -> torch.Tensor:
     """Return the Dice (B, K) of y1 with labels (B, K, H, W), 0 or 1, scaled as images are; 1 where both are empty."""
-    height, width = longest_side_size(labels.shape[2], labels.shape[3], network.image_size)
+    height, width = scaled_size(labels.shape[2], labels.shape[3], network.image_size, network.input)
     predicted = masks(network.upsample(output.refined)[..., :height, :width], network.exclusive).bool().cpu()
-    planes = RESIZE["binary"](labels.cpu().to(torch.uint8).flatten(0, 1).numpy(), (height, width))
+    planes = resizer("binary")(labels.cpu().to(torch.uint8).flatten(0, 1).numpy(), (height, width))
     true = torch.from_numpy(planes).unflatten(0, labels.shape[:2]).bool()
     both, sizes = (predicted & true).sum(dim=(2, 3)), predicted.sum(dim=(2, 3)) + true.sum(dim=(2, 3))
     return torch.where(sizes > 0, 2 * both / sizes, 1.0)

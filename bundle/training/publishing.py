@@ -29,7 +29,7 @@ from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.core.tensors import unwrap
 from bundle.data.datalists import stems_sha256
-from bundle.sam.preprocessing import INTENSITY
+from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from bundle.training.checkpoints import BEST
 from bundle.training.presence_threshold import PresenceThreshold
@@ -123,7 +123,7 @@ class Publisher:
             network,
             labels={"0": "background", **self.labels},
             volume=self.volume,
-            intensity=INTENSITY,
+            intensity=get_kind(network.input).intensity(),
             trained_on={
                 "procedural": is_procedural(self.datalists["train"]),
                 "train_images": len(self.datalists["train"]),

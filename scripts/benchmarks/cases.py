@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from bundle.inference.embedding_cache import EmbeddingCache
+from bundle.sam.registry import get_spec
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.user_prompts import UserPrompt, UserPrompts
@@ -33,6 +34,7 @@ from scripts.benchmarks.reference import (
     adapter_parameters,
     merged_reference,
 )
+from scripts.benchmarks.tiny_vit import REFERENCE, TINY_SAM_SP, TINY_VIT, encoder_difference, encoder_step, sam_sp_step
 
 RANK = 4
 LEARNING_RATE = 1e-4
@@ -49,7 +51,11 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "objects": ("one_object", "all", "eight_objects"),
     "correction": ("encode_again", "embedding_cache"),
     "forms": ATTENTION_FORMS,
+    TINY_VIT: (REFERENCE, "bundle"),
+    TINY_SAM_SP: ("inference", "training", "training_checkpointing"),
 }
+# Tasks of TinyViT; all others are for SAM's ViTs.
+TINY_TASKS = (TINY_VIT, TINY_SAM_SP)
 
 Step = Callable[[], object]
 
@@ -71,7 +77,7 @@ def cases_of(task: str, sam: str, image_size: int) -> list[Case]:
 
 def make_step(case: Case) -> Step:
     """Build what a case needs and return the function that is measured."""
-    makers = {
+    makers: dict[str, Callable[[Case], Step]] = {
         "encoder": _encoder,
         "forms": _encoder,
         "inference": _inference,
@@ -79,8 +85,15 @@ def make_step(case: Case) -> Step:
         "classes": _classes,
         "objects": _objects,
         "correction": _correction,
+        TINY_VIT: partial(_tiny, encoder_step),
+        TINY_SAM_SP: partial(_tiny, sam_sp_step),
     }
     return makers[case.task](case)
+
+
+def _tiny(make: Callable[[str, int, str, torch.Tensor], Step], case: Case) -> Step:
+    """Return a step of `scripts.benchmarks.tiny_vit`."""
+    return make(case.sam, case.image_size, case.implementation, random_image(case.image_size))
 
 
 @lru_cache(maxsize=1)
@@ -246,6 +259,8 @@ def initial_logits(network: SamSP, image: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def output_differences(sam: str, image_size: int) -> dict[str, float]:
     """Return the largest absolute difference of merged inference from the reference with the same weights."""
+    if get_spec(sam).encoder == TINY_VIT:
+        return {"embedding": encoder_difference(sam, image_size, random_image(image_size))}
     case, image = Case("difference", sam, image_size, "merged"), random_image(image_size)
     network, reference = build_network(case).merge_lora().eval(), merged_reference(source_network(sam, image_size))
     embedding = network.image_encoder(image) - reference.image_encoder(image)

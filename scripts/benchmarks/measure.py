@@ -70,7 +70,8 @@ def peak_memory_mib(case: Case) -> float | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    make_step(Case(case.task, "vit_tiny", 64, case.implementation))()
+    warm = case.sam if get_spec(case.sam).encoder == "tiny_vit" else "vit_tiny"
+    make_step(Case(case.task, warm, 64, case.implementation))()
     step = make_step(case)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

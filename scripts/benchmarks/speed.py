@@ -27,6 +27,7 @@ from bundle.sam.registry import SPECS, get_spec
 from scripts.benchmarks import measure, tables
 from scripts.benchmarks.cases import (
     IMPLEMENTATIONS,
+    TINY_TASKS,
     Case,
     cases_of,
     make_step,
@@ -88,7 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.repeats = options.repeats or (2 if options.quick else 5)
     for sam in options.sam or NETWORKS:
-        patch = get_spec(sam).patch_size
+        patch = get_spec(sam).embedding_stride
         if any(size % patch for size in options.sizes or ()):
             parser.error(f"--sizes: expected multiples of {patch} for {sam}")
     return options
@@ -114,7 +115,9 @@ def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, s
     for number, sam in enumerate(options.sam or NETWORKS):
         sizes = options.sizes or (QUICK_SIZES.get(sam, (512,)) if options.quick else SIZES)
         for size in sizes:
-            tasks = [part for part in parts if part in (*IMPLEMENTATIONS, "difference")]
+            is_tiny = get_spec(sam).encoder == "tiny_vit"
+            tasks = [part for part in parts if part == "difference" or part in IMPLEMENTATIONS]
+            tasks = [part for part in tasks if part == "difference" or (part in TINY_TASKS) == is_tiny]
             groups += [(t, sam, size) for t in tasks if t != "forms" or (number == 0 and size == max(sizes))]
     return groups
 
@@ -130,7 +133,7 @@ def measure_group(
     if task == "difference":
         report("")
         differences = output_differences(sam, size)
-        if size <= LARGEST_DIFFERENCE:
+        if size <= LARGEST_DIFFERENCE and get_spec(sam).encoder == "vit":
             differences |= training_differences(sam, size)
         return [{"task": task, "sam": sam, "image_size": size, "difference": differences}]
     cases = cases_of(task, sam, size)

@@ -41,6 +41,8 @@ BARS = (
     Bar("merged LoRA, time", "encoder", 1024, "merged", "vanilla", "seconds", 1.02),
     Bar("second pass, time", "inference", 1024, "sam_sp", "one_decode", "seconds", 1.06),
     Bar("training, time", "training", 512, "sam_sp", "segment_anything", "seconds", 1.03),
+    Bar("TinyViT, time", "tiny_vit", 256, "bundle", "reference", "seconds", 0.4, "lite_medsam"),
+    Bar("TinyViT, memory", "tiny_vit", 256, "bundle", "reference", "peak_mib", 0.5, "lite_medsam"),
     Bar("training, memory", "training", 512, "sam_sp_checkpointing", "segment_anything", "peak_mib", 0.4),
 )
 

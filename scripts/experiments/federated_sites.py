@@ -41,7 +41,7 @@ from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
-from bundle.sam.preprocessing import INTENSITY
+from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from bundle.training.federated import exchanged_bytes, exchanged_weights, federated_average
 from scripts.benchmarks.measure import machine
@@ -218,7 +218,7 @@ def write_model(network: SamSP, sites: Sites, plan: Plan, folder: Path) -> None:
     description = describe_network(
         network,
         labels={"0": "background", "1": "polyp"},
-        intensity=INTENSITY,
+        intensity=get_kind(network.input).intensity(),
         trained_on={"train_images": len(stems), "train_stems_sha256": list_sha256(stems), "sites": len(sites)},
         rounds=plan.rounds,
         local_epochs=plan.local_epochs,

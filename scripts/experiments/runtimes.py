@@ -32,7 +32,7 @@ from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
 from bundle.export.check import Runner
 from bundle.export.exporter import FORMATS, merge_for_export
-from bundle.sam.preprocessing import INTENSITY
+from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from scripts import onnx_demo
 from scripts.benchmarks import measure
@@ -105,7 +105,7 @@ def measure_runtimes(
     runtimes: Mapping[str, Runner], network: SamSP, records: Sequence[Mapping[str, str]]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return the Dice at original resolution and the seconds of the network, for each image, with runtimes in turns."""
-    facts = {"image_size": network.image_size, "num_classes": 1, "intensity": INTENSITY}
+    facts = {"image_size": network.image_size, "num_classes": 1, "intensity": get_kind(network.input).intensity()}
     dice: dict[str, list[float]] = {name: [] for name in runtimes}
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}
     for record in tqdm(records, desc="images", file=sys.stderr):

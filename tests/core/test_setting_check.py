@@ -42,6 +42,7 @@ COMMANDS: dict[str, list[str]] = {
     "U-Net": ["train.json", "unet.json"],
     "measuring": ["train.json", "evaluate.json", "measure.json"],
     "ViT-B": ["train.json", "vit_b.json"],
+    "LiteMedSAM": ["train.json", "lite_medsam.json"],
     "a site of a federation": ["train.json", "federated.json"],
     "several processes, training": ["train.json", "multi_gpu_train.json"],
     "several processes, volumes": ["train.json", "volume.json", "multi_gpu_train.json"],

@@ -76,7 +76,7 @@ def test_slices_with_foreground_are_drawn_more_often() -> None:
 class Echo(torch.nn.Module):
     """Marks what is bright: channel k where the middle slice is above k, in normalized units."""
 
-    image_size, prompt, exclusive = 64, "self", False
+    image_size, input, prompt, exclusive = 64, "sam", "self", False
 
     def segment(self, image: torch.Tensor) -> Any:
         self.seen = image

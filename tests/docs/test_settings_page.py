@@ -84,10 +84,13 @@ def test_every_setting_is_documented_with_its_default(config: str) -> None:
     assert all(len(cells) == 2 and len(cells[1]) > 5 for cells in documented.values())
 
 
-@pytest.mark.parametrize("config", ["vit_b", "vit_l", "vit_h"])
+RECIPES = ["vit_b", "vit_l", "vit_h", "lite_medsam"]
+
+
+@pytest.mark.parametrize("config", RECIPES)
 def test_the_recipes_are_documented(config: str) -> None:
-    part = PAGE.split("## Recipes for Meta's networks")[1].split("\n## ")[0]
-    place = ["vit_b", "vit_l", "vit_h"].index(config)
+    part = PAGE.split("## Recipes for other networks")[1].split("\n## ")[0]
+    place = RECIPES.index(config)
     found = {name: read(cells[place]) for name, cells in table(part).items()}
     content = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
     assert found == {key: value for key, value in content.items() if key != "sam" and not key.startswith("_")}

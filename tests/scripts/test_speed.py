@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.procedural.demo_set import make_demo
 from bundle.sam.registry import get_spec
-from scripts.benchmarks import cases, measure, tables
+from scripts.benchmarks import cases, measure, tables, tiny_vit
 from scripts.benchmarks import speed as benchmark
 from scripts.benchmarks.reference import ReferenceSam, adapted_reference, adapter_parameters
 from tests.conftest import BENCHMARKS, ROOT
@@ -102,7 +102,7 @@ def test_what_the_reference_trains() -> None:
     assert sum(parameter.numel() for parameter in reference.trained_parameters()) == adapters + rest
 
 
-@pytest.mark.parametrize("task", list(cases.IMPLEMENTATIONS))
+@pytest.mark.parametrize("task", [task for task in cases.IMPLEMENTATIONS if task not in cases.TINY_TASKS])
 def test_each_step_runs_and_repeats(small: str, task: str) -> None:
     results = [[make() for _ in range(2)] for make in map(cases.make_step, cases.cases_of(task, small, 64))]
     if task == "training":
@@ -188,3 +188,25 @@ def test_the_tables_in_the_docs_are_those_of_the_recorded_runs(name: str) -> Non
     assert result["bars"] == tables.bars(result) and all(bar["met"] for bar in result["bars"])
     if any(row["task"] == "training" for row in result["rows"]):
         assert tables.sizes(result) in (ROOT / "docs" / "explanation" / "hardware.md").read_text(encoding="utf-8")
+
+
+def test_tiny_vit_has_tasks_of_its_own() -> None:
+    options = benchmark.parse(["--sam", "lite_medsam", "vit_tiny", "--sizes", "64"])
+    tasks = {
+        sam: [task for task, name, _ in benchmark.plan(benchmark.PARTS, options) if name == sam] for sam in options.sam
+    }
+    assert tasks["lite_medsam"] == ["tiny_vit", "tiny_sam_sp", "difference"]
+    assert "encoder" in tasks["vit_tiny"] and not {"tiny_vit", "tiny_sam_sp"} & set(tasks["vit_tiny"])
+
+
+@pytest.mark.parametrize("implementation", cases.IMPLEMENTATIONS["tiny_sam_sp"])
+def test_steps_of_tiny_vit_run_and_repeat(implementation: str) -> None:
+    step = cases.make_step(cases.Case("tiny_sam_sp", "lite_medsam", 32, implementation))
+    step()
+    step()
+
+
+@pytest.mark.parametrize("sam", ["lite_medsam", "mobile_sam"])
+def test_tiny_vit_equals_its_reference(sam: str) -> None:
+    pytest.importorskip(tiny_vit.MODULES[sam][0], reason=f"{tiny_vit.MODULES[sam][1]} is not installed")
+    assert cases.output_differences(sam, 64)["embedding"] < 1e-4

@@ -20,7 +20,7 @@ import torch
 from monai.transforms import Lambdad
 
 from bundle.data.empty_windows import empty_window
-from bundle.sam.preprocessing import RESIZE, ResizeLongestSided, longest_side_size, to_network_input
+from bundle.sam.preprocessing import ResizeLongestSided, longest_side_size, resizer, to_network_input
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.training.presence_threshold import PresenceThreshold, choose_threshold
@@ -123,7 +123,7 @@ def test_of_a_volume_each_slice_and_class_counts(axis: int, toy: str) -> None:
     true = (label.select(axis + 1, 10) == 2)[0].T[None, None].float()
     marked = masks(network.upsample(output.refined), network.exclusive)[:, 1:2].float()
     size = longest_side_size(*true.shape[2:], 64)
-    scaled = torch.from_numpy(RESIZE["binary"](true[0].byte().numpy(), size))[None].float()
+    scaled = torch.from_numpy(resizer("binary")(true[0].byte().numpy(), size))[None].float()
     marked = marked[..., : size[0], : size[1]]
     dice = 2 * (marked * scaled).sum() / (marked.sum() + scaled.sum())
     assert found.dice[-1] == pytest.approx(float(dice), abs=1e-5)

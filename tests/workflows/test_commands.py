@@ -50,6 +50,7 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from tests import processes
 from tests.conftest import ROOT
+from tests.tiny_vit import tiny_network
 from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused, write_untrained
 
 # What the commands do with their data and files is the same for any SAM.
@@ -642,6 +643,25 @@ def test_vit_b_trains_a_step_from_a_state_dict_with_official_names(root: Path, d
     assert torch.equal(trained["image_encoder.neck.0.weight"], base["image_encoder.neck.0.weight"])
     assert (root / "output" / "adapter" / "adapter_config.json").is_file()
     assert SamSP(sam="vit_b", image_size=64, trainable="decoder").load_state_dict(trained)
+
+
+def test_lite_medsam_trains_a_step_from_a_state_dict_of_its_names(root: Path, dataset: Path, tmp_path: Path) -> None:
+    base = tmp_path / "lite_medsam.pth"
+    torch.save(tiny_network(64, trainable="full").state_dict(), base)
+    command(
+        "training", [TRAIN, str(ROOT / "configs" / "lite_medsam.json")], root, dataset_dir=str(dataset), publish=False,
+        sam_checkpoint=str(base), image_size=64, epochs=1, batch_size=2, accumulation_steps=1, num_workers=0,
+    )  # fmt: skip
+    trained, start = load(root / "output" / "model.pt"), load(base)
+    assert trained.keys() == start.keys() and len(trained) == 435
+    name = "image_encoder.layers.2.blocks.3.attn.qkv.weight"
+    pairs = zip(*(state[name].unflatten(0, (5, 3, -1)).unbind(1) for state in (trained, start)), strict=True)
+    assert [not torch.equal(a, b) for a, b in pairs] == [True, False, True]
+    kept = [
+        key for key in start if "running" in key or key.startswith(("image_encoder.neck.", "image_encoder.layers.0."))
+    ]
+    assert kept and all(torch.equal(trained[key], start[key]) for key in kept)
+    assert (root / "output" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

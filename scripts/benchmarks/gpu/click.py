@@ -51,7 +51,7 @@ def make_decode(network: SamSP, name: str, precision: str, batch: int) -> Callab
         batch: clicks at a time.
     """
     click = make_click(network, batch)
-    side = network.image_size // network.spec.patch_size
+    side = network.image_size // network.spec.embedding_stride
     generator = torch.Generator(click.xy.device).manual_seed(0)
     embedding = torch.randn(batch, network.spec.prompt_dim, side, side, device=click.xy.device, generator=generator)
 

@@ -1,0 +1,112 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files of tensors: PyTorch's and safetensors, read without running anything that a file says."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.core.errors import BundleError
+
+# The first bytes of files that people take for weights.
+POINTER = b"version https://git-lfs.github.com/spec/"
+ZIP = b"PK\x03\x04"
+OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files before version 1.6
+# Classes that micro-sam puts into the files of its trainings.
+MICRO_SAM = re.compile(r"\b(micro_sam|torch_em)\b")
+MICRO_SAM_SENTENCE = (
+    "is a training checkpoint of micro-sam: write its SAM with micro_sam.util.export_custom_sam_model, and name that "
+    "file"
+)
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what a file holds: a state dict, or one in a wrapper.
+
+    Raises:
+        BundleError: the file is damaged, is no file of weights, or wants more than tensors.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(POINTER):
+        raise BundleError(f"{path} is a pointer of Git LFS and not the weights: fetch them with git lfs pull.")
+    if head[:1] == b"<":
+        raise BundleError(f"{path} is a web page and not the weights: download the file itself.")
+    if head[8:9] == b"{":  # the length of the header comes first
+        return _read_safetensors(path)
+    try:
+        if head.startswith(ZIP):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is not a checkpoint raises whatever its bytes lead to
+        raise BundleError(_reason(path, head, str(error) or type(error).__name__)) from error
+
+
+def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BundleError(f"{path} cannot be read as weights: it is damaged or cut off ({error}).") from error
+
+
+def _reason(path: Path, head: bytes, error: str) -> str:
+    """Return the sentence for a file that PyTorch does not read."""
+    foreign = _foreign_classes(path, head, error)
+    if any(MICRO_SAM.search(name) for name in foreign):
+        return f"{path} {MICRO_SAM_SENTENCE}."
+    if foreign:
+        return (
+            f"{path} cannot be read as weights: it wants more than tensors ({', '.join(foreign[:3])}), and a file that "
+            "does so may run any code; save the state dict alone where you trust it."
+        )
+    if head.startswith((ZIP, OLD_PYTORCH)) or not head:
+        return f"{path} cannot be read as weights: it is damaged or cut off; download or copy it again."
+    return f"{path} cannot be read as weights: it is no file of PyTorch or safetensors."
+
+
+def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
+    """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
+    found: list[str] = []
+    if head.startswith(ZIP) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    found += _globals_of(archive.read(name))
+    else:
+        found = re.findall(r"GLOBAL ([\w.]+)", error)
+    return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
+
+
+def _globals_of(pickle: bytes) -> list[str]:
+    """Return the names that a pickle would import, read without running it."""
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        for operation, value, _ in pickletools.genops(pickle):
+            if operation.name == "GLOBAL":
+                names.append(str(value).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL" and len(strings) > 1:
+                names.append(".".join(strings[-2:]))
+            elif isinstance(value, str):
+                strings.append(value)
+    except ValueError:
+        pass  # the end is missing: what comes before is known
+    return names
