@@ -24,23 +24,16 @@ from monai.bundle import ConfigParser
 
 from bundle.checkpoints.model_files import read_class_labels
 from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_description
-from bundle.checkpoints.starting_point import DEFAULT
-from bundle.sam.registry import get_spec
 
 
 def is_of_the_bundle(root: Path, weights: Path) -> bool:
-    """Return whether the configs of the bundle describe a model as they are: images, its SAM, its size, its classes."""
-    described, metadata = read_description(weights), read_metadata(root)
-    defaults = json.loads((root / "configs" / "train.json").read_text(encoding="utf-8"))
-    same = described["sam"] == DEFAULT and described["input"] == get_spec(DEFAULT).input
-    same = same and all(described[key] == defaults[key] for key in ("exclusive", *PROMPTING))
-    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-    return (
-        same
-        and not described.get("volume")
-        and described["image_size"] == get_spec(described["sam"]).image_size
-        and {"0": "background", **read_class_labels(str(weights))} == classes
-    )
+    """Return whether the metadata of the bundle describe a model as they are: they name the sha256 of its weights."""
+    return bool(read_description(weights).get("sha256") == read_metadata(root).get("weights_sha256"))
+
+
+def metadata_for(root: Path, weights: Path) -> dict[str, Any]:
+    """Return the metadata of a model: those of the bundle for the shipped one, else what its ``model.json`` says."""
+    return read_metadata(root) if is_of_the_bundle(root, weights) else model_metadata(root, weights)
 
 
 def train_config(root: Path, weights: Path, overlays: Sequence[str] = ()) -> dict[str, Any]:
@@ -74,6 +67,7 @@ def model_metadata(root: Path, weights: Path) -> dict[str, Any]:
         "description": f"{task} ({state}). {metadata['intended_use']}",
         "data_source": "that of whoever trained the model",
         "eval_metrics": described.get("validation") or {},
+        "weights_sha256": described.get("sha256", ""),
     }
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
+from bundle.checkpoints.model_configs import metadata_for
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
@@ -109,8 +110,8 @@ class Exporter:
 
     def _metadata_files(self) -> dict[str, str]:
         """Return names and texts of the embedded JSON files, which describe the network and its input."""
-        names = ("metadata.json", "inference.json")
-        metadata, inference = (json.loads((self.configs / name).read_text(encoding="utf-8")) for name in names)
+        metadata = metadata_for(self.configs.parent, Path(self.weights))
+        inference = json.loads((self.configs / "inference.json").read_text(encoding="utf-8"))
         description = read_description(self.weights)
         extra_files = {
             "metadata.json": metadata_of(self.network, metadata, description),

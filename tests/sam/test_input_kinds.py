@@ -229,7 +229,9 @@ def test_objects_are_numbered_on_the_grid_of_the_image(kind: str) -> None:
     logits = torch.full((2, 16, 16), -5.0)
     logits[0, :low_height, : low_width // 2] = 5
     logits[1, :low_height, low_width // 2 : low_width] = 5
-    found = ClassObjects(logits, [0.9, 0.8], torch.zeros(16, 16, dtype=torch.bool))
+    half, low = 2 * low_width, 4 * low_height  # of the input
+    boxes = torch.tensor([[0, 0, half, low], [half, 0, 2 * half, low]]).float()
+    found = ClassObjects(logits, [0.9, 0.8], torch.zeros(16, 16, dtype=torch.bool), boxes)
     numbered = number_objects([found], np.ones((1, height, width), bool), side, kind)
     assert len(numbered.objects) == 2
     assert (numbered.map[:, :50] == numbered.map[0, 0]).all() and (numbered.map[:, 70:] == numbered.map[0, -1]).all()
