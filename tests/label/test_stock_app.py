@@ -73,14 +73,16 @@ def by_command(server: StockServer, model: str, image: Path, output: Path) -> Pa
     return mask
 
 
-def require_equal_image(server: StockServer, image: Path, output: Path, params: dict | None = None) -> None:
+def require_equal_image(server: StockServer, image: Path, output: Path, params: dict | None = None) -> bool:
+    """Require that server and command agree; return whether anything is marked."""
     answer = server.client.infer(IMAGES, image.stem, params)
     assert answer.status == 200 and answer.name.endswith(".png"), (image, answer.name)
     with Image.open(io.BytesIO(answer.content)) as found:
         assert found.format == "PNG" and found.mode == "L"
         expected = open_mask(by_command(server, IMAGES, image, output)) // 255
         np.testing.assert_array_equal(np.asarray(found), expected, err_msg=str(image))
-        assert expected.any() and expected.shape == Image.open(image).size[::-1]
+        assert expected.shape == Image.open(image).size[::-1]
+        return bool(expected.any())
 
 
 def require_equal_volume(server: StockServer, image: Path, output: Path) -> None:
@@ -103,9 +105,12 @@ def test_it_offers_both_models_with_their_labels(client: Client) -> None:
 
 def test_images(server: StockServer, studies: Path, tmp_path: Path) -> None:
     """A JPEG as well gives a PNG, and where a client asks for a JPEG, which would change the mask."""
-    for attempt in range(2):
-        for name, params in (("plain.png", None), ("photo.jpg", None), ("photo.jpg", {"result_extension": ".jpg"})):
-            require_equal_image(server, studies / name, tmp_path / f"{name}{attempt}{bool(params)}", params)
+    marked = [
+        require_equal_image(server, studies / name, tmp_path / f"{name}{attempt}{bool(params)}", params)
+        for attempt in range(2)
+        for name, params in (("plain.png", None), ("photo.jpg", None), ("photo.jpg", {"result_extension": ".jpg"}))
+    ]
+    assert any(marked)
 
 
 def test_volumes(server: StockServer, studies: Path, tmp_path: Path) -> None:
