@@ -43,8 +43,8 @@ TESTS: Mapping[str, Mapping[str, str]] = {
 }
 CONTAMINATION = {
     "polyps": "LiteMedSAM may have seen these images, test images included: assume that Kvasir-SEG and CVC-ClinicDB "
-    "are in its training set. No figure here says how it does on polyps that it never saw; all rows start from the same "
-    "weights, so comparisons between them stay fair.",
+    "are in its training set. No figure here says how it does on polyps that it never saw; all rows start from the "
+    "same weights, so comparisons between them stay fair.",
     "hippocampus": "These images are in no set: this script makes them of volumes. The volumes are public (Medical "
     "Segmentation Decathlon); that LiteMedSAM saw slices of them in another form cannot be ruled out.",
     "procedural": "LiteMedSAM cannot have seen these images: a program draws them. They are no medical images.",
