@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The experiment on real weights at a toy size: our embedded SAM in place of LiteMedSAM, procedural images as polyps."""
+"""The experiment on real weights at a toy size: our embedded SAM for LiteMedSAM, procedural images for polyps."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Memory:
         if missing:
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 computed = self.compute(images[list(missing.values())].float())
-            for path, embedding in zip(missing, computed.cpu().numpy().astype(np.float16), strict=True):
+            for path, embedding in zip(missing, computed.cpu().half().numpy(), strict=True):
                 save(path, embedding)
         return torch.stack([torch.from_numpy(np.load(path)).float() for path in paths]).to(images.device)
 
