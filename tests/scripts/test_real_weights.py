@@ -31,6 +31,7 @@ from bundle.procedural.demo_set import make_demo
 from bundle.sam_sp.network import SamSP
 from scripts.experiments.polyps import data
 from scripts.experiments.real_weights import experiment, sources
+from scripts.experiments.real_weights.cells import can_resume
 from scripts.experiments.real_weights.embeddings import Memory, RandVariantd, Remember
 from scripts.experiments.real_weights.report import NOT_RUN, PAIRS, write_report
 from scripts.experiments.real_weights.rows import NOTHING_EXCEEDS, ROWS, TABLE, choose_rows
@@ -115,6 +116,13 @@ def test_rows() -> None:
     assert {name for _, *names in PAIRS for name in names} < set(ROWS)
     with pytest.raises(BundleError, match="There is no row 'sam'; expected some of base, frozen, lora, rates, base"):
         choose_rows(["sam"])
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    assert not can_resume(tmp_path, 2)
+    (tmp_path / "last.pt").touch()
+    (tmp_path / "history.json").write_text(json.dumps([{"epoch": 1}]), encoding="utf-8")
+    assert can_resume(tmp_path, 2) and not can_resume(tmp_path, 1)
 
 
 def test_fewer_images_are_the_first_of_more() -> None:

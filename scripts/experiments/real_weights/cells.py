@@ -149,7 +149,7 @@ def facts_of(cell: Cell, plan: Plan) -> dict[str, Any]:
     trained = {
         "seed": cell.seed,
         "knobs": dict(cell.row.settings),
-        "epochs": plan.epochs if frozen else plan.lora_epochs,
+        "epochs": epochs_of(cell, plan),
         "train_images": len(plan.parts(frozen)["train"]),
         **({"variants": plan.variants} if frozen else {}),
     }
@@ -230,7 +230,7 @@ def _run_cell(cell: Cell, plan: Plan) -> None:
     if cell.row.seeds:
         weights = folder / "model.pt"
         if not weights.is_file():
-            options = training_options(cell, plan, (folder / LAST).is_file())
+            options = training_options(cell, plan, can_resume(folder, epochs_of(cell, plan)))
             call("training", options, cell.row, folder, plan.threads, *others, seconds=plan.seconds_left())
         described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         result |= {key: described[key] for key in ("best_epoch", "validation", "version")}
@@ -255,6 +255,18 @@ def _run_cell(cell: Cell, plan: Plan) -> None:
         shutil.rmtree(embeddings, ignore_errors=True)
 
 
+def epochs_of(cell: Cell, plan: Plan) -> int:
+    """Return the epochs of a cell's training."""
+    return plan.epochs if is_frozen(cell.row) else plan.lora_epochs
+
+
+def can_resume(folder: Path, epochs: int) -> bool:
+    """Return whether a training was stopped within its epochs; one that was stopped after the last begins anew."""
+    if not (folder / LAST).is_file() or not (folder / HISTORY).is_file():
+        return False
+    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))[-1]["epoch"] < epochs
+
+
 def training_options(cell: Cell, plan: Plan, resume: bool) -> dict[str, Any]:
     """Return the settings of a training, which resumes an earlier one that was stopped."""
     frozen = is_frozen(cell.row)
@@ -265,7 +277,7 @@ def training_options(cell: Cell, plan: Plan, resume: bool) -> dict[str, Any]:
         **plan.settings,
         **cell.row.settings,
         "seed": cell.seed,
-        "epochs": plan.epochs if frozen else plan.lora_epochs,
+        "epochs": epochs_of(cell, plan),
         "val_interval": 1,
         "output_dir": os.path.relpath(work_of(cell, plan), ROOT),
         "publish": False,

@@ -56,7 +56,7 @@ from scripts.experiments.real_weights.cells import (
 )
 from scripts.experiments.real_weights.embeddings import Memory
 from scripts.experiments.real_weights.report import write_report
-from scripts.experiments.real_weights.rows import SEEDS, choose_rows, is_frozen
+from scripts.experiments.real_weights.rows import choose_rows, is_frozen
 from scripts.experiments.real_weights.sources import PROCEDURAL, TESTS, first_of, open_data
 
 RECORDS = ROOT / "scripts" / "experiments" / "records" / "real_weights"
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument(
         "--rows", nargs="+", metavar="ROW", help="rows or groups, see scripts/experiments/real_weights/rows.py (all)"
     )
-    parser.add_argument("--seeds", nargs="+", type=option(whole(0)), default=list(SEEDS), help="(0 1)")
+    parser.add_argument("--seeds", nargs="+", type=option(whole(0)), help="seeds of all rows (those of rows.py: 0 1)")
     parser.add_argument("--train_images", type=count, default=200, help="with a frozen encoder (%(default)s)")
     parser.add_argument("--variants", type=count, default=4, help="of each of them, with it itself (%(default)s)")
     parser.add_argument("--epochs", type=count, default=8, help="with a frozen encoder (%(default)s)")
