@@ -53,20 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=SHARED, help="kvasir-seg, cvc-clinicdb and splits (shared/data)")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu", help="folder to write anew (.gpu)")
     parser.add_argument("--no-images", action="store_true", help="the machine then draws procedural ones")
+    parser.add_argument("--sam_checkpoint", type=Path, help="file of a SAM to pack as well, in weights")
     options = parser.parse_args(arguments)
-    report = pack(options.out, None if options.no_images else options.data)
+    report = pack(options.out, None if options.no_images else options.data, options.sam_checkpoint)
     print("\n".join(report))
     print(f"\nNext, on the GPU machine, with {options.out.name} carried along:\n")
     for what, command in commands(options.out.name, not options.no_images).items():
         print(f"{what}\n\n{command}\n")
 
 
-def pack(out: Path, data: Path | None) -> list[str]:
+def pack(out: Path, data: Path | None, sam_checkpoint: Path | None = None) -> list[str]:
     """Write the folder anew and return lines about its content.
 
     Raises:
-        BundleError: it does not fit, or a command is too long.
+        BundleError: it does not fit, a command is too long, or there is no such file of a SAM.
     """
+    if sam_checkpoint is not None and not sam_checkpoint.is_file():
+        raise BundleError(f"sam_checkpoint '{sam_checkpoint}' is not a file.")
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
@@ -75,8 +78,12 @@ def pack(out: Path, data: Path | None) -> list[str]:
     tracked = tracked_bytes(ROOT)
     wheels = folder_bytes(out)
     lines = [f"tracked files {tracked / MIB:.1f} MiB", f"wheels {wheels / MIB:.1f} MiB"]
+    if sam_checkpoint is not None:
+        (out / "weights").mkdir()
+        shutil.copy(sam_checkpoint, out / "weights")
+        lines.append(f"{sam_checkpoint.name} {folder_bytes(out / 'weights') / MIB:.1f} MiB")
     if data is not None:
-        quality, count = pack_images(data, out / "data", MOST_MIB * MIB - tracked - wheels)
+        quality, count = pack_images(data, out / "data", MOST_MIB * MIB - tracked - folder_bytes(out))
         images = folder_bytes(out / "data") / MIB
         lines.append(f"{count} images and masks {images:.1f} MiB, JPEG of quality {quality}, {LONGEST_SIDE} px at most")
     require_size(tracked + folder_bytes(out))

@@ -75,6 +75,23 @@ def test_quality_falls_until_everything_fits(source: Path, tmp_path: Path) -> No
         pack_gpu.pack_images(source, tmp_path / "none", room=1000)
 
 
+def test_a_file_of_a_sam_travels_and_images_have_what_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_gpu, "download", lambda requirements, folder: folder.mkdir())
+    monkeypatch.setattr(pack_gpu, "tracked_bytes", lambda root: 0)
+    sam = tmp_path / "lite.pth"
+    sam.write_bytes(bytes(2 * pack_gpu.MIB))
+    report = pack_gpu.pack(tmp_path / "pack", source, sam)
+    assert "lite.pth 2.0 MiB" in report and is_complete(tmp_path / "pack" / "data")
+    assert (tmp_path / "pack" / "weights" / "lite.pth").read_bytes() == sam.read_bytes()
+    monkeypatch.setattr(pack_gpu, "MOST_MIB", 2)
+    with pytest.raises(BundleError, match=r"do not fit into -?0\.0 MiB"):
+        pack_gpu.pack(tmp_path / "pack", source, sam)
+    with pytest.raises(BundleError, match=r"sam_checkpoint '.*none\.pth' is not a file"):
+        pack_gpu.pack(tmp_path / "pack", source, tmp_path / "none.pth")
+
+
 def test_what_is_too_large_is_refused() -> None:
     pack_gpu.require_size(pack_gpu.MOST_MIB * pack_gpu.MIB)
     with pytest.raises(BundleError, match=r"60\.0 MiB; expected at most 60"):

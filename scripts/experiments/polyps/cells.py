@@ -216,14 +216,25 @@ def printable_command(run_id: str, options: Mapping[str, Any], row: Row, *others
     return shlex.join(["python", *_words(run_id, options, row, *others)])
 
 
-def call(run_id: str, options: Mapping[str, Any], row: Row, folder: Path, threads: int, *others: str) -> None:
-    """Run a command from the bundle's root; its output goes to ``log.txt``."""
+def call(
+    run_id: str,
+    options: Mapping[str, Any],
+    row: Row,
+    folder: Path,
+    threads: int,
+    *others: str,
+    seconds: float | None = None,
+) -> None:
+    """Run a command from the bundle's root, for at most some seconds; its output goes to ``log.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     command = [sys.executable, *_words(run_id, options, row, *others)]
     with open(log, "a", encoding="utf-8") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+        limit = {} if seconds is None else {"timeout": max(0.1, seconds)}
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False, **limit
+        )
     if done.returncode:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
         raise BundleError(f"{run_id} {folder.name} failed; the last line of {log} is: {last}")

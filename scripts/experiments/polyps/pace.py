@@ -30,8 +30,12 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def config_files(row: Row, *others: str) -> list[str]:
-    """Return the configs of a row's training, with ``others`` mixed over them, relative to the bundle's root."""
-    return [f"configs/{name}.json" for name in ("train", *others, *(["unet"] if row.unet else []))]
+    """Return the configs of a row's training, with ``others`` mixed over them, relative to the bundle's root.
+
+    Others are names in ``configs``, or paths that end with ``.json``.
+    """
+    names = ("train", *others, *(["unet"] if row.unet else []))
+    return [name if name.endswith(".json") else f"configs/{name}.json" for name in names]
 
 
 def measure_paces(
