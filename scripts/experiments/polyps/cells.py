@@ -231,9 +231,9 @@ def call(
     command = [sys.executable, *_words(run_id, options, row, *others)]
     with open(log, "a", encoding="utf-8") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        limit = {} if seconds is None else {"timeout": max(0.1, seconds)}
+        limit = None if seconds is None else max(0.1, seconds)
         done = subprocess.run(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False, **limit
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False, timeout=limit
         )
     if done.returncode:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
