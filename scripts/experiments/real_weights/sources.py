@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where the images come from: real polyps, slices of hippocampus volumes as images, or procedural pictures."""
+"""Images of the experiment: real polyps, slices of hippocampus volumes, or procedural pictures."""
 
 from __future__ import annotations
 
