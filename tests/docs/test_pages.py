@@ -58,7 +58,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    navigation = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    navigation = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert navigation == pages - {"README.md"}  # the model card, which the hub shows
 
