@@ -26,10 +26,7 @@ from monai.transforms import InvertibleTransform, MapTransform, Resize, SpatialP
 from monai.utils import TraceKeys, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
 
 from bundle.core.tensors import strip_metadata
-from bundle.sam.input_kinds import PIXEL_MEAN as PIXEL_MEAN
-from bundle.sam.input_kinds import PIXEL_STD as PIXEL_STD
 from bundle.sam.input_kinds import get_kind, resize_bilinear
-from bundle.sam.input_kinds import longest_side_size as longest_side_size
 
 
 def scaled_size(height: int, width: int, image_size: int, kind: str) -> tuple[int, int]:

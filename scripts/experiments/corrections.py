@@ -107,10 +107,12 @@ def measure(network: SamSP, records: Sequence[Mapping[str, str]]) -> dict[str, A
     """Return the Dice of each image for each kind of user prompt, and its scores without a label.
 
     Raises:
-        BundleError: the network has several classes.
+        BundleError: the network has several classes, or another input than SAM's.
     """
     if network.num_classes != 1:
         raise BundleError(f"The network has {network.num_classes} classes; expected one, polyps.")
+    if network.input != "sam":
+        raise BundleError(f"The network has the input '{network.input}'; images are prepared for 'sam' here.")
     corrected: dict[str, list[float]] = {}
     scores: dict[str, list[float]] = {}
     for record in tqdm(records, desc="images", disable=None):

@@ -129,7 +129,8 @@ def test_a_volume_is_as_uncertain_as_its_slices(toy: str) -> None:
 def test_input_of_a_slice_equals_that_of_an_image() -> None:
     from monai.transforms import Compose, NormalizeIntensityd, SpatialPadd
 
-    from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, ResizeLongestSided
+    from bundle.sam.input_kinds import PIXEL_MEAN, PIXEL_STD
+    from bundle.sam.preprocessing import ResizeLongestSided
 
     images = torch.randint(0, 256, (2, 3, 50, 30)).float()
     transforms = Compose([

@@ -26,7 +26,8 @@ from segment_anything.modeling import Sam
 
 from bundle.data.transforms import RandColorJitterd, SplitClassesd
 from bundle.inference.postprocessing import MarkClassesd, SplitPassesd
-from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd, longest_side_size
+from bundle.sam.input_kinds import longest_side_size
+from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd
 from tests.pictures import DEVIATION, MEAN, preprocessing
 
 KVASIR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kvasir-seg" / "images"

@@ -29,7 +29,7 @@ from bundle.export import exporter as exports
 from bundle.export.check import BATCHES, check_export, compare, images_with_different_boxes
 from bundle.export.exporter import FORMATS, Exporter, merge_for_export
 from bundle.inference.inferers import SamSPInferer
-from bundle.sam.preprocessing import PIXEL_MEAN
+from bundle.sam.input_kinds import PIXEL_MEAN
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.presence import ABSENT

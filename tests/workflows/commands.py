@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
+from monai.transforms import Compose
 
 from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import find_bundle_error
+from bundle.core.tensors import strip_metadata
 from bundle.sam_sp.network import SamSP
 from tests.conftest import ROOT
 
@@ -79,3 +81,22 @@ def write_untrained(folder: Path, image_size: int = 64) -> Path:
 
 def load(path: Path) -> Mapping[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
+
+
+def images_of_each_way(root: Path, dataset: Path, **settings: Any) -> tuple[dict[str, str], list[torch.Tensor]]:
+    """Return the first training record, and its image as training, validation and inference see it."""
+    parsers = [ConfigParser(ConfigParser.load_config_files(config)) for config in (TRAIN, INFER)]
+    for parser in parsers:
+        parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), "image_size": 64, "device": "cpu"})
+        parser.update(settings)
+        parser.read_meta(META)
+    parsers[0].update({"sam_checkpoint": "random"})
+    train = parsers[0].get_parsed_content("train#deterministic_transforms")
+    train += parsers[0].get_parsed_content("train#late_transforms")
+    record = parsers[0].get_parsed_content("datalists")["train"][0]
+    ways = [
+        Compose(train),
+        parsers[0].get_parsed_content("validate#preprocessing"),
+        parsers[1].get_parsed_content("preprocessing"),
+    ]
+    return record, [torch.as_tensor(strip_metadata(way(record)["image"])) for way in ways]

@@ -31,7 +31,6 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Compose
 from monai.utils import convert_to_dst_type
 from PIL import Image
 from segment_anything.modeling import Sam
@@ -44,14 +43,27 @@ from bundle.core.files import sha256_of
 from bundle.data.datalists import load_datalists
 from bundle.data.image_files import open_mask
 from bundle.sam.compiled import compile_encoder
-from bundle.sam.preprocessing import PIXEL_MEAN, PIXEL_STD, ResizeLongestSided
+from bundle.sam.input_kinds import PIXEL_MEAN, PIXEL_STD
+from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from tests import processes
 from tests.conftest import ROOT
 from tests.tiny_vit import tiny_network
-from tests.workflows.commands import EVALUATE, FILES, INFER, META, SMALL, TRAIN, command, load, refused, write_untrained
+from tests.workflows.commands import (
+    EVALUATE,
+    FILES,
+    INFER,
+    META,
+    SMALL,
+    TRAIN,
+    command,
+    images_of_each_way,
+    load,
+    refused,
+    write_untrained,
+)
 
 # What the commands do with their data and files is the same for any SAM.
 TINY = {**SMALL, "sam": "toy"}
@@ -209,18 +221,9 @@ def test_image_and_label_move_together_in_training(root: Path, bright: Path) -> 
 
 def test_training_and_validation_see_the_same_image(root: Path, dataset: Path) -> None:
     """The deterministic and late transforms of training give what validation gives, and so does inference."""
-    parsers = [ConfigParser(ConfigParser.load_config_files(config)) for config in (TRAIN, INFER)]
-    for parser in parsers:
-        parser.update({"bundle_root": str(root), "dataset_dir": str(dataset), "image_size": 64, "device": "cpu"})
-        parser.read_meta(META)
-    parsers[0].update({"sam_checkpoint": "random"})
-    train = parsers[0].get_parsed_content("train#deterministic_transforms")
-    train += parsers[0].get_parsed_content("train#late_transforms")
-    record = parsers[0].get_parsed_content("datalists")["train"][0]
-    trained = Compose(train)(record)["image"]
-    validated = parsers[0].get_parsed_content("validate#preprocessing")(record)["image"]
-    inferred = parsers[1].get_parsed_content("preprocessing")(record)["image"]
-    assert torch.equal(trained, validated.as_tensor()) and torch.equal(trained, inferred.as_tensor())
+    record, images = images_of_each_way(root, dataset)
+    trained = images[0]
+    assert all(torch.equal(trained, image) for image in images[1:])
 
     with Image.open(record["image"]) as picture:
         sam = Sam.__new__(Sam)

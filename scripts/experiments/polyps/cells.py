@@ -17,10 +17,13 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from bundle.checkpoints.base_weights import RANDOM
 from bundle.core.errors import BundleError
@@ -134,6 +137,31 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
         result["tests"][folder.name] = by_test(measured, plan.polyps.tests)
     write_cell(plan.cells / f"{cell.name}.json", result)
+
+
+def run_side_by_side(cells: Sequence[Cell], run: Callable[[Cell], None], folder: Path, jobs: int) -> None:
+    """Run cells, some at a time, with a progress bar; after the first failure no new one starts.
+
+    Args:
+        cells: what to run.
+        run: runs one of them and writes its JSON file.
+        folder: of these files.
+        jobs: how many run at a time.
+    """
+
+    def run_one(cell: Cell) -> None:
+        run(cell)
+        bar.update()
+        bar.write(f"Wrote {folder / cell.name}.json", file=sys.stderr)
+
+    with tqdm(total=len(cells), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(run_one, cell) for cell in cells]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def is_evaluated(folder: Path, weights: Path) -> bool:

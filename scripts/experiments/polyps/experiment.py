@@ -22,19 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from bundle.core.command_line import parse_with_settings
 from bundle.core.files import write_atomically
 from bundle.data.datalists import load_datalists
 from scripts.benchmarks.measure import machine
-from scripts.experiments.polyps.cells import ROOT, Cell, Plan, cells_of, is_done, run_cell
+from scripts.experiments.polyps.cells import ROOT, Cell, Plan, cells_of, is_done, run_cell, run_side_by_side
 from scripts.experiments.polyps.data import lay_out
 from scripts.experiments.polyps.pace import epochs_for, measure_paces
 from scripts.experiments.polyps.report import write_report
@@ -128,14 +124,5 @@ def run_all(cells: Sequence[Cell], plan: Plan, paces: dict[str, float], jobs: in
         images = len(plan.polyps.train)
         epochs = None if pace is None else epochs_for(plan.minutes, pace, images, BATCH_SIZE)
         run_cell(cell, plan, pace, epochs)
-        bar.update()
-        bar.write(f"Wrote {plan.cells / cell.name}.json", file=sys.stderr)
 
-    with tqdm(total=len(cells), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(run, cell) for cell in cells]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    run_side_by_side(cells, run, plan.cells, jobs)

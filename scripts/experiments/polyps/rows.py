@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +144,17 @@ def choose_rows(names: list[str] | None) -> list[Row]:
     Raises:
         BundleError: there is no such row or group.
     """
-    unknown = [name for name in names or [] if name not in GROUPS and name not in ROWS]
+    return rows_of(GROUPS, names or list(GROUPS))
+
+
+def rows_of(groups: Mapping[str, tuple[Row, ...]], names: Sequence[str]) -> list[Row]:
+    """Return the rows that names of rows or of groups mean, in the order of the groups.
+
+    Raises:
+        BundleError: there is no such row or group.
+    """
+    known = [*groups, *(row.name for rows in groups.values() for row in rows)]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise BundleError(f"There is no row '{unknown[0]}'; expected some of {', '.join([*GROUPS, *ROWS])}.")
-    return [row for group, rows in GROUPS.items() for row in rows if not names or group in names or row.name in names]
+        raise BundleError(f"There is no row '{unknown[0]}'; expected some of {', '.join(known)}.")
+    return [row for group, rows in groups.items() for row in rows if group in names or row.name in names]

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ from bundle.core.command_line import parse_with_settings
 from bundle.core.setting_forms import number, option, whole
 from bundle.core.settings import resolve_device
 from bundle.data.datalists import load_datalists
-from scripts.experiments.polyps.cells import ROOT, Cell, cells_of
+from scripts.experiments.polyps.cells import ROOT, Cell, cells_of, run_side_by_side
 from scripts.experiments.polyps.experiment import CONSTANT_ALPHA, DOCUMENT, SHARED
 from scripts.experiments.polyps.experiment import SETTINGS as POLYP_SETTINGS
 from scripts.experiments.polyps.pace import config_files
@@ -165,19 +163,7 @@ def run_missing(missing: Sequence[Cell], plan: Plan, jobs: int) -> None:
     if frozen:
         embed(plan, trained=any(cell.row.seeds for cell in frozen), threads=jobs * plan.threads)
 
-    def run(cell: Cell) -> None:
-        run_cell(cell, plan)
-        bar.update()
-        bar.write(f"Wrote {plan.cells / cell.name}.json", file=sys.stderr)
-
-    with tqdm(total=len(missing), desc="cells") as bar, ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(run, cell) for cell in missing]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    run_side_by_side(missing, lambda cell: run_cell(cell, plan), plan.cells, jobs)
 
 
 def embed(plan: Plan, trained: bool, threads: int) -> None:

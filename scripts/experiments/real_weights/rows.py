@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bundle.core.errors import BundleError
-from scripts.experiments.polyps.rows import BY_EXPERT, Row, Settings
+from scripts.experiments.polyps.rows import BY_EXPERT, Row, Settings, rows_of
 
 # The rate of the trial that is named in docs/results/real-weights.md, and that of configs/lite_medsam.json.
 DECODER: Settings = {"trainable": "decoder", "learning_rate": 1e-4}
@@ -74,8 +73,4 @@ def choose_rows(names: list[str] | None) -> list[Row]:
     Raises:
         BundleError: there is no such row or group.
     """
-    unknown = [name for name in names or [] if name not in GROUPS and name not in ROWS]
-    if unknown:
-        raise BundleError(f"There is no row '{unknown[0]}'; expected some of {', '.join([*GROUPS, *ROWS])}.")
-    asked = names or list(TABLE)
-    return [row for group, rows in GROUPS.items() for row in rows if group in asked or row.name in asked]
+    return rows_of(GROUPS, names or list(TABLE))
