@@ -35,7 +35,7 @@ FILES = (
     "large_files.yml", "pyproject.toml",
 )  # fmt: skip
 # Benchmarks and experiments are for developers as well.
-LEFT_OUT = ("scripts/make_bundle.py", "scripts/benchmarks/", "scripts/experiments/")
+LEFT_OUT = ("scripts/make_bundle.py", "scripts/settings_page.py", "scripts/benchmarks/", "scripts/experiments/")
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"
 # The earliest date a zip can hold: the same files give the same zip.

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from bundle.core.settings import settings_of
+from bundle.core.setting_rules import settings_of
 from tests.conftest import ROOT
 
 # A room imports from itself and from those before it.

@@ -89,7 +89,7 @@ def _read(name: str, value: Any, defaults: Sequence[Any], alias: str | None = No
     """Return a value of a setting in its type; ``alias`` is its name in the error where that is another."""
     if is_expression(value) or (value is None and (not defaults or any(usual is None for usual in defaults))):
         return value
-    form = RULES[name]
+    form = RULES[name].form
     if form in (TEXT, PATH) and not isinstance(value, str):
         value = _as_typed(name, value)
     try:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The settings of a config: their names, and their values as read from JSON or the command line."""
+"""Values of settings as read from JSON or the command line: expressions, booleans, the device, mixed precision."""
 
 from __future__ import annotations
 
@@ -19,27 +19,8 @@ import torch
 
 from bundle.core.errors import BundleError
 
-# The first id of a config that is not set by a user but follows from the settings before it.
-FIRST_DERIVED = "torch_device"
-NO_SETTINGS = ("imports", "bundle_root", "rank", "volume", "run_name")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 AMP_DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a config, name and raw value: all before `FIRST_DERIVED`, and what mixins add to them.
-
-    A mixin comes after the config that it is mixed over, so its settings are known by being constants.
-    """
-    names = list(config)
-    end = names.index(FIRST_DERIVED) if FIRST_DERIVED in names else 0
-    return {
-        name: config[name]
-        for index, name in enumerate(names)
-        if not name.startswith(("_", "+"))
-        and name not in NO_SETTINGS
-        and (index < end or not (isinstance(config[name], dict | list) or is_expression(config[name])))
-    }
 
 
 def is_expression(value: Any) -> bool:

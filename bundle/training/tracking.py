@@ -22,7 +22,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
-from bundle.core.settings import is_expression, settings_of
+from bundle.core.setting_rules import settings_of
+from bundle.core.settings import is_expression
 from bundle.evaluation.panel_saver import PanelSaver
 
 

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""docs/reference/settings.md has every setting of the configs, with its default, and no other."""
+"""docs/reference/settings.md has every setting of the configs, as the table of settings and the configs have it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from typing import Any
 
 import pytest
 
-from bundle.core.setting_rules import RULES
+from bundle.core.setting_rules import NOT_RECORDED, RULES
+from bundle.core.settings import is_expression
+from scripts import settings_page
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+PAGE = settings_page.PAGE.read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = (
-    "train", "evaluate", "inference", "volume", "export", "merge", "pretrain", "evaluate_prompts", "unet",
-)  # fmt: skip
 # What stands above or among the settings and is none, and the ids that begin what follows from them.
 NO_SETTINGS = {"imports", "+imports", "bundle_root", "train", "validate"}
 DERIVED = {"torch_device", "volume", "network_def", "network#network", "exporter", "inferer", "run"}
+# Arguments of MONAI's own command, which no config needs to have.
+ARGUMENTS = {"bundle_root", "tracking_uri", "experiment_name", "run_name"}
 # A value of a cell in words.
 WORDS: dict[str, Any] = {"none": None, "true": True, "false": False, "empty": ""}
 
@@ -44,13 +45,12 @@ def settings(config: str) -> dict[str, Any]:
 def table(text: str) -> dict[str, list[str]]:
     """Return the rows of the tables in a text: the cells behind the name of a setting."""
     rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| `")]
-    return {row[0].strip("`"): row[1:] for row in rows}
+    return {row[0].strip("`-"): row[1:] for row in rows}
 
 
-def section(config: str) -> dict[str, list[str]]:
-    """Return the tables of the section on a config."""
-    (found,) = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if f"`configs/{config}.json`" in part[:99]]
-    return table(found)
+def tables_of(name: str) -> dict[str, list[str]]:
+    """Return the rows behind a marker of the page."""
+    return table(PAGE.split(f"<!-- table: {name} -->")[1].split("<!-- end of table -->")[0])
 
 
 def read(cell: str) -> Any:
@@ -73,27 +73,47 @@ def agrees(cell: str, value: Any) -> bool:
     return read(cell) == value and isinstance(read(cell), bool) == isinstance(value, bool)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+def test_the_page_is_up_to_date() -> None:
+    """If this fails: python -m scripts.settings_page"""
+    assert settings_page.fill_tables(PAGE) == PAGE
+    assert re.findall(r"<!-- table: (\w+) -->", PAGE) == [*settings_page.CONFIGS, "recipes", "arguments"]
+
+
+def test_a_page_that_is_not_up_to_date_is_found() -> None:
+    changed = PAGE.replace("| `epochs` | a whole number from 1 on | 4 |", "| `epochs` | a whole number from 1 on | 5 |")
+    assert changed != PAGE and settings_page.fill_tables(changed) == PAGE
+
+
+@pytest.mark.parametrize("config", settings_page.CONFIGS)
 def test_every_setting_is_documented_with_its_default(config: str) -> None:
-    expected, documented = settings(config), section(config)
-    assert set(documented) == set(expected)
+    expected, documented = settings(config), tables_of(config)
+    assert set(expected) <= set(documented), "in the config, but not in bundle/core/setting_rules.py"
     wrong = {
-        name: (documented[name][0], value) for name, value in expected.items() if not agrees(documented[name][0], value)
+        name: (documented[name][1], value) for name, value in expected.items() if not agrees(documented[name][1], value)
     }
     assert not wrong
-    assert all(len(cells) == 2 and len(cells[1]) > 5 for cells in documented.values())
+    assert all(len(cells) == 3 and len(cells[2]) > 5 for cells in documented.values())
 
 
-RECIPES = ["vit_b", "vit_l", "vit_h", "lite_medsam"]
+def test_no_setting_of_the_table_is_without_use() -> None:
+    used = {name for config in settings_page.CONFIGS for name in settings_page.settings_in(config)}
+    assert set(RULES) - used == ARGUMENTS == set(tables_of("arguments")) and set(NOT_RECORDED) <= ARGUMENTS
 
 
-@pytest.mark.parametrize("config", RECIPES)
-def test_the_recipes_are_documented(config: str) -> None:
-    part = PAGE.split("## Recipes for other networks")[1].split("\n## ")[0]
-    place = RECIPES.index(config)
-    found = {name: read(cells[place]) for name, cells in table(part).items()}
-    content = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
-    assert found == {key: value for key, value in content.items() if key != "sam" and not key.startswith("_")}
+def test_defaults_have_words_where_they_are_computed() -> None:
+    for name, entry in RULES.items():
+        homes = [config for config in settings_page.CONFIGS if name in settings_page.settings_in(config)]
+        default = settings_page.settings_in(homes[0])[name] if homes else None
+        computes = is_expression(default) and not default.startswith("$@bundle_root + '/")
+        assert bool(entry.computed) == computes, name
+        assert set(entry.elsewhere) <= set(homes[1:]), name
+
+
+def test_the_recipes_are_documented() -> None:
+    for place, recipe in enumerate(settings_page.RECIPES):
+        found = {name: read(cells[place]) for name, cells in tables_of("recipes").items()}
+        content = json.loads((ROOT / "configs" / f"{recipe}.json").read_text(encoding="utf-8"))
+        assert found == {key: value for key, value in content.items() if key != "sam" and not key.startswith("_")}
 
 
 def test_the_settings_of_the_readme_are_those_of_training() -> None:
@@ -106,13 +126,3 @@ def test_a_wrong_default_is_found() -> None:
     assert agrees("3e-4", 0.0003) and agrees("`output`", "$@bundle_root + '/output'") and agrees("none", None)
     assert not agrees("4", 5) and not agrees("`none`", None) and not agrees("none", "none")
     assert not agrees("1", True) and not agrees("`out`", "$@bundle_root + '/output'") and not agrees("", "$@x > 1")
-
-
-def test_the_values_that_settings_take_are_those_of_the_table() -> None:
-    part = PAGE.split("## What a setting takes")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (.+) \| (`.+`) \|$", part, flags=re.MULTILINE)
-    documented = {words.replace("`", ""): set(re.findall(r"`(\w+)`", names)) for words, names in rows}
-    expected: dict[str, set[str]] = {}
-    for name, form in RULES.items():
-        expected.setdefault(form.words, set()).add(name)
-    assert documented == expected
