@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.core import setting_names
 from bundle.core.errors import BundleError
+from bundle.core.setting_conflicts import contradictions
 from bundle.core.setting_forms import PATH, TEXT
 from bundle.core.setting_rules import RULES
 from bundle.core.settings import is_expression
@@ -35,24 +36,21 @@ def check_settings() -> None:
     A config has no id for itself: it is the one whose parser evaluates the call.
 
     Raises:
-        BundleError: a name is unknown, or a value is not possible; the sentence has the name and what is expected.
+        BundleError: names are unknown, or values are not possible; it has a sentence for each, with the name and what
+            is expected.
     """
     parser = _find_caller(ConfigParser)
     if parser is None or not isinstance(parser.config, Mapping):
         return
     configs = setting_names.mixed_in(parser.config)
     known = setting_names.known_values(configs)
-    if configs:
-        workflow = _find_caller(ConfigWorkflow)
-        run_ids = {} if workflow is None else {"run_id": workflow.run_id, **_optional_ids(workflow)}
-        _require_runnable(run_ids, parser)
-        _require_known(setting_names.unknown_ids(parser.config, known, set(run_ids.values())), known)
-        _require_parts(setting_names.replaced_parts(parser.config, known), known)
-        _require_arguments(setting_names.unknown_arguments(parser.config, known, parser.locator), known)
+    problems = [*_wrong_names(parser, known)] if configs else []
     for id, (name, value) in setting_names.overridden_settings(parser, known).items():
-        _read(name, value, (), id.replace("::", "#"))
+        problems += _read_each({name: value}, {}, alias=id.replace("::", "#"))[1]
     given = {name: value for name, value in parser.config.items() if name in RULES}
-    for name, value in read_settings(given, {name: known.get(name, []) for name in given}).items():
+    read, wrong = _read_each(given, {name: known.get(name, []) for name in given})
+    _raise_all(problems + wrong)
+    for name, value in read.items():
         if type(value) is not type(given[name]) or value != given[name]:
             _replace(parser, name, value)
 
@@ -65,12 +63,10 @@ def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]
         defaults: the values that configs have for each; None is possible where it is among them.
 
     Raises:
-        BundleError: a value is not possible.
+        BundleError: values are not possible; it has a sentence for each.
     """
-    read = {name: _read(name, value, defaults.get(name, ())) for name, value in given.items() if name in RULES}
-    smallest, largest = read.get("smallest_crop"), read.get("largest_crop")
-    if isinstance(smallest, int) and isinstance(largest, int) and smallest > largest:
-        raise BundleError(f"smallest_crop is {smallest}, expected at most largest_crop, which is {largest}.")
+    read, problems = _read_each(given, defaults)
+    _raise_all(problems)
     return read
 
 
@@ -78,11 +74,54 @@ def require_settings_of(config: str, given: Mapping[str, Any]) -> dict[str, Any]
     """Return settings for a config of the bundle that a script passes on, read as `read_settings` does.
 
     Raises:
-        BundleError: the config has no such setting, or a value is not possible.
+        BundleError: the config has no such settings, or values are not possible; it has a sentence for each.
     """
     known = setting_names.known_values([setting_names.bundled_configs()[config]])
-    _require_known({name: value for name, value in given.items() if name.partition("#")[0] not in known}, known)
-    return {**given, **read_settings(given, known)}
+    unknown = {name: value for name, value in given.items() if name.partition("#")[0] not in known}
+    read, problems = _read_each(given, known)
+    _raise_all([*_unknown(unknown, known), *problems])
+    return {**given, **read}
+
+
+def _raise_all(problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise BundleError(problems[0])
+    if problems:
+        raise BundleError(f"{len(problems)} settings are wrong:" + "".join(f"\n    - {one}" for one in problems))
+
+
+def _wrong_names(parser: ConfigParser, known: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Yield a sentence for each id of a config that is not one of its commands, parts or arguments."""
+    workflow = _find_caller(ConfigWorkflow)
+    run_ids = {} if workflow is None else {"run_id": workflow.run_id, **_optional_ids(workflow)}
+    for argument, id in run_ids.items():
+        content = parser.get(id)
+        if not isinstance(content, list) and not is_expression(content):
+            yield f"{argument} is {id!r}, expected the id of something to run: a setting has two dashes in front."
+    yield from _unknown(setting_names.unknown_ids(parser.config, known, set(run_ids.values())), known)
+    for id, value in setting_names.replaced_parts(parser.config, known).items():
+        yield f"{_say(id, value)}, but that is a part which the config builds, no setting: {_advise(id, known)}"
+    for id, value in setting_names.unknown_arguments(parser.config, known, parser.locator).items():
+        yield f"{_say(id, value)}, but no argument has that name: {_advise(id, known)}"
+
+
+def _unknown(ids: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+    for id, value in ids.items():
+        yield f"{_say(id, value)}, but this command has no such setting: {_advise(id, known)}"
+
+
+def _read_each(
+    given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]], alias: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings that could be read, and a sentence for each that could not, or that contradicts another."""
+    read, problems = {}, []
+    for name, value in given.items():
+        if name in RULES:
+            try:
+                read[name] = _read(name, value, defaults.get(name, ()), alias)
+            except BundleError as error:
+                problems.append(str(error))
+    return read, [*problems, *contradictions(read, defaults)]
 
 
 def _read(name: str, value: Any, defaults: Sequence[Any], alias: str | None = None) -> Any:
@@ -115,15 +154,6 @@ def _as_typed(name: str, value: Any) -> Any:
     return value
 
 
-def _require_runnable(ids: Mapping[str, str], parser: ConfigParser) -> None:
-    for argument, id in ids.items():
-        content = parser.get(id)
-        if not isinstance(content, list) and not is_expression(content):
-            raise BundleError(
-                f"{argument} is {id!r}, expected the id of something to run: a setting has two dashes in front."
-            )
-
-
 def _optional_ids(workflow: ConfigWorkflow) -> dict[str, str]:
     """Return the ids of what is run before and after, where they are not those that a config may lack."""
     ids = {"init_id": workflow.init_id, "final_id": workflow.final_id}
@@ -131,37 +161,16 @@ def _optional_ids(workflow: ConfigWorkflow) -> dict[str, str]:
     return {argument: id for argument, id in ids.items() if id not in (None, "", usual[argument])}
 
 
-def _require_known(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    if unknown:
-        found = " and ".join(_say(id, value) for id, value in unknown.items())
-        settings = "no such setting" if len(unknown) == 1 else "no such settings"
-        raise BundleError(f"{found}, but this command has {settings}: {_advise(list(unknown), known)}")
-
-
-def _require_arguments(unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for id, value in unknown.items():
-        raise BundleError(f"{_say(id, value)}, but no argument has that name: {_advise([id], known)}")
-
-
-def _require_parts(replaced: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for id, value in replaced.items():
-        raise BundleError(
-            f"{_say(id, value)}, but that is a part which the config builds, no setting: {_advise([id], known)}"
-        )
-
-
 def _say(id: str, value: Any) -> str:
     return f"{id.replace('::', '#')} is {_shorten(value)}"
 
 
-def _advise(ids: Sequence[str], known: Mapping[str, Any]) -> str:
-    """Return the end of a sentence on ids that are not settings of this command."""
-    homes = [home for id in ids if (home := setting_names.home_of(id)) is not None]
-    if len(homes) == len(ids):
-        return f"it is one of {' and '.join(f'configs/{home}' for home in dict.fromkeys(homes))}."
-    meant = [name for id in ids if (name := setting_names.suggest(id, known)) is not None]
-    if meant:
-        return f"did you mean {' and '.join('--' + name.replace('::', '#') for name in meant)}?"
+def _advise(id: str, known: Mapping[str, Any]) -> str:
+    """Return the end of a sentence on an id that is no setting of this command."""
+    if (home := setting_names.home_of(id)) is not None:
+        return f"it is one of configs/{home}."
+    if (meant := setting_names.suggest(id, known)) is not None:
+        return f"did you mean --{meant.replace('::', '#')}?"
     return "expected one of those in docs/reference/settings.md."
 
 

@@ -199,7 +199,6 @@ def test_a_folder_is_taken_as_it_was_typed(typed: str, form: list[str], monkeypa
     ("configs", "override", "sentence"),
     [
         (TRAIN, {"epoch": 5}, f"epoch is 5, {UNKNOWN}: did you mean --epochs?"),
-        (TRAIN, {"epoch": 5, "lr": 1}, f"epoch is 5 and lr is 1, {UNKNOWN}s: did you mean --epochs and --learning"),
         (TRAIN, {"data_dir": "a"}, f"data_dir is 'a', {UNKNOWN}: did you mean --dataset_dir?"),
         (TRAIN, {"panels": 3}, f"panels is 3, {UNKNOWN}: it is one of configs/evaluate.json."),
         (TRAIN, {"meta_fil": "a"}, f"meta_fil is 'a', {UNKNOWN}: did you mean --meta_file?"),
@@ -271,8 +270,43 @@ def test_choices_are_those_of_the_code(name: str, choices: str) -> None:
     assert set(RULES[name].form.words.removeprefix("one of ").split(", ")) == set(constant(choices))
 
 
-def test_crops_of_a_pretraining_are_in_order() -> None:
-    assert refused(["pretrain.json"], smallest_crop=300).startswith("smallest_crop is 300, expected at most")
+@pytest.mark.parametrize(
+    ("configs", "override", "sentence"),
+    [
+        (["pretrain.json"], {"smallest_crop": 300}, "smallest_crop is 300, expected at most largest_crop, which is 256"),
+        (TRAIN, {"labels": {"1": "a", "2": "b"}, "num_classes": 3}, "num_classes is 3, but there are 2 labels: "),
+        (TRAIN, {"prompt": "expert"}, "prompt is 'expert', which takes boxes from labels: only an evaluation has them"),
+        (INFER, {"prompt": "expert"}, "prompt is 'expert', which takes boxes from labels: only an evaluation has them"),
+        (TRAIN, {"lora_rank": 16}, "lora_rank is 16, but trainable is 'full', which has no adapters: give --trainable"),
+        (TRAIN, {"lora_alpha": 8, "trainable": "decoder"}, "lora_alpha is 8, but trainable is 'decoder', which has no"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other(configs: list[str], override: dict[str, Any], sentence: str) -> None:
+    found = refused(configs, **override)
+    assert found.startswith(sentence) and is_one_sentence(found)
+
+
+def test_settings_that_go_together() -> None:
+    check(TRAIN, labels={"0": "background", "1": "a", "2": "b"}, num_classes=2)
+    check(TRAIN, lora_rank=16, lora_alpha=8, trainable="lora")
+    check(TRAIN, lora_rank=16, trainable="@mine", mine="lora")
+    check(["train.json", "evaluate.json"], prompt="expert")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    wrong = {
+        "epoch": 5, "lr": 1, "train#trainer#max_epochs": 0, "learning_rate": "fast", "dataset": "a", "device": "tpu",
+        "labels": {"1": "a"}, "num_classes": 3, "optimizer#max_nor": 1,
+    }  # fmt: skip
+    head, *problems = refused(TRAIN, **wrong).splitlines()
+    assert head == "8 settings are wrong:"
+    assert [problem.strip().removeprefix("- ").partition(" is ")[0] for problem in problems] == [
+        "epoch", "lr", "dataset", "optimizer#max_nor", "train#trainer#max_epochs", "learning_rate", "device",
+        "num_classes",
+    ]  # fmt: skip
+    assert all(is_one_sentence(problem) for problem in problems)
+    with pytest.raises(BundleError, match=r"^2 settings are wrong:\n    - epoch is 5, .*\n    - warmup is 1, "):
+        require_settings_of("train.json", {"epoch": 5, "warmup": 1})
 
 
 def test_settings_that_a_script_passes_on() -> None:
