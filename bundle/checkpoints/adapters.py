@@ -36,7 +36,7 @@ from bundle.checkpoints.network_builder import described_settings
 from bundle.checkpoints.reader import read_checkpoint
 from bundle.checkpoints.starting_point import require_same_sam
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import read_json, write_atomically
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
 
@@ -141,10 +141,10 @@ def _rename_adapter_keys(adapters: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): expected the folder of adapters of a training.") from error
+    content = read_json(path, "Description of adapters")
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds a {type(content).__name__}; expected the folder of adapters of a training.")
+    return content
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

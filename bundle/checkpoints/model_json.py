@@ -12,13 +12,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bundle.core.errors import BundleError
-from bundle.core.files import sha256_of
+from bundle.core.files import read_json, sha256_of
+from bundle.core.setting_forms import BOOLEAN, NOTHING, TEXT, Form, mapping, one_of, sequence
+from bundle.core.setting_rules import RULES
 
 # Attributes of the network that model.json fixes; a setting that contradicts them is an error.
 STRUCTURE = ("sam", "image_size", "input", "num_classes", "exclusive")
@@ -37,6 +39,18 @@ SCORES = {"train_iou": False, "train_presence": False, "presence_threshold": 0.0
 LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False, "input": "sam"}
 
 
+# What the keys take: as the settings of these names, and what only a description has.
+VOLUME_FORMS = {key: RULES[key].form for key in ("orientation", "slice_axis", "slices_as_rgb", "intensity")}
+FORMS: Mapping[str, Form] = {
+    **{key: RULES[key].form for key in (*STRUCTURE, *PROMPTING, "presence_threshold", "labels")},
+    "train_iou": BOOLEAN,
+    "train_presence": BOOLEAN,
+    "sha256": TEXT,
+    "volume": one_of("settings of volumes, or null", NOTHING, mapping("", *VOLUME_FORMS)),
+    "started_from": sequence("a list of the trainings before", mapping("")),
+}
+
+
 def description_path(weights: str | os.PathLike) -> Path:
     """Return the path of the ``model.json`` of a ``model.pt``."""
     return Path(weights).with_suffix(".json")
@@ -45,16 +59,30 @@ def description_path(weights: str | os.PathLike) -> Path:
 def read_description(weights: str | os.PathLike) -> dict[str, Any]:
     """Read ``model.json`` beside a ``model.pt``; `BundleError` when it is missing or incomplete."""
     path = description_path(weights)
-    try:
-        description = LEGACY_DEFAULTS | json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.") from error
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.") from error
+    if not path.exists():
+        raise BundleError(f"{path} is missing: it lies beside {Path(weights).name} and says what it holds.")
+    content = read_json(path, "Description of weights")
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds a {type(content).__name__}; expected an object with the key sam.")
+    description = LEGACY_DEFAULTS | content
     missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
     if missing:
         raise BundleError(f"{path} lacks {', '.join(missing)}.")
+    description |= _read_values(description, FORMS, path)
+    if description.get("volume"):
+        description["volume"] = description["volume"] | _read_values(description["volume"], VOLUME_FORMS, path)
     return description
+
+
+def _read_values(described: Mapping[str, Any], forms: Mapping[str, Form], path: Path) -> dict[str, Any]:
+    """Return the values as settings of the same names are read; `BundleError` for one that none can have."""
+    read = {}
+    for key in forms.keys() & described.keys():
+        try:
+            read[key] = forms[key].read(described[key])
+        except (TypeError, ValueError):
+            raise BundleError(f"{path} has {described[key]!r} as {key}; expected {forms[key].words}.") from None
+    return read
 
 
 def require_matching_sha256(weights: str | os.PathLike) -> None:

@@ -58,12 +58,11 @@ def read_tensors(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a damaged file may raise anything
         raise BundleError(f"{path} cannot be read as weights: it is damaged or cut off ({error}).") from error
 
 
@@ -86,13 +85,19 @@ def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
     """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
     found: list[str] = []
     if head.startswith(ZIP) and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("data.pkl"):
-                    found += _globals_of(archive.read(name))
+        found = _globals_of(_pickle_in(path))
     else:
         found = re.findall(r"GLOBAL ([\w.]+)", error)
     return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
+
+
+def _pickle_in(path: Path) -> bytes:
+    """Return the pickle of a zip of PyTorch; nothing where the zip is damaged there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except Exception:  # a damaged zip raises whatever its bytes lead to
+        return b""
 
 
 def _globals_of(pickle: bytes) -> list[str]:
@@ -107,6 +112,6 @@ def _globals_of(pickle: bytes) -> list[str]:
                 names.append(".".join(strings[-2:]))
             elif isinstance(value, str):
                 strings.append(value)
-    except ValueError:
-        pass  # the end is missing: what comes before is known
+    except Exception:  # the end is missing or damaged: what comes before is known
+        pass
     return names

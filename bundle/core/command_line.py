@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from bundle.core.errors import BundleError, reason_of
 from bundle.core.setting_check import require_settings_of
 
 
@@ -63,5 +64,12 @@ def parse_with_settings(
     if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
         parser.error(f"expected settings as --KEY VALUE, found {' '.join(further)}")
     keys = [word.removeprefix("--") for word in further[::2]]
-    values = [None if value == "None" else yaml.safe_load(value) for value in further[1::2]]
-    return options, require_settings_of(config, dict(zip(keys, values, strict=True)))
+    given = {key: _read_yaml(key, text) for key, text in zip(keys, further[1::2], strict=True)}
+    return options, require_settings_of(config, given)
+
+
+def _read_yaml(key: str, text: str) -> Any:
+    try:
+        return None if text == "None" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has
+        raise BundleError(f"{key} is {text!r}, which is no YAML ({reason_of(error)}): quote it twice.") from error

@@ -13,8 +13,11 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import sys
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 
 class BundleError(Exception):
@@ -36,6 +39,26 @@ def find_bundle_error(error: BaseException | None) -> BundleError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def raise_all(kind: str, problems: Sequence[str]) -> None:
+    """Raise a `BundleError` with the sentences of all problems, if there are any; ``kind`` says of what they are."""
+    if len(problems) == 1:
+        raise BundleError(problems[0])
+    if problems:
+        raise BundleError(f"{len(problems)} {kind} are wrong:" + "".join(f"\n    - {one}" for one in problems))
+
+
+def shorten(value: Any) -> str:
+    """Return a value as a sentence shows it: the start of a long one."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the last line of what a library says of an error, or the name of its class, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def show_errors_plainly() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -68,6 +69,14 @@ def read_text(path: Path, kind: str) -> str:
     """Read a text file; ``kind`` says in the `BundleError` what the file is, such as "Datalist"."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         reason = getattr(error, "strerror", None) or str(error)
         raise BundleError(f"{kind} {path} cannot be read ({reason}); expected a text file in UTF-8.") from error
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """Read a JSON file; ``kind`` says in the `BundleError` what the file is, such as "Datalist"."""
+    try:
+        return json.loads(read_text(path, kind))
+    except (ValueError, RecursionError) as error:  # Python's parser calls itself for each bracket
+        raise BundleError(f"{path} is not a valid JSON file ({error}); expected a {kind.lower()}.") from error

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle.core import setting_names
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, raise_all, shorten
 from bundle.core.setting_conflicts import contradictions
 from bundle.core.setting_forms import PATH, TEXT
 from bundle.core.setting_rules import RULES
@@ -49,7 +48,7 @@ def check_settings() -> None:
         problems += _read_each({name: value}, {}, alias=id.replace("::", "#"))[1]
     given = {name: value for name, value in parser.config.items() if name in RULES}
     read, wrong = _read_each(given, {name: known.get(name, []) for name in given})
-    _raise_all(problems + wrong)
+    raise_all("settings", problems + wrong)
     for name, value in read.items():
         if type(value) is not type(given[name]) or value != given[name]:
             _replace(parser, name, value)
@@ -66,7 +65,7 @@ def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]
         BundleError: values are not possible; it has a sentence for each.
     """
     read, problems = _read_each(given, defaults)
-    _raise_all(problems)
+    raise_all("settings", problems)
     return read
 
 
@@ -79,15 +78,8 @@ def require_settings_of(config: str, given: Mapping[str, Any]) -> dict[str, Any]
     known = setting_names.known_values([setting_names.bundled_configs()[config]])
     unknown = {name: value for name, value in given.items() if name.partition("#")[0] not in known}
     read, problems = _read_each(given, known)
-    _raise_all([*_unknown(unknown, known), *problems])
+    raise_all("settings", [*_unknown(unknown, known), *problems])
     return {**given, **read}
-
-
-def _raise_all(problems: Sequence[str]) -> None:
-    if len(problems) == 1:
-        raise BundleError(problems[0])
-    if problems:
-        raise BundleError(f"{len(problems)} settings are wrong:" + "".join(f"\n    - {one}" for one in problems))
 
 
 def _wrong_names(parser: ConfigParser, known: Mapping[str, list[Any]]) -> Iterator[str]:
@@ -162,7 +154,7 @@ def _optional_ids(workflow: ConfigWorkflow) -> dict[str, str]:
 
 
 def _say(id: str, value: Any) -> str:
-    return f"{id.replace('::', '#')} is {_shorten(value)}"
+    return f"{id.replace('::', '#')} is {shorten(value)}"
 
 
 def _advise(id: str, known: Mapping[str, Any]) -> str:
@@ -192,9 +184,3 @@ def _find_caller(kind: type[T]) -> T | None:
             return owner
         frame = frame.f_back
     return None
-
-
-def _shorten(value: Any) -> str:
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 80
-    return short.repr(value)

@@ -16,6 +16,7 @@ import argparse
 import datetime
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -81,13 +82,24 @@ def choice(*names: str) -> Form:
     return Form(f"one of {', '.join(names)}", read)
 
 
-def mapping(words: str) -> Form:
-    """Return the form of mappings whose content is checked where it is used; ``words`` show one."""
+def mapping(words: str, *keys: str) -> Form:
+    """Return the form of mappings with certain keys, whose content is checked where it is used; ``words`` show one."""
 
     def read(value: Any) -> Any:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or not set(keys) <= set(value):
             raise TypeError
         return value
+
+    return Form(words, read)
+
+
+def sequence(words: str, item: Form) -> Form:
+    """Return the form of lists of items of one form."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError
+        return [item.read(one) for one in value]
 
     return Form(words, read)
 
@@ -169,7 +181,7 @@ def _read_intensity(value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError
     ((kind, (low, high)),) = value.items()
-    limits = {"window": (-math.inf, math.inf), "percentiles": (0, 100)}[kind]
+    limits = {"window": (-math.inf, math.inf), "percentiles": (0, 100)}.get(kind, (0, 0))
     if isinstance(low, str) or isinstance(high, str) or not limits[0] <= _number(low) < _number(high) <= limits[1]:
         raise ValueError
     return value
@@ -187,7 +199,7 @@ def _number(value: Any) -> Any:
     """Return a finite number, also one that is text; True and False are none."""
     if isinstance(value, str):
         value = float(value) if set(value) & set(".eE") else int(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
         raise TypeError
     return value
 

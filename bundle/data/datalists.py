@@ -13,14 +13,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundle.core.errors import BundleError
-from bundle.core.files import read_text
+from bundle.core.files import read_json
 from bundle.data.dicom_series import has_frames
 from bundle.data.file_types import is_dicom, is_hidden, is_input, stem_of
 from bundle.data.folder_pairs import (
@@ -144,7 +143,7 @@ def class_names(
 
 
 def _json_labels(path: Path) -> dict[str, str] | None:
-    content = json.loads(read_text(path, "Datalist"))
+    content = read_json(path, "Datalist")
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
         return None
@@ -155,10 +154,7 @@ def _json_labels(path: Path) -> dict[str, str] | None:
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     """Return the lists of a datalist JSON by part: "train", "validation" and "test"."""
-    try:
-        content = json.loads(read_text(path, "Datalist"))
-    except json.JSONDecodeError as error:
-        raise BundleError(f"{path} is not a valid JSON file ({error}); expected a MONAI datalist.") from error
+    content = read_json(path, "Datalist")
     if not isinstance(content, dict):
         raise BundleError(f"{path} holds a {type(content).__name__}; expected an object with the key 'training'.")
     for key, value in content.items():

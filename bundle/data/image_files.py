@@ -13,20 +13,15 @@
 from __future__ import annotations
 
 import os
-import struct
 
 import numpy as np
 from monai.config import PathLike
 from PIL import ExifTags, Image, ImageOps
 
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, reason_of
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS, open_volume
 from bundle.data.volume_views import read_views
-
-# Errors that Pillow raises for missing, truncated, malformed or absurdly large files.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
 
 # Folder of labels with a number for each object.
 INSTANCES = "instances"
@@ -56,8 +51,10 @@ def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
             if pages != 1:
                 raise BundleError(f"{name} has {pages} pages; expected a file with a single image.")
             return ImageOps.exif_transpose(image)
-    except PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except BundleError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise BundleError(
             f"{name} cannot be read as {kind} ({reason}); expected a PNG, JPEG, TIFF or BMP file."
         ) from error
@@ -71,7 +68,7 @@ def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
             known = image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info)
             sideways = known and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if sideways else (image.height, image.width)
-    except PILLOW_ERRORS:
+    except Exception:  # a damaged file may raise anything; `open_upright` says what is wrong with it
         return None
 
 

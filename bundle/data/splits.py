@@ -107,7 +107,7 @@ def _parse_request(part: str, value: object) -> Path | int | float:
 def _as_number(value: object) -> int | float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]*\.[0-9]*", value.strip()) and value.strip(" +-."):
         return float(value)
@@ -157,13 +157,16 @@ def _read_groups(value: object, stems: Sequence[str], source: Path) -> dict[str,
         raise BundleError(f"split has {value!r} for groups; expected a CSV file with the columns stem and one other.")
     path = Path(value).expanduser()
     known = set(stems)
-    reader = csv.reader(read_text(path, "Group file").splitlines())
-    header = [name.strip() for name in next(reader, [])]
+    try:
+        header, *rows = list(csv.reader(read_text(path, "Group file").splitlines())) or [[]]
+    except csv.Error as error:
+        raise BundleError(f"Group file {path} cannot be read ({error}); expected a CSV file.") from error
+    header = [name.strip() for name in header]
     if len(header) != 2 or "stem" not in header:
         raise BundleError(f"Group file {path} has the columns {header}; expected 'stem' and exactly one other.")
     column = header.index("stem")
     groups: dict[str, str] = {}
-    for row in filter(None, reader):
+    for row in filter(None, rows):
         cells = [cell.strip() for cell in row]
         if len(cells) != 2 or not all(cells):
             raise BundleError(f"Group file {path} has the line {','.join(row)!r}; expected a stem and its group.")

@@ -13,14 +13,13 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from monai.config import PathLike
 
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, reason_of
 from bundle.data.dicom_pixels import padding_limits, series_values
 from bundle.data.dicom_series import find_series, has_position
 from bundle.data.file_types import DICOM, IMAGE_EXTENSIONS, NIFTI, extension_of
@@ -84,8 +83,8 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
         image: Any = nibabel.load(name)
         shape = image.shape
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise BundleError(f"{name} cannot be read as a volume ({error}); expected a NIfTI file.") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise BundleError(f"{name} cannot be read as a volume ({reason_of(error)}); expected a NIfTI file.") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))
@@ -98,9 +97,8 @@ def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         image = sitk.ReadImage(name)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise BundleError(f"{name} cannot be read as a volume ({reason}).") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise BundleError(f"{name} cannot be read as a volume ({reason_of(error)}).") from error
     components = image.GetNumberOfComponentsPerPixel()
     _require_3d(name, (*image.GetSize(), *((components,) if components > 1 else ())))
     direction = np.array(image.GetDirection()).reshape(3, 3)

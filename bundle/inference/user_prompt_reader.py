@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +25,12 @@ from monai.utils import ImageMetaKey, MetaKeys
 
 from bundle.checkpoints.model_files import read_class_labels
 from bundle.core.errors import BundleError
-from bundle.core.files import read_text
+from bundle.core.files import read_json
 from bundle.data.file_types import stem_of
 from bundle.data.splits import first_names
 from bundle.inference.prompt_parser import KINDS, ClassPrompts, PromptParser
-from bundle.inference.requests import note_request
+from bundle.inference.request_parameters import INFER, require_parameters
+from bundle.inference.requests import is_request, note_request
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.user_prompts import BOXES, META_KEY, POINTS, UserPrompt, UserPrompts, to_text
 
@@ -70,10 +70,7 @@ def records_with_prompts(datalist: Sequence[Mapping[str, Any]]) -> list[Mapping[
 
 def _by_file(key: str, given: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     if isinstance(given, str):
-        try:
-            given = json.loads(read_text(Path(given), key))
-        except json.JSONDecodeError as error:
-            raise BundleError(f"{key} {given} is not a valid JSON file ({error}).") from error
+        given = read_json(Path(given), key)
     if given is not None and not isinstance(given, Mapping):
         raise BundleError(f"{key} is {given!r}; expected a mapping from names of files, or the path of a JSON file.")
     return given or {}
@@ -121,7 +118,7 @@ class ReadUserPromptsd(MapTransform):
         input: the kind of input.
 
     Raises:
-        BundleError: a class, a box or a point is not possible.
+        BundleError: a class, a box or a point is not possible, or a request of a server has a parameter that is not.
     """
 
     def __init__(self, keys: KeysCollection, weights: str, image_size: int, input: str = "sam") -> None:
@@ -131,6 +128,8 @@ class ReadUserPromptsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Move the user prompts from the record to the metadata, which hold an empty list where there are none."""
         d: dict[Any, Any] = dict(data)
+        if is_request(d):
+            require_parameters(d, INFER, read_class_labels(self.weights).values())
         read = {key: d.pop(key, None) for key in (BOXES, POINTS, *KINDS)}
         given = {key: value for key, value in read.items() if value}
         lists = {key: value for key, value in d.items() if isinstance(value, list)}

@@ -11,16 +11,19 @@
 """``main.py`` of the app folder: MONAI Label's app for bundles, with active learning and clicks.
 
 `app_folder` copies this file there, beside the server's own app as ``bundle_main.py``. Only the server imports it.
-It must not import anything of this bundle, because each model has its own copy.
+It must not import anything of this bundle at its top, because each model has its own copy, and the server finds it
+only after it has built the models.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import bundle_main
@@ -38,6 +41,11 @@ STRATEGY = "least_certain"
 CLICKS = "_clicks"
 # Key in the metadata of a prediction, see `bundle.inference.uncertainty`.
 META_KEY = "uncertainty"
+# What the server and its app for bundles read of ``--conf``.
+CONF = (
+    "models", "preload", "skip_trainers", "zoo_source", "zoo_repo", "auth_token", "sam2", "server_mode",
+    "epistemic_model", "epistemic_max_samples", "epistemic_simulation_size", "epistemic_dropout",
+)  # fmt: skip
 # Seconds that a request for the next sample may spend on images whose score is missing or from an older model.
 SCORING_SECONDS = 20.0
 
@@ -138,6 +146,17 @@ class LeastCertain(Strategy):
 class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the second among the direct bases
     """The server's app for bundles; each model is also offered for clicks, with a scoring method and a strategy."""
 
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        require_known(conf)
+        super().__init__(app_dir, studies, conf)
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train a model; parameters that it does not take are an error before anything is read."""
+        from bundle.inference.request_parameters import TRAIN, require_parameters
+
+        require_parameters(request, TRAIN)
+        return dict(super().train(request))
+
     def init_infers(self) -> dict[str, InferTask]:
         """Return the inference tasks by the names of the models, and each again for clicks."""
         infers = super().init_infers()
@@ -155,6 +174,17 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
     def _methods(self) -> dict[str, Uncertainty]:
         models = {name: task for name, task in self._infers.items() if not name.endswith(CLICKS)}
         return {name: Uncertainty(name, task) for name, task in models.items() if task.is_valid()}
+
+
+def require_known(conf: Iterable[str]) -> None:
+    """Raise a `ValueError` for a word behind ``--conf`` that neither this app nor the server reads."""
+    for name in conf:
+        if name not in CONF:
+            close = difflib.get_close_matches(name, CONF, n=1)
+            raise ValueError(
+                f"--conf has {name!r}, which nothing reads: "
+                + (f"did you mean {close[0]}?" if close else f"expected one of {', '.join(CONF)}.")
+            )
 
 
 def for_clicks(name: str, task: InferTask) -> InferTask:

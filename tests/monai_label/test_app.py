@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from bundle.core.errors import BundleError
 from tests.conftest import ROOT
 
 SERVER = {
@@ -134,3 +135,22 @@ def test_a_model_that_is_not_there(label_main: Any, tmp_path: Path) -> None:
     strategy = label_main.LeastCertain({"sam_sp_2d": label_main.Uncertainty("sam_sp_2d", Task(tmp_path / "model.pt"))})
     with pytest.raises(ValueError, match="There is no model 'sam_sp_3d'; expected one of sam_sp_2d"):
         strategy({"model": "sam_sp_3d"}, Images({"sure": {}}))
+
+
+def test_a_training_is_refused_before_it_begins(label_main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[dict[str, Any]] = []
+    base = sys.modules["bundle_main"].MyApp
+    monkeypatch.setattr(base, "__init__", lambda self, *_: None, raising=False)
+    monkeypatch.setattr(base, "train", lambda self, request: trained.append(request) or {}, raising=False)
+    app = label_main.SamSPApp("app", "studies", {"models": "sam_sp_2d", "sam2": "false"})
+    with pytest.raises(BundleError, match="max_epoch is no parameter of this request: did you mean max_epochs"):
+        app.train({"model": "sam_sp_2d", "max_epoch": 1})
+    assert not trained
+    app.train({"model": "sam_sp_2d", "max_epochs": 1})
+    assert trained == [{"model": "sam_sp_2d", "max_epochs": 1}]
+
+
+@pytest.mark.parametrize(("word", "end"), [("model", "did you mean models"), ("xyz", "expected one of models, ")])
+def test_a_word_behind_conf_that_nothing_reads(label_main: Any, word: str, end: str) -> None:
+    with pytest.raises(ValueError, match=f"--conf has '{word}', which nothing reads: {end}"):
+        label_main.SamSPApp("app", "studies", {"models": "sam_sp_2d", word: "a"})
