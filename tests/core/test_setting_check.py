@@ -273,7 +273,7 @@ def test_choices_are_those_of_the_code(name: str, choices: str) -> None:
 @pytest.mark.parametrize(
     ("configs", "override", "sentence"),
     [
-        (["pretrain.json"], {"smallest_crop": 300}, "smallest_crop is 300, expected at most largest_crop, which is 256"),
+        (["pretrain.json"], {"smallest_crop": 300}, "smallest_crop is 300, expected at most largest_crop, which is"),
         (TRAIN, {"labels": {"1": "a", "2": "b"}, "num_classes": 3}, "num_classes is 3, but there are 2 labels: "),
         (TRAIN, {"prompt": "expert"}, "prompt is 'expert', which takes boxes from labels: only an evaluation has them"),
         (INFER, {"prompt": "expert"}, "prompt is 'expert', which takes boxes from labels: only an evaluation has them"),

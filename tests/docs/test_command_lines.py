@@ -112,7 +112,7 @@ def check_python(words: Sequence[str], line: str) -> None:
         owner = importlib.import_module(rest.pop(0)) if module == "fire" else monai.bundle
         known = inspect.signature(getattr(owner, rest[0])).parameters
         assert {word[2:] for word in rest if word.startswith("--")} <= set(known), line
-    elif module.startswith("scripts."):
+    elif module.startswith("scripts.") or module == "tests.fuzz":
         check_options(rest, script_help(module), line)
     elif module == "pip":
         check_install(rest[1:])

@@ -47,7 +47,7 @@ def words_are_read(words: list[str], folder: Path) -> None:
     """Read the words of a command line of a script."""
     pairs = [word for name, value in zip(words[::2], words[1::2], strict=False) for word in (f"--{name}", value)]
     with contextlib.suppress(SystemExit):  # as argparse ends a command after it printed what is wrong
-        refuses_or_returns(parse_with_settings, argparse.ArgumentParser(), pairs)
+        refuses_or_returns(parse_with_settings, argparse.ArgumentParser(add_help=False), pairs)
 
 
 def split_is_read(split: Any, folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_clients_send_is_taken() -> None:
         (INFER, {"box": [1, 2, 3, 4]}, "box is no parameter of this request: did you mean boxes?"),
         (INFER, {"forground": [[1, 2]]}, "forground is no parameter of this request: did you mean foreground?"),
         (INFER, {"polpy": [[1, 2]]}, "polpy is no parameter of this request: did you mean polyp?"),
-        (INFER, {"result_extention": ""}, "result_extention is no parameter of this request: did you mean result_extens"),
+        (INFER, {"result_extention": ""}, "result_extention is no parameter of this request: did you mean result_ex"),
         (INFER, {"max_epochs": 3}, "max_epochs is no parameter of this request: docs/guides/monai_label.md has those"),
         (INFER, {"result_extension": 1.5}, "result_extension is 1.5, expected text."),
         (INFER, {"polyp": {"foreground": []}}, "polyp is {'foreground': []}, expected a list of points."),

@@ -1,0 +1,57 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Let atheris look for bytes that break a reader: ``python -m tests.fuzz.with_atheris slice.dcm --minutes 5``.
+
+Atheris is libFuzzer for Python: it sees which lines an input reaches, and keeps those that reach new ones. It is no
+dependency of this project: ``pip install atheris``. What it finds is written to a file, whose path is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(
+    include=["bundle", "PIL", "nibabel", "pydicom", "zipfile", "json"], enable_loader_override=False
+):
+    from tests.fuzz import seeds, targets
+
+
+def main() -> None:
+    """Fuzz one kind of file until the time is over or something breaks."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.with_atheris", description=__doc__)
+    parser.add_argument(
+        "name", choices=sorted(seeds.SEEDS), metavar="NAME", help="of a kind of file, such as slice.dcm"
+    )
+    parser.add_argument("--minutes", type=float, default=5, help="how long (5)")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/fuzz"), help="for inputs that were kept")
+    options = parser.parse_args()
+    corpus = options.output_dir / options.name
+    corpus.mkdir(parents=True, exist_ok=True)
+    (corpus / "seed").write_bytes(seeds.seed(options.name))
+
+    def try_bytes(content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            targets.read_as(options.name, content, Path(folder))
+
+    flags = [f"-max_total_time={options.minutes * 60:.0f}", "-max_len=8192", "-rss_limit_mb=8192"]
+    atheris.Setup(
+        [sys.argv[0], *flags, f"-artifact_prefix={options.output_dir}/{options.name}_", str(corpus)], try_bytes
+    )
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
