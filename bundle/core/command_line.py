@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from bundle.core.errors import BundleError, reason_of
+from bundle.core.errors import BundleError, reason_of, shorten
 from bundle.core.setting_check import require_settings_of
 
 
@@ -72,4 +72,6 @@ def _read_yaml(key: str, text: str) -> Any:
     try:
         return None if text == "None" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has
-        raise BundleError(f"{key} is {text!r}, which is no YAML ({reason_of(error)}): quote it twice.") from error
+        raise BundleError(
+            f"{key} is {shorten(text)}, which is no YAML ({reason_of(error)}): quote it twice."
+        ) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, reason_of
 from bundle.data.dicom_geometry import Slice
 from bundle.data.dicom_headers import text_of
 from bundle.data.dicom_series import Series
@@ -61,9 +61,8 @@ def _slice_values(file: str) -> np.ndarray:
 
     try:
         image = sitk.ReadImage(file)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise BundleError(f"{file} cannot be read as a DICOM slice ({reason}).") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise BundleError(f"{file} cannot be read as a DICOM slice ({reason_of(error)}).") from error
     _require_gray(image, file)
     values = sitk.GetArrayFromImage(image)
     if values.ndim == 3 and len(values) == 1:

@@ -326,3 +326,11 @@ def test_settings_that_a_script_passes_on() -> None:
     for call, words in refusals:
         with pytest.raises(BundleError, match=words):
             call()
+
+
+@pytest.mark.parametrize("value", ["\x1d", "2024-99-99", "[" * 20_000, "{a: b"])
+def test_words_that_are_no_yaml(value: str) -> None:
+    import argparse
+
+    with pytest.raises(BundleError, match=r"epochs is .+, which is no YAML \("):
+        parse_with_settings(argparse.ArgumentParser(), ["--epochs", value])

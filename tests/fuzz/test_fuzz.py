@@ -22,10 +22,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.fuzz import properties
+from bundle.core.errors import BundleError
+from bundle.core.setting_check import require_settings_of
+from tests.fuzz import properties, targets
+from tests.fuzz.guard import NotAllowed, guarded, refuses_or_returns
 
 # Cases of each property in `make test`.
 CASES = 40
+# Inputs that broke a reader once, "what it is__kind of file".
+FOUND = sorted((Path(__file__).parent / "found").iterdir())
+LARGE = {
+    "datalist.json": b"[" * 20_000, "boxes.json": b"[" * 20_000, "model.json": b"[" * 20_000,  # RecursionError
+    "groups.csv": b'stem,patient\na,"' + b"x" * 140_000 + b"\n",  # csv.Error: a field that is too long
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", properties.PROPERTIES)
@@ -41,3 +50,33 @@ def test_hostile_input_is_refused_or_read(name: str) -> None:
             check(value, Path(folder))
 
     holds()
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
+def test_what_was_found_stays_mended(path: Path, tmp_path: Path) -> None:
+    targets.read_as(path.name.partition("__")[2], path.read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_too_deep_or_too_long_is_refused(name: str, tmp_path: Path) -> None:
+    targets.read_as(name, LARGE[name], tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**400, "9" * 5000, "1e999"])
+def test_numbers_that_no_computer_has_are_refused(value: Any) -> None:
+    with pytest.raises(BundleError, match=r"epochs is .+, expected a whole number from 1 on"):
+        require_settings_of("train.json", {"epochs": value})
+
+
+@pytest.mark.parametrize("call", ["import os; os.system('true')", "import pickle; pickle.loads(b'cos\\nsystem\\n.')"])
+def test_the_guard_sees_code_that_runs(call: str) -> None:
+    with pytest.raises(NotAllowed), guarded():
+        exec(call)
+
+
+def test_the_guard_ends_what_hangs_and_what_takes_all_memory() -> None:
+    with pytest.raises(NotAllowed, match="more than"), guarded(seconds=0.2):
+        while True:
+            pass
+    with pytest.raises(MemoryError):
+        refuses_or_returns(bytearray, 2**36)
