@@ -64,7 +64,7 @@ def read_description(weights: str | os.PathLike) -> dict[str, Any]:
     content = read_json(path, "Description of weights")
     if not isinstance(content, dict):
         raise BundleError(f"{path} holds a {type(content).__name__}; expected an object with the key sam.")
-    description = LEGACY_DEFAULTS | content
+    description: dict[str, Any] = {**LEGACY_DEFAULTS, **content}
     missing = [key for key in (*STRUCTURE, *PROMPTING, "sha256") if key not in description]
     if missing:
         raise BundleError(f"{path} lacks {', '.join(missing)}.")

@@ -199,8 +199,11 @@ def _number(value: Any) -> Any:
     """Return a finite number, also one that is text; True and False are none."""
     if isinstance(value, str):
         value = float(value) if set(value) & set(".eE") else int(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError
+    size: Any = abs(value)
+    if not size <= sys.float_info.max:  # a whole number may be larger than any float
+        raise ValueError
     return value
 
 

@@ -79,6 +79,8 @@ class PromptParser:
         alone = isinstance(points, Mapping) and all(isinstance(value, list | tuple) for value in points.values())
         several = self._by_class(POINTS, points, alone)
         clicks = {kind: given[kind] for kind in KINDS if kind in given}
+        if clicks and clicked is not None and not isinstance(clicked, str | int):
+            self._refuse("label", clicked, "the name or number of a class")
         if clicks:
             several += self._by_class(POINTS, clicks if clicked is None else {clicked: clicks}, clicked is None)
         for class_index, value in several:

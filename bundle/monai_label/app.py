@@ -155,7 +155,7 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
         from bundle.inference.request_parameters import TRAIN, require_parameters
 
         require_parameters(request, TRAIN)
-        return dict(super().train(request))
+        return super().train(request)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return the inference tasks by the names of the models, and each again for clicks."""

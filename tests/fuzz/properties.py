@@ -29,6 +29,7 @@ from bundle.core.setting_check import read_settings, require_settings_of
 from bundle.core.setting_names import bundled_configs
 from bundle.core.setting_rules import RULES
 from bundle.data.datalists import load_datalists
+from bundle.inference.request_parameters import INFER, TRAIN, require_parameters
 from bundle.inference.user_prompt_reader import ReadUserPromptsd, ReadVolumeUserPromptsd, add_user_prompts
 from tests.fuzz import seeds, targets, values
 from tests.fuzz.guard import refuses_or_returns
@@ -65,7 +66,14 @@ def prompts_are_read(prompts: dict[str, Any], folder: Path, volume: bool = False
     read = ReadVolumeUserPromptsd("image", weights, 64, 2) if volume else ReadUserPromptsd("image", weights, 64)
     image = MetaTensor(torch.zeros(shape), meta={"filename_or_obj": "a.png", "original_affine": torch.eye(4)})
     refuses_or_returns(read, {"image": image, **prompts})
+    refuses_or_returns(read, {"image": image, "image_path": "a.png", **prompts})
     refuses_or_returns(add_user_prompts, [{"image": "a.png"}], prompts, prompts)
+
+
+def request_is_checked(request: dict[str, Any], folder: Path) -> None:
+    """Check the parameters of a request to a MONAI Label server."""
+    refuses_or_returns(require_parameters, request, INFER, ["polyp", "tool"])
+    refuses_or_returns(require_parameters, request, TRAIN)
 
 
 def _file(name: str) -> tuple[st.SearchStrategy[Any], Check]:
@@ -77,6 +85,9 @@ def _json(name: str, content: Any) -> tuple[st.SearchStrategy[Any], Check]:
 
 
 SPLIT = {"train": "a.txt", "validation": 1, "test": 0.5, "groups": "g.csv"}
+REQUESTS = st.dictionaries(
+    st.one_of(st.sampled_from(sorted({*INFER, *TRAIN})), st.text(max_size=12)), values.NESTED, max_size=6
+)
 WORDS = st.lists(st.one_of(st.sampled_from(sorted(bundled_configs()["train.json"])), st.text(max_size=6)), max_size=6)
 PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
     **{name: _file(name) for name in seeds.SEEDS},
@@ -85,6 +96,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
     "content of boxes.json": _json("boxes.json", seeds.BOXES),
     "settings": (values.SETTINGS, settings_are_read),
     "words": (WORDS, words_are_read),
+    "request": (REQUESTS, request_is_checked),
     "split": (values.altered(SPLIT), split_is_read),
     "user prompts": (values.PROMPTS, prompts_are_read),
     "user prompts of a volume": (values.PROMPTS, functools.partial(prompts_are_read, volume=True)),

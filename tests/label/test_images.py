@@ -141,6 +141,7 @@ def test_a_persons_box_and_clicks_correct_the_mask(
         np.testing.assert_array_equal(found, expected, err_msg=name)
         assert not np.array_equal(found, alone), name
     assert client.infer(MODEL, "turned", {"boxes": [1, 2, 3]}).status == 500
+    assert client.infer(MODEL, "turned", {"box": [1, 2, 3, 4]}).status >= 400  # no parameter of that name
     np.testing.assert_array_equal(mask_of(client.infer(MODEL, "turned").content), alone)
 
 
