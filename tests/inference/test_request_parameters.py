@@ -79,5 +79,5 @@ def test_a_request_is_checked_and_an_inference_is_not(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="pointz is no parameter of this request: did you mean points"):
         read({"image": record["image"], "image_path": "a.png", "pointz": {"foreground": [[1, 2]]}})
     read({"image": record["image"], "image_path": "a.png", "TOOL": [[1, 2]]})
-    with pytest.raises(BundleError, match="label has .+; expected the name or number of a class"):
+    with pytest.raises(BundleError, match=r"label has .+; expected the name or number of a class"):
         read({"image": record["image"], "image_path": "a.png", "foreground": [[1, 2]], "label": ["polyp"]})
