@@ -100,6 +100,7 @@ RULES: Mapping[str, Form] = {
     "disk_cache": number(least=0),
     "disk_cache_dir": PATH,
     "num_workers": whole(0),
+    "checkpoint_minutes": number(least=0),
     "resume": BOOLEAN,
     "seed": one_of("a whole number, or none for another one each time", NOTHING, whole()),
     "device": DEVICE,
