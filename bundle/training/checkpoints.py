@@ -35,6 +35,7 @@ from bundle.core.tensors import unwrap
 from bundle.data.epoch_loader import EpochLoader
 from bundle.training.console import LOG
 from bundle.training.history import HISTORY
+from bundle.training.restoring import on_device, restore_scale, with_epochs_of
 from bundle.training.same_run import SameRun
 from bundle.training.stop_signals import StopSignals
 
@@ -147,14 +148,14 @@ class CheckpointKeeper:
         states = torch.load(path, map_location="cpu", weights_only=True)
         self._require_same_run(states, engine, path)
         on_main(self._clean_up)
-        states = _with_epochs_of(states, engine.state.epoch_length)
+        states = with_epochs_of(states, engine.state.epoch_length)
         optimizer, scheduler = self.save_dict["optimizer"], self.save_dict["lr_scheduler"]
         asked = [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
         epochs = engine.state.max_epochs
         for name, item in self._objects(engine).items():
             item.load_state_dict(states[name])
         engine.state.max_epochs = epochs
-        _restore_scale(engine, states.get("scaler"))
+        restore_scale(engine, states.get("scaler"))
         self._metric_states = states.get("metrics", {})
         if isinstance(engine.data_loader, EpochLoader):
             engine.data_loader.seed = states.get("seed", engine.data_loader.seed)
@@ -199,7 +200,7 @@ class CheckpointKeeper:
         states, self._metric_states = self._metric_states, {}
         for name, state in states.items():
             if all(len(ranks) == world_size() for ranks in state.values()):
-                self.metrics[name].load_state_dict(_on_device(state, engine.state.device))
+                self.metrics[name].load_state_dict(on_device(state, engine.state.device))
 
     def _save_within_epoch(self, engine: SupervisedTrainer) -> None:
         """Save after a step of the optimizer if it is time, and end the run after a signal."""
@@ -273,31 +274,3 @@ def _require_finite(loss: float, engine: SupervisedTrainer, output_dir: Path) ->
             f"The training loss is {loss} in epoch {engine.state.epoch}: try a smaller --learning_rate; nothing was "
             f"published, and what {output_dir} holds of earlier epochs stays."
         )
-
-
-def _restore_scale(engine: SupervisedTrainer, state: Mapping[str, Any] | None) -> None:
-    """Go on with the scale of gradients, where both runs have one: old checkpoints, float32 and bfloat16 have none."""
-    if engine.scaler is not None and engine.scaler.is_enabled() and state:
-        engine.scaler.load_state_dict(dict(state))
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    """Move the tensors in lists and mappings to a device."""
-    if isinstance(value, Mapping):
-        return {key: _on_device(inner, device) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_on_device(inner, device) for inner in value]
-    return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-def _with_epochs_of(states: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The states of a training as if its epochs had had as many steps as this one's; within one, of the same part."""
-    trainer, scheduler = states["trainer"], states["lr_scheduler"]
-    if trainer["epoch_length"] == steps:
-        return dict(states)
-    done = trainer["iteration"] * steps // trainer["epoch_length"]
-    return {
-        **states,
-        "trainer": {**trainer, "epoch_length": steps, "iteration": done},
-        "lr_scheduler": {**scheduler, "last_epoch": done, "_step_count": done + 1},
-    }
