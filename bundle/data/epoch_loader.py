@@ -117,7 +117,7 @@ class EpochOrder(DistributedSampler):
         self.base_seed = seed
         self.seed = derive_seed(seed, ORDER)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         start, self.start = self.start, 0
         seed, epoch = self.base_seed, self.epoch
         indices = list(super().__iter__())[start:]
