@@ -21,6 +21,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from bundle.core.distributed import rank
+
 # torchrun passes on what the terminal has sent to all processes already: so soon after the first it is the same signal.
 SAME = 1.0
 
@@ -59,7 +61,7 @@ class StopSignals:
         now = time.monotonic()
         if not self.noted:
             self.noted, self._since = number, now
-            if number == signal.SIGINT:  # not by print, which may be at work
+            if number == signal.SIGINT and rank() == 0:  # not by print, which may be at work
                 os.write(2, b"\nStopping after this step. Ctrl-C again ends at once.\n")
         elif now - self._since > SAME:
             signal.signal(number, signal.SIG_DFL)
