@@ -133,13 +133,14 @@ class CheckpointKeeper:
         on_main(self._move_to_previous)
 
     def _move_to_previous(self) -> None:
-        previous = self.output_dir / PREVIOUS
+        previous, moving = self.output_dir / PREVIOUS, self.output_dir / f".{PREVIOUS}.partial"
         found = [name for name in WRITTEN if (self.output_dir / name).exists()]
-        if found:
+        if found or moving.is_dir():  # which a run has left that was killed here
+            moving.mkdir(exist_ok=True)
+            for name in found:
+                os.replace(self.output_dir / name, moving / name)
             shutil.rmtree(previous, ignore_errors=True)
-            previous.mkdir()
-        for name in found:
-            os.replace(self.output_dir / name, previous / name)
+            os.replace(moving, previous)
 
     def _restore(self, engine: SupervisedTrainer) -> None:
         path = self.output_dir / LAST

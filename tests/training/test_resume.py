@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -215,6 +216,27 @@ def test_another_run_is_refused(tmp_path: Path, options: dict[str, Any], words: 
     with pytest.raises(BundleError, match=words):
         train(tmp_path, resume=True, **options)
     assert (tmp_path / LAST).read_bytes() == before and b"13.png" not in before
+
+
+def test_a_run_killed_while_it_sets_the_last_one_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, epochs=1, seed=3)
+    replace, calls = os.replace, []
+
+    def fail(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", fail)
+        train(tmp_path, epochs=1)
+    train(tmp_path, epochs=1)
+    kept = tmp_path / "previous"
+    assert {path.name for path in kept.iterdir()} == {LAST, BEST, HISTORY, FINISHED}
+    assert torch.load(kept / LAST, weights_only=True)["seed"] == 3 and not list(tmp_path.glob(".*"))
 
 
 def test_checkpoints_of_older_versions_resume(tmp_path: Path) -> None:
