@@ -18,10 +18,12 @@ Further options go to ``configs/pretrain.json`` in every stage, for example ``--
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bundle.core.command_line import parse_with_settings
@@ -78,13 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_stage(settings: Mapping[str, Any], further: Sequence[str]) -> None:
-    """Run one stage in a separate process, which prints its errors; on failure exit with the same status."""
+    """Run one stage in a separate process, which prints its errors; on failure exit with the same status.
+
+    A signal is passed on: the stage saves before it ends.
+    """
     command = [sys.executable, "-m", "monai.bundle", "run", "pretraining", "--config_file", "configs/pretrain.json"]
     for key, value in settings.items():
         command += [] if value is None else [f"--{key}", str(value)]
-    done = subprocess.run([*command, *further], cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    process = subprocess.Popen([*command, *further], cwd=ROOT)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status > 128:
+        print("The same command goes on with this stage.", flush=True)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
 
+def signal_group(process: Process, number: int) -> None:
+    """Send a signal to all processes of a group, as a terminal or a job scheduler does."""
+    os.killpg(process.pid, number)
+
+
 def run(
     words: Sequence[str | Path],
     cwd: str | Path | None = None,

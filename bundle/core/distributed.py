@@ -30,6 +30,8 @@ from bundle.core.settings import resolve_device
 T = TypeVar("T")
 
 LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# Small numbers go between CPUs where gradients go between GPUs: waiting for a GPU after each step would slow it down.
+_between_cpus: Any = None
 # The other processes wait while the first checks a large dataset. torchrun notices when one of them has died.
 TIMEOUT = timedelta(hours=2)
 
@@ -57,6 +59,7 @@ def start(device: torch.device) -> None:
     Raises:
         BundleError: ``torchrun`` did not start this process.
     """
+    global _between_cpus
     if dist.is_initialized():
         return
     for name in LAUNCH_VARIABLES:
@@ -64,6 +67,7 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    _between_cpus = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
     # All processes must make the first call to ignite about ranks together: if a handler that only rank 0 has made it,
     # rank 0 would wait for the others for ever.
     idist.get_rank()
@@ -73,8 +77,10 @@ def start(device: torch.device) -> None:
 
 def stop() -> None:
     """Leave the group, if there is one; through ignite, which otherwise would still believe in several processes."""
+    global _between_cpus
     if dist.is_initialized():
         idist.finalize()
+    _between_cpus = None
 
 
 def rank() -> int:
@@ -107,6 +113,15 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def largest(value: int) -> int:
+    """Return the largest value of all processes, in all of them."""
+    if world_size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=_between_cpus)
+    return int(number)
 
 
 def run_first_on_node(function: Callable[..., T], *args: Any) -> T:

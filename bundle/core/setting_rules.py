@@ -192,9 +192,12 @@ GROUPS: Mapping[str, Mapping[str, Setting]] = {
             computed="1 on a CPU; beside a GPU all usable cores but one, at most 8 (2 with volumes), shared by the "
             "processes of the machine",
             pretrain="processes that prepare images: 0 on a CPU, beside a GPU as in a training"),
-        "resume": _setting(BOOLEAN, "go on with the last run in `output_dir`"),
+        "checkpoint_minutes": _setting(number(least=0), "longest time between two checkpoints of an epoch; after an epoch "
+            "there is one in any case ([more](../guides/train.md#interrupt-and-resume))"),
+        "resume": _setting(BOOLEAN, "go on with the last run in `output_dir`: to the weights of a run that was never "
+            "stopped"),
         "seed": _setting(one_of("a whole number, or none for another one each time", NOTHING, whole()),
-            "same seed, same weights, bit for bit on a CPU"),
+            "same seed, same weights, bit for bit on a CPU, with any `num_workers`"),
         "device": _setting(DEVICE, "where the network computes; `auto`: on CUDA where there is one, else on the CPU"),
     },
     "Evaluation": {

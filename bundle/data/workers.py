@@ -8,11 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The number of processes that prepare images."""
+"""The processes that prepare images: their number, and how they take signals."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Any
 
 import torch
@@ -38,3 +40,21 @@ def default_workers(device: torch.device, volume: Any = None, on_cpu: int = 1) -
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
     return max(1, min(MOST_WORKERS if volume is None else MOST_WITH_VOLUMES, share - 1))
+
+
+def leave_signals(worker: int) -> None:
+    """Let the main process of a training decide when its workers end, as a ``worker_init_fn``.
+
+    Ctrl-C in a terminal, and SIGTERM of many job schedulers, reach all processes of a job, while the main one is to
+    finish its step. A SIGTERM of the main process itself still ends a worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux, which tells who has sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), name="signals", daemon=True).start()
+
+
+def _end_for(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)

@@ -30,7 +30,8 @@ class History:
     """Write the history of a training: ``history.json`` has a row for each validation, also after a resume.
 
     A row holds the epoch, the minutes of training so far (with validations), the training loss and the metrics of the
-    evaluator. In the list of handlers it comes after ``CheckpointKeeper``.
+    evaluator. It is written at the end of a validation, before ``CheckpointKeeper`` saves the epoch: a run killed in
+    between validates again, and its row is replaced.
 
     Args:
         output_dir: folder of the file.
@@ -46,7 +47,7 @@ class History:
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._add, engine)
 
     def _start(self, engine: SupervisedTrainer) -> None:
         done = engine.state.epoch  # 0, or the epoch that a run is resumed from
@@ -54,15 +55,11 @@ class History:
             self.rows = [row for row in json.loads(self.path.read_text(encoding="utf-8")) if row["epoch"] <= done]
         self.started = time.monotonic() - 60 * (self.rows[-1]["minutes"] if self.rows else 0.0)
 
-    def __call__(self, engine: SupervisedTrainer) -> None:
-        """Add a row if this epoch was validated."""
-        epoch = engine.state.epoch
-        if self.evaluator.state.epoch != epoch:
-            return
-        metrics = {**engine.state.metrics, **self.evaluator.state.metrics}
+    def _add(self, evaluator: SupervisedEvaluator, engine: SupervisedTrainer) -> None:
+        metrics = {**engine.state.metrics, **evaluator.state.metrics}
         minutes = (time.monotonic() - self.started) / 60
         # JSON has no NaN, which a metric is that no validation image has a value of
         values = {name: None if math.isnan(value) else round(value, 5) for name, value in metrics.items()}
-        self.rows.append({"epoch": epoch, "minutes": round(minutes, 2)} | values)
+        self.rows.append({"epoch": engine.state.epoch, "minutes": round(minutes, 2)} | values)
         text = json.dumps(self.rows, indent=1) + "\n"
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))

@@ -8,122 +8,266 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a resumed training goes on with beside weights and schedule: the scale of gradients and random numbers."""
+"""A training that was killed and resumed ends as one that was not, bit for bit; and what a resume refuses."""
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from ignite.metrics import Average
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.transforms import RandScaleIntensityd
+from monai.engines import SupervisedTrainer
 
-from bundle.core.engines import loss_of_step
-from bundle.training.checkpoints import LAST, CheckpointKeeper
+from bundle.core.errors import BundleError
+from bundle.training.checkpoints import BEST, FINISHED, LAST
 from bundle.training.gradient_scaling import GradientScaling
-from bundle.training.optimizer import ClippedAdamW
-from bundle.training.random_states import get_random_states, set_random_states
-from bundle.training.schedule import warmup_cosine
+from bundle.training.history import HISTORY
+from tests import processes
+from tests.conftest import ROOT
+from tests.training.small import EPOCHS, IMAGES, MOMENTS, train
+
+KILLS = 20
 
 
-def train(
-    folder: Path, epochs: int, resume: bool = False, scale: float = 8.0, seed: int = 0
-) -> tuple[SupervisedTrainer, list[torch.Tensor]]:
-    """Train a line on random numbers; returns the trainer and the images of all steps."""
-    torch.manual_seed(seed)
-    network = torch.nn.Linear(3, 1)
-    optimizer = ClippedAdamW([{"params": list(network.parameters()), "weight_decay": 0.0}], lr=1e-3)
-    records = [{"image": torch.full((3,), 1.0 + i), "label": torch.ones(1)} for i in range(4)]
-    loader = DataLoader(Dataset(records, RandScaleIntensityd("image", 0.5, prob=1.0)), batch_size=1, shuffle=True)
-    device = torch.device("cpu")
-    evaluator = SupervisedEvaluator(device=device, val_data_loader=loader, network=network)
-    objects = {"network": network, "optimizer": optimizer, "lr_scheduler": warmup_cosine(optimizer, 0.1, 100)}
-    trainer = SupervisedTrainer(
-        device=device, max_epochs=epochs, train_data_loader=loader, network=network, optimizer=optimizer,
-        loss_function=torch.nn.MSELoss(), decollate=False,
-        key_train_metric={"train_loss": Average(output_transform=loss_of_step)},
-    )  # fmt: skip
-    trainer.add_event_handler(Events.STARTED, lambda: setattr(trainer, "scaler", scaler_of(scale)))
-    CheckpointKeeper(str(folder), objects, evaluator, resume).attach(trainer)
-    seen: list[torch.Tensor] = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(trainer.state.output["image"].clone()))
-    trainer.run()
-    return trainer, seen
+def run(folder: Path, kill: tuple[str, float] = ("", 0), **options: Any) -> subprocess.CompletedProcess:
+    """Train in a process of its own; it is killed at a moment."""
+    text = json.dumps({"folder": str(folder), "kill": kill, **options})
+    words = [sys.executable, "-m", "tests.training.small", text]
+    return processes.run(words, cwd=ROOT, capture_output=True, text=True, timeout=150)
 
 
-def scaler_of(scale: float) -> torch.amp.GradScaler | None:
-    """A scaler as in float16, a disabled one as in bfloat16 (0), or none as in float32 (-1)."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=max(scale, 1.0), enabled=scale > 0) if scale >= 0 else None
-    if scaler is not None and scaler.is_enabled():
-        scaler.scale(torch.ones(()))  # the trainer's first step does so: amp itself needs a GPU
-    return scaler
+def require_equal(folder: Path, other: Path) -> None:
+    """The same weights, states and figures, but for minutes."""
+    for name in (LAST, BEST):
+        first, second = (torch.load(path / name, weights_only=True) for path in (folder, other))
+        assert differences(first, second) == [], name
+    rows = [json.loads((path / HISTORY).read_text(encoding="utf-8")) for path in (folder, other)]
+    first, second = ([{**row, "minutes": 0} for row in some] for some in rows)
+    assert first == second and [row["epoch"] for row in first] == [3, 6]
 
 
-def test_the_scale_of_gradients_goes_on(tmp_path: Path) -> None:
-    train(tmp_path, 1, scale=32.0)
-    assert torch.load(tmp_path / LAST, weights_only=True)["scaler"]["scale"] == 32.0
-    trainer, _ = train(tmp_path, 2, resume=True, scale=8.0)
-    assert trainer.scaler.get_scale() == 32.0
+def differences(first: Any, second: Any, place: str = "") -> list[str]:
+    """Where two checkpoints differ in a single bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) and first.dtype == second.dtype else [place]
+    if isinstance(first, dict):
+        found = [] if first.keys() == second.keys() else [place]
+        return found + [
+            bad
+            for key in first.keys() & second.keys()
+            for bad in differences(first[key], second[key], f"{place} {key}")
+        ]
+    if isinstance(first, list | tuple):
+        return [] if len(first) == len(second) and not any(map(differences, first, second)) else [place]
+    return [] if first == second else [place]
 
 
-@pytest.mark.parametrize(("before", "after"), [(32.0, 0.0), (0.0, 32.0), (-1.0, 32.0), (32.0, -1.0)])
-def test_a_run_in_another_precision_resumes(tmp_path: Path, before: float, after: float) -> None:
-    train(tmp_path, 1, scale=before)
-    trainer, _ = train(tmp_path, 2, resume=True, scale=after)
-    assert trainer.state.epoch == 2 and (after <= 0 or trainer.scaler.get_scale() == after)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, minutes=15)
+    return folder
 
 
-def test_random_numbers_are_not_those_of_the_first_epoch_again(tmp_path: Path) -> None:
-    first = train(tmp_path, 1)[1]
-    assert all(torch.equal(a, b) for a, b in zip(first, train(tmp_path / "other", 1)[1], strict=True))
-    second = train(tmp_path, 2, resume=True)[1]
-    assert len(second) == 4 and not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    again = train(tmp_path, 3, resume=True, seed=5)[1]  # whatever the seed of the command
-    restart = torch.load(tmp_path / LAST, weights_only=True)
-    assert len(again) == 4 and len(restart["random"]) == 1
+@pytest.mark.parametrize(("num_workers", "seed"), [(0, 1), (2, 2)])
+def test_killed_at_random_moments(whole: Path, tmp_path: Path, num_workers: int, seed: int) -> None:
+    """Within steps, while a checkpoint is written, before and after it gets its name; a killed run is killed again."""
+    draw = random.Random(seed)
+    for kill in range(KILLS):
+        moment = draw.choice([*MOMENTS, "seconds"])
+        count = draw.uniform(0, 0.2) if moment == "seconds" else draw.randint(1, 3)
+        done = run(tmp_path, (moment, count), resume=(tmp_path / LAST).is_file(), num_workers=num_workers)
+        assert done.returncode == -signal.SIGKILL, (kill, moment, count, done.stdout + done.stderr)
+    assert (done := run(tmp_path, resume=True, num_workers=num_workers)).returncode == 0, done.stderr
+    require_equal(whole, tmp_path)
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_where_only_epochs_are_saved(whole: Path, tmp_path: Path, moment: str) -> None:
+    count = random.Random(moment).randint(2, 6)  # of files, or of steps of the first epoch or those after it
+    done = run(tmp_path, (moment, count), minutes=15)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    train(tmp_path, resume=(tmp_path / LAST).is_file(), minutes=15)
+    require_equal(whole, tmp_path)
+
+
+def test_killed_before_the_model_is_written(whole: Path, tmp_path: Path) -> None:
+    """After the last epoch only the end of the run is left to do; once it is done, there is nothing to resume."""
+    train(tmp_path, minutes=15)
+    with pytest.raises(BundleError, match="6 epochs already: ask for more with --epochs"):
+        train(tmp_path, resume=True)
+    (tmp_path / FINISHED).unlink()
+    ended: list[int] = []
+
+    def prepare(trainer: SupervisedTrainer) -> None:
+        trainer.add_event_handler(Events.COMPLETED, lambda: ended.append(1))
+
+    trainer = train(tmp_path, resume=True, prepare=prepare)
+    assert ended == [1] and trainer.state.epoch == EPOCHS and (tmp_path / FINISHED).is_file()
+    require_equal(whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+@pytest.mark.parametrize(("step", "where"), [(10, "after step 3 of 7 of epoch 2"), (21, "after epoch 3")])
+def test_a_signal_saves_and_ends(
+    whole: Path, tmp_path: Path, number: int, status: int, name: str, step: int, where: str
+) -> None:
+    """The step and, at its end, the validation of the epoch are finished."""
+    process, said = interrupt(tmp_path, step, lambda process: processes.signal_group(process, number), num_workers=2)
+    assert process.wait(60) == status, said()
+    expected = (
+        f"Stopped by {name} {where} of 6; {tmp_path / LAST} holds it: go on with the same command and --resume true."
+    )
+    assert expected in said().splitlines() and "Traceback" not in said()
+    assert torch.load(tmp_path / LAST, weights_only=True)["trainer"]["iteration"] == step
+    assert not (tmp_path / FINISHED).exists()
+    train(tmp_path, resume=True, minutes=15)
+    require_equal(whole, tmp_path)
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    def twice(process: processes.Process) -> None:
+        for _ in range(2):  # torchrun repeats what the terminal has sent
+            processes.signal_group(process, signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None
+        processes.signal_group(process, signal.SIGINT)
+
+    process, said = interrupt(tmp_path, 10, twice, endless=True)
+    assert process.wait(60) == -signal.SIGINT, said()
+    assert torch.load(tmp_path / LAST, weights_only=True)["trainer"]["iteration"] == 7  # that of the first epoch
+
+
+def interrupt(
+    folder: Path, step: int, send: Callable[[processes.Process], None], **options: Any
+) -> tuple[processes.Process, Callable[[], str]]:
+    """Start a training, send a signal within a step; the process, and what it says."""
+    text = json.dumps({"folder": str(folder), "kill": ["", 0], "wait": step, "minutes": 15, **options})
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="said", delete=False) as output:
+        process = processes.Process([sys.executable, "-m", "tests.training.small", text], ROOT, None, output, output)
+
+    def said() -> str:
+        return Path(output.name).read_text(encoding="utf-8")
+
+    end = time.monotonic() + 100
+    while "waits in a step" not in said():
+        assert process.poll() is None and time.monotonic() < end, said()
+        time.sleep(0.02)
+    send(process)
+    return process, said
+
+
+def test_batches_do_not_depend_on_workers(tmp_path: Path) -> None:
+    runs = [weights(train(tmp_path / str(number), epochs=1, num_workers=number)) for number in (0, 1, 3)]
+    assert differences(runs[0], runs[1]) == differences(runs[0], runs[2]) == []
+    assert differences(runs[0], weights(train(tmp_path / "other", epochs=1, seed=1))) != []
+
+
+def test_without_a_seed_a_run_is_resumed_with_the_one_that_was_drawn(tmp_path: Path) -> None:
+    first = train(tmp_path / "a", seed=None, minutes=15, epochs=2)
+    drawn = torch.load(tmp_path / "a" / LAST, weights_only=True)["seed"]
+    assert first.data_loader.seed == drawn != train(tmp_path / "b", seed=None, epochs=1).data_loader.seed  # type: ignore[union-attr]
+    resumed = train(tmp_path / "a", seed=None, resume=True, epochs=3)
+    assert resumed.data_loader.seed == drawn  # type: ignore[union-attr]
+    assert differences(weights(resumed), weights(train(tmp_path / "c", seed=drawn, epochs=3))) == []
+
+
+def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
+    """A run is saved where its optimizer has stepped: with three steps for one, after the third and the sixth of 7."""
+    whole = train(tmp_path / "whole", accumulation_steps=3, epochs=2)
+    done = run(tmp_path / "killed", ("forward", 13), accumulation_steps=3, epochs=2)
+    assert done.returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed" / LAST, weights_only=True)["trainer"]["iteration"] == 7 + 3
+    resumed = train(tmp_path / "killed", resume=True, accumulation_steps=3, epochs=2)
+    assert differences(weights(whole), weights(resumed)) == []
+
+
+def weights(trainer: SupervisedTrainer) -> dict[str, torch.Tensor]:
+    return dict(trainer.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"images": [*range(IMAGES), 77]}, "on other images: new for training: 77.png; resume"),
+        ({"images": [1, 2, *range(50, 62)]}, "new for training: 50.png 51.png 52.png and 9 more, 12 no longer for tr"),
+        ({"images": [1, 0, *range(2, IMAGES)]}, "those for training are in another order; resume"),
+        ({"seed": 5}, "seed is 5, but .* was trained with 0: resume with the same"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    train(tmp_path, epochs=1)
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(BundleError, match=words):
+        train(tmp_path, resume=True, **options)
+    assert (tmp_path / LAST).read_bytes() == before and b"13.png" not in before
+
+
+def test_a_run_killed_while_it_sets_the_last_one_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, epochs=1, seed=3)
+    replace, calls = os.replace, []
+
+    def fail(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", fail)
+        train(tmp_path, epochs=1)
+    train(tmp_path, epochs=1)
+    kept = tmp_path / "previous"
+    assert {path.name for path in kept.iterdir()} == {LAST, BEST, HISTORY, FINISHED}
+    assert torch.load(kept / LAST, weights_only=True)["seed"] == 3 and not list(tmp_path.glob(".*"))
 
 
 def test_checkpoints_of_older_versions_resume(tmp_path: Path) -> None:
-    train(tmp_path, 1)
+    train(tmp_path, epochs=1)
     states = torch.load(tmp_path / LAST, weights_only=True)
-    del states["scaler"], states["random"]
-    torch.save(states, tmp_path / LAST)
-    trainer, _ = train(tmp_path, 2, resume=True, scale=8.0)
-    assert trainer.state.epoch == 2 and trainer.scaler.get_scale() == 8.0
+    for name in ("scaler", "metrics", "seed", "same"):
+        states.pop(name, None)
+    torch.save({**states, "random": []}, tmp_path / LAST)
+    assert train(tmp_path, resume=True, epochs=2).state.epoch == 2
 
 
-def draw() -> list[Any]:
-    return [random.random(), np.random.rand(), np.random.randn(), torch.rand(3)]
+@pytest.mark.parametrize(("before", "after"), [(32.0, 8.0), (32.0, 0.0), (0.0, 32.0), (-1.0, 32.0), (32.0, -1.0)])
+def test_the_scale_of_gradients_goes_on(tmp_path: Path, before: float, after: float) -> None:
+    """Also where the precision is another, with another scaler or none."""
+    train(tmp_path, epochs=1, prepare=scaled(before))
+    trainer = train(tmp_path, resume=True, epochs=2, prepare=scaled(after))
+    assert trainer.state.epoch == 2
+    assert after <= 0 or trainer.scaler.get_scale() == (before if before > 0 else after)
 
 
-def test_random_states_are_saved_and_restored(tmp_path: Path) -> None:
-    device = torch.device("cpu")
-    np.random.randn()  # NumPy keeps the second of a pair of normal numbers
-    torch.save(get_random_states(device), tmp_path / "states.pt")
-    expected = draw()
-    set_random_states(torch.load(tmp_path / "states.pt", weights_only=True), device)
-    for found, wanted in zip(draw(), expected, strict=True):
-        assert bool((torch.as_tensor(found) == torch.as_tensor(wanted)).all())
+def scaled(scale: float) -> Callable[[SupervisedTrainer], None]:
+    """Give a trainer a scaler as in float16, a disabled one as in bfloat16 (0), or none as in float32 (-1)."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=max(scale, 1.0), enabled=scale > 0) if scale >= 0 else None
+    if scaler is not None and scaler.is_enabled():
+        scaler.scale(torch.ones(()))  # the trainer's first step does so: amp itself needs a GPU
 
+    def prepare(trainer: SupervisedTrainer) -> None:
+        # before the handlers of the start, as the trainer makes its own
+        trainer._event_handlers[Events.STARTED].insert(0, (lambda: setattr(trainer, "scaler", scaler), (), {}))
 
-def test_the_states_of_a_gpu_are_those_of_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = {torch.device("cuda", 1): torch.tensor([7, 8], dtype=torch.uint8)}
-    monkeypatch.setattr("torch.cuda.get_rng_state", states.__getitem__)
-    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: states.__setitem__(device, state))
-    gpu = get_random_states(torch.device("cuda", 1))
-    set_random_states(gpu, torch.device("cuda", 0))
-    assert torch.equal(states[torch.device("cuda", 0)], states[torch.device("cuda", 1)])
-    set_random_states(gpu, torch.device("cpu"))
-    set_random_states(get_random_states(torch.device("cpu")), torch.device("cuda", 0))
-    assert len(states) == 2
+    return prepare
 
 
 @pytest.mark.parametrize(("amp_dtype", "is_scaled"), [(torch.bfloat16, False), (torch.float16, True), (None, True)])

@@ -98,7 +98,6 @@ def scores(folder: Path) -> dict[str, float]:
 def test_two_processes_train_and_evaluate_as_one(root: Path, dataset: Path, untrained: Path, tmp_path: Path) -> None:
     """Each with half of the batch: the same steps and figures; what they saved is resumed by one."""
     training = {**PLAIN, "dataset_dir": str(dataset), "weights": str(untrained)}
-    training["train#sampler#shuffle"] = False
     evaluating = {"device": "cpu", "num_workers": 0, "dataset_dir": str(dataset), "split": SPLIT, "panels": 1}
     two = {"batch_size": 2, "output_dir": str(tmp_path / "two")}
     weights = str(tmp_path / "two" / "model.pt")
@@ -114,7 +113,6 @@ def test_two_processes_train_and_evaluate_as_one(root: Path, dataset: Path, untr
     assert done.returncode == 0, said
     assert said.count("Best Dice of y1") == said.count("y1 refined") == 1  # one process speaks, and writes
 
-    del training["train#sampler#shuffle"]
     command("training", TRAIN, root, **training, batch_size=4, output_dir=str(tmp_path / "one"))
     start, one, both = (load(path) for path in (untrained, tmp_path / "one" / "model.pt", Path(weights)))
     steps = {key: one[key] - start[key] for key in one}
@@ -283,6 +281,32 @@ def test_a_killed_training_ends_and_is_resumed_by_one(root: Path, dataset: Path,
     command("training", TRAIN, root, **{**options, "resume": True, "epochs": done + 1})
     again = torch.load(output / "last.pt", weights_only=True)["trainer"]
     assert again["iteration"] == (done + 1) * again["epoch_length"] and (output / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["torchrun", "all"])
+def test_a_signal_stops_all_processes_at_one_step(root: Path, dataset: Path, tmp_path: Path, to_all: bool) -> None:
+    """To torchrun, which passes it on, or to all of them at once, as job schedulers do."""
+    output, log = tmp_path / "output", tmp_path / "log.txt"
+    options = {**SMALL, "dataset_dir": str(dataset), "split": SPLIT, "publish": False, "output_dir": str(output)}
+    options |= {"epochs": 1000, "val_interval": 1000, "batch_size": 2}
+    with open(log, "wb") as said:
+        job = forks.Process(
+            [*TORCHRUN, "2", *command_line("training", PARALLEL, options)], ROOT, ENVIRONMENT, said, said
+        )
+    try:
+        end = time.monotonic() + 400
+        while not (output / "last.pt").is_file():
+            assert job.poll() is None and time.monotonic() < end, log.read_text(encoding="utf-8")
+            time.sleep(0.02)
+        (os.killpg if to_all else os.kill)(job.pid, signal.SIGTERM)
+        assert job.wait(timeout=100) == 1
+    finally:
+        job.kill()
+    text = log.read_text(encoding="utf-8")
+    assert text.count("Stopped by SIGTERM after ") == 1, text
+    trainer = torch.load(output / "last.pt", weights_only=True)["trainer"]
+    done, step = divmod(trainer["iteration"], trainer["epoch_length"])
+    assert (f"after step {step} of 2 of epoch {done + 1} of 1000" if step else f"after epoch {done} of 1000") in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")

@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 import torch
 
 from bundle.core.files import sha256_of
+from bundle.training.checkpoints import CheckpointKeeper
 from tests.conftest import ROOT
 from tests.workflows.commands import PRETRAIN, SMALL, TINY_PRETRAINING, TRAIN, command, load, refused
 
@@ -93,6 +96,31 @@ def test_a_pretraining_goes_on_where_it_stopped(root: Path, scenes_dir: str) -> 
     history = json.loads((root / "output" / "pretrain" / "history.json").read_text(encoding="utf-8"))
     assert [row["epoch"] for row in history] == [1, 2]
     assert history[0]["minutes"] <= history[1]["minutes"]
+
+
+def test_an_interrupted_pretraining_ends_in_the_same_weights(
+    root: Path, scenes_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the third of four steps, which is the first of the second epoch."""
+    knobs = {**TINY_PRETRAINING, "scenes_dir": scenes_dir}
+    command("pretraining", PRETRAIN, root, output_dir=str(root / "whole"), **knobs)
+    save = CheckpointKeeper._save_within_epoch
+
+    def interrupt(keeper: CheckpointKeeper, engine: Any) -> None:
+        if engine.state.iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(keeper, engine)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointKeeper, "_save_within_epoch", interrupt)
+        with pytest.raises(SystemExit) as ended:
+            command("pretraining", PRETRAIN, root, output_dir=str(root / "stopped"), **knobs)
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    command("pretraining", PRETRAIN, root, output_dir=str(root / "stopped"), resume=True, **knobs)
+    first, second = (load(root / name / "sam_vit_tiny.pt") for name in ("whole", "stopped"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    rows = [json.loads((root / name / "history.json").read_text(encoding="utf-8")) for name in ("whole", "stopped")]
+    assert [{**row, "minutes": 0} for row in rows[0]] == [{**row, "minutes": 0} for row in rows[1]]
 
 
 def test_the_same_pretraining_twice_gives_the_same_weights(root: Path, scenes_dir: str) -> None:
