@@ -36,6 +36,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, convert_data_type
 
 from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
 from bundle.data.file_types import NIFTI, extension_of, stem_of
 from bundle.data.folder_pairs import MASK_FOLDERS
 from bundle.data.nifti_forms import copy_forms, read_affine, set_forms
@@ -149,15 +150,14 @@ class _WholeFileWriter(ImageWriter):
     extension: str
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
+        """Write the file in one step; `verbose` logs its name."""
         target = Path(filename)
         ImageWriter.write(self, target, verbose=verbose)
-        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}{self.extension}")
-        try:
-            super().write(temporary, verbose=False, **kwargs)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        def write(partial: Path) -> None:
+            super(_WholeFileWriter, self).write(partial, verbose=False, **kwargs)
+
+        write_atomically(target, write, extension=self.extension)
 
 
 class MaskWriter(_WholeFileWriter, PILWriter):
