@@ -26,8 +26,8 @@ HELPERS = {"write_atomically", "write_together"}
 # Calls that write a file, by the last part of their names: of Python, torch, NumPy, Pillow, nibabel, pydicom, peft ...
 WRITING = {
     "write_bytes", "write_text", "save", "save_as", "save_file", "save_pretrained", "savez", "savez_compressed",
-    "savefig", "dcmwrite", "dump", "copy2", "copyfile", "copytree", "copyfileobj", "move", "tofile", "to_csv", "to_filename",
-    "imwrite", "imsave", "write_image", "WriteImage", "open_memmap", "memmap", "FileHandler", "download_url",
+    "savefig", "dcmwrite", "dump", "copy2", "copyfile", "copytree", "copyfileobj", "move", "tofile", "to_csv",
+    "to_filename", "imwrite", "imsave", "write_image", "WriteImage", "open_memmap", "memmap", "FileHandler", "download_url",
     "urlretrieve", "NamedTemporaryFile", "SummaryWriter", "extractall", "posix_fallocate", "ftruncate", "truncate",
     "save_net_with_metadata", "write_metrics_reports", "export_config_file",
 }  # fmt: skip
