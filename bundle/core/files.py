@@ -119,6 +119,15 @@ def append_text(path: str | os.PathLike, text: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def require_writable(folder: str | os.PathLike) -> None:
+    """Raise a `WriteError` where a folder, which is made, takes no file, or its disk is full."""
+    folder = Path(folder)
+    with _name_failures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(LEAST_FREE))
+
+
 @contextmanager
 def _name_failures(path: Path) -> Iterator[None]:
     """Raise a `WriteError` that names the file where the disk or its folder is why it cannot be written."""
@@ -127,8 +136,8 @@ def _name_failures(path: Path) -> Iterator[None]:
     except (WriteError, BundleError):
         raise
     except FileNotFoundError as error:
-        if ".partial" not in str(error.filename):  # a file that is read meanwhile
-            raise
+        if ".partial" not in str(error.filename) and not str(path).startswith(str(error.filename)):
+            raise  # another file, which is read meanwhile
         raise WriteError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
         known = error if isinstance(error, OSError) else _find_full_disk(error) or _full_disk(path)

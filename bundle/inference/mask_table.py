@@ -30,10 +30,10 @@ from bundle.core.distributed import rank
 from bundle.core.engines import image_meta
 from bundle.core.files import append_text, write_text
 from bundle.core.tensors import strip_metadata
+from bundle.data.file_types import MASK_TABLE
 from bundle.inference.mask_files import MaskLayout
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
 
-NAME = "masks.csv"
 PART = "{:05d}.masks.csv"
 
 
@@ -68,7 +68,7 @@ class MaskTable:
         volume: bool = False,
         parts: str | None = None,
     ) -> None:
-        self.table = Path(output_dir) / NAME
+        self.table = Path(output_dir) / MASK_TABLE
         self.parts = None if parts is None else Path(parts)
         self.path = self.table if self.parts is None else self.parts / PART.format(rank())
         self.layout, self.datalist, self.labels = layout, datalist, labels

@@ -27,9 +27,9 @@ HELPERS = {"write_atomically", "write_together"}
 WRITING = {
     "write_bytes", "write_text", "save", "save_as", "save_file", "save_pretrained", "savez", "savez_compressed",
     "savefig", "dcmwrite", "dump", "copy2", "copyfile", "copytree", "copyfileobj", "move", "tofile", "to_csv",
-    "to_filename", "imwrite", "imsave", "write_image", "WriteImage", "open_memmap", "memmap", "FileHandler", "download_url",
-    "urlretrieve", "NamedTemporaryFile", "SummaryWriter", "extractall", "posix_fallocate", "ftruncate", "truncate",
-    "save_net_with_metadata", "write_metrics_reports", "export_config_file",
+    "to_filename", "imwrite", "imsave", "write_image", "WriteImage", "open_memmap", "memmap", "FileHandler",
+    "download_url", "urlretrieve", "NamedTemporaryFile", "SummaryWriter", "extractall", "posix_fallocate", "ftruncate",
+    "truncate", "save_net_with_metadata", "write_metrics_reports", "export_config_file",
 }  # fmt: skip
 # Other ways, and why no reader can take what they leave for a whole file.
 ADDED = "grows by whole lines; what reads it leaves out a last line that is not whole"

@@ -28,7 +28,7 @@ from tests.workflows.commands import SMALL, TRAIN, command, load, refused
 
 
 def train(bad: float, steps: int = 6, epochs: int = 2) -> tuple[torch.nn.Linear, list[torch.Tensor], str]:
-    """Train a line until its fourth image, which is ``bad``; the network, the weights before each step, the sentence."""
+    """Train a line to its fourth image, which is ``bad``; the network, the weights before each step, the sentence."""
     network = torch.nn.Linear(1, 1)
     values = [bad if number == 3 else 1.0 + number for number in range(steps)]
     records = [
