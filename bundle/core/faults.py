@@ -26,14 +26,28 @@ NO_MEMORY = re.compile(r"(CUDA|MPS|HIP).* out of memory|can't allocate memory|no
 
 
 class WriteError(OSError):
-    """A file that cannot be written: number and text of the reason, and the path."""
+    """A file that cannot be written: number and text of the reason, and the path; as text the sentence for a user."""
+
+    def __str__(self) -> str:
+        advice = "name another folder"
+        if self.errno in FULL:
+            advice = "free space on its disk, or name another folder"
+        elif self.errno in FORBIDDEN:
+            advice = "name a folder that you may write to"
+        return f"{self.filename} cannot be written ({self.strerror}): {advice}; earlier files are whole."
+
+
+# MONAI's SaveImage and workers of a DataLoader pass an error on as the text of its traceback.
+WRITE_LINE = re.compile(rf"^{re.escape(WriteError.__module__)}\.WriteError: (.+)$", flags=re.MULTILINE)
 
 
 def explain_fault(error: BaseException) -> str | None:
     """Return the sentence for a user where the machine is at fault, not the program; None for any other error."""
     text = str(error)
     if isinstance(error, WriteError):
-        return _explain_write(error)
+        return text
+    if line := WRITE_LINE.search(text):
+        return line[1]
     if isinstance(error, RuntimeError | OSError) and SHARED_MEMORY.search(text):
         return (
             "The shared memory of this machine (/dev/shm) is full, through which workers pass what they load: "
@@ -51,15 +65,6 @@ def explain_fault(error: BaseException) -> str | None:
         where = f" for {error.filename}" if error.filename else ""
         return f"There is no space left on the disk{where} ({error.strerror}): free some; earlier files are whole."
     return None
-
-
-def _explain_write(error: WriteError) -> str:
-    advice = "name another folder"
-    if error.errno in FULL:
-        advice = "free space on its disk, or name another folder"
-    elif error.errno in FORBIDDEN:
-        advice = "name a folder that you may write to"
-    return f"{error.filename} cannot be written ({error.strerror}): {advice}; earlier files are whole."
 
 
 def _explain_memory(text: str) -> str:

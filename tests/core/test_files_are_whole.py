@@ -55,7 +55,6 @@ ALLOWED = {
     "bundle/procedural/demo_set.py:make_demo": FOLDER,
     "bundle/procedural/scene_pool.py:_make_array": FOLDER,
     "bundle/procedural/scenes/camera.py:to_image": MEMORY,
-    "bundle/training/console.py:log_to_file": LOG,
     "scripts/benchmarks/data_cache.py:make_images": FOLDER,
     "scripts/benchmarks/gpu/__main__.py:run_all": LOG,
     "scripts/benchmarks/measure.py:peak_memory_mib": "no file: a switch of the kernel",
