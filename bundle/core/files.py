@@ -147,10 +147,13 @@ def _name_failures(path: Path) -> Iterator[None]:
 
 
 def _find_full_disk(error: BaseException | None) -> OSError | None:
-    """Return the `OSError` in a chain of causes: torch ends with an error of its own."""
+    """Return the `OSError` in a chain of causes, or of its text: torch and safetensors end with errors of their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error
+        for number in FULL:
+            if os.strerror(number) in str(error):
+                return OSError(number, os.strerror(number))
         error = error.__cause__ or error.__context__
     return None
 

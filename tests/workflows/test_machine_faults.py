@@ -30,7 +30,7 @@ from torch.utils.data import get_worker_info
 from bundle.data import readers
 from bundle.data.file_types import MASK_TABLE
 from bundle.inference.mask_table import MaskTable
-from bundle.sam_sp.network import SamSP
+from bundle.sam.image_encoder import ImageEncoder
 from bundle.training.checkpoints import BEST, LAST
 from bundle.training.history import History
 from tests import processes
@@ -144,15 +144,13 @@ def test_output_below_a_file(run_id: str, root: Path, dataset: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("run_id", COMMANDS)
-@pytest.mark.parametrize("name", ["images", "masks", "labels", "instances", "negatives", "link"])
-def test_output_in_a_folder_of_inputs(run_id: str, name: str, root: Path, dataset: Path, tmp_path: Path) -> None:
-    """Also in one that does not exist: results in labels/ would be the labels of the next run."""
+def test_output_in_a_folder_of_labels(run_id: str, root: Path, dataset: Path, tmp_path: Path) -> None:
+    """In one that does not exist: results in labels/ would be the labels of the next run."""
     mine = tmp_path / "mine"
     shutil.copytree(dataset, mine)
-    (mine / "link").symlink_to(mine / "images")
     before = sorted(mine.rglob("*"))
-    said = refused(run_id, COMMANDS[run_id], root, **options_of(run_id, root, mine, mine / name))
-    assert said.startswith(f"output_dir {mine / name} holds input images or their labels; expected another folder")
+    said = refused(run_id, COMMANDS[run_id], root, **options_of(run_id, root, mine, mine / "labels"))
+    assert said.startswith(f"output_dir {mine / 'labels'} holds input images or their labels; expected another folder")
     assert sorted(mine.rglob("*")) == before
 
 
@@ -250,7 +248,7 @@ def test_out_of_memory(
     def forward(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(SamSP, "forward", forward)
+    monkeypatch.setattr(ImageEncoder, "forward", forward)
     for run_id in ("training", "evaluating", "inferring"):
         more = {"split": {"test": "all"}} if run_id == "evaluating" else {}
         options = options_of(run_id, root, dataset, tmp_path / run_id, **more)
