@@ -32,7 +32,7 @@ from bundle.data.file_types import MASK_TABLE
 from bundle.inference.mask_table import MaskTable
 from bundle.sam.image_encoder import ImageEncoder
 from bundle.training.checkpoints import BEST, LAST
-from bundle.training.history import History
+from bundle.training.console import EpochConsole
 from tests import processes
 from tests.conftest import ROOT
 from tests.dicom_files import draw_values, write_slices
@@ -62,15 +62,15 @@ def draw_images(folder: Path, count: int) -> Path:
 
 
 def after_an_epoch(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], Any]) -> None:
-    """Let something happen when the first epoch of a training is saved."""
-    real = History.__call__
+    """Let something happen when the second epoch of a training begins, after the first was saved."""
+    real = EpochConsole._start_epoch
 
-    def note(history: History, engine: Any) -> None:
-        real(history, engine)
-        if engine.state.epoch == 1:
+    def start(console: EpochConsole, engine: Any) -> None:
+        real(console, engine)
+        if engine.state.epoch == 2:
             happen()
 
-    monkeypatch.setattr(History, "__call__", note)
+    monkeypatch.setattr(EpochConsole, "_start_epoch", start)
 
 
 def test_disk_full_during_training(root: Path, dataset: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
