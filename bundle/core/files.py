@@ -91,7 +91,7 @@ def write_together(folder: str | os.PathLike, write: Callable[[Path], Any]) -> N
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file in UTF-8 in one step, as `write_atomically` does; line ends stay as they are."""
-    write_atomically(path, lambda partial: partial.write_bytes(text.encode()))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8", newline=""))
 
 
 def write_csv(path: str | os.PathLike, rows: Iterable[Sequence[Any]]) -> None:
