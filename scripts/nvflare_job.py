@@ -30,6 +30,7 @@ from bundle.checkpoints.model_json import PROMPTING
 from bundle.checkpoints.network_builder import AUTO
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.files import write_text
 from bundle.core.setting_forms import option, whole
 from bundle.training.federated import NOT_EXCHANGED
 
@@ -234,8 +235,7 @@ def site_config(
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image, size = prepare(picture, network)
     (logits,) = session.run(["pred"], {"image": image[None]})
     mask = mark(enlarge(logits[0], size, picture.size), network)
-    Image.fromarray(mask).save(options.mask)
+    partial = f"{options.mask}.partial"
+    Image.fromarray(mask).save(partial, "PNG")
+    os.replace(partial, options.mask)
     share = np.count_nonzero(mask) / mask.size
     print(f"Wrote {options.mask}: {share:.1%} of {options.image} is marked. For research, not for diagnosis.")
 

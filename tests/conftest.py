@@ -25,6 +25,7 @@ import pytest
 from absl import logging as absl_logging
 
 from tests import processes
+from tests.disks import Disk
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "scripts" / "experiments" / "records"
@@ -105,6 +106,14 @@ def dataset(procedural: Path) -> Path:
     shutil.copytree(procedural, copy)
     (copy / MARKER).unlink()
     return copy
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk in memory, which a test mounts."""
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture

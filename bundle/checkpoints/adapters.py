@@ -36,7 +36,7 @@ from bundle.checkpoints.network_builder import described_settings
 from bundle.checkpoints.reader import read_checkpoint
 from bundle.checkpoints.starting_point import require_same_sam
 from bundle.core.errors import BundleError
-from bundle.core.files import read_json, write_atomically
+from bundle.core.files import read_json, write_atomically, write_text
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
 
@@ -67,7 +67,7 @@ def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mappi
     }
     write_atomically(folder / DECODER, lambda path: save_file(decoder, path, metadata={"format": "pt"}))
     text = json.dumps({**description, "base_sha256": base_sha256(network)}, indent=4) + "\n"
-    write_atomically(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / DESCRIPTION, text)
     return folder
 
 

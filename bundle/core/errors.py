@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from bundle.core.faults import explain_fault
+
 
 class BundleError(Exception):
     """Wrong input or setting. The message is one sentence: the file or key, what was found, what was expected."""
@@ -29,16 +31,20 @@ WORKER_LINE = re.compile(rf"^{re.escape(BundleError.__module__)}\.BundleError: (
 
 
 def find_bundle_error(error: BaseException | None) -> BundleError | None:
-    """Return the first `BundleError` in a chain of causes, or None; MONAI and torch wrap what an expression raises."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, BundleError):
-            return error
-        if match := WORKER_LINE.search(str(error)):
-            return BundleError(match[1])
-        seen.add(id(error))
+    """Return the first `BundleError` in a chain of causes, or None; MONAI and torch wrap what an expression raises.
+
+    A fault of the machine, such as a full disk, is one too, with the sentence of `bundle.core.faults.explain_fault`.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return None
+    for one in chain:
+        if isinstance(one, BundleError):
+            return one
+        if match := WORKER_LINE.search(str(one)):
+            return BundleError(match[1])
+    return next((BundleError(sentence) for one in chain if (sentence := explain_fault(one))), None)
 
 
 def raise_all(kind: str, problems: Sequence[str]) -> None:

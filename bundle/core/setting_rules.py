@@ -192,8 +192,8 @@ GROUPS: Mapping[str, Mapping[str, Setting]] = {
             computed="1 on a CPU; beside a GPU all usable cores but one, at most 8 (2 with volumes), shared by the "
             "processes of the machine",
             pretrain="processes that prepare images: 0 on a CPU, beside a GPU as in a training"),
-        "checkpoint_minutes": _setting(number(least=0), "longest time between two checkpoints of an epoch; after an epoch "
-            "there is one in any case ([more](../guides/train.md#interrupt-and-resume))"),
+        "checkpoint_minutes": _setting(number(least=0), "longest time between two checkpoints of an epoch; after an "
+            "epoch there is one in any case ([more](../guides/train.md#interrupt-and-resume))"),
         "resume": _setting(BOOLEAN, "go on with the last run in `output_dir`: to the weights of a run that was never "
             "stopped"),
         "seed": _setting(one_of("a whole number, or none for another one each time", NOTHING, whole()),

@@ -27,6 +27,9 @@ from bundle.data.file_states import fingerprint, record_key
 from bundle.data.volume_files import open_volume
 from bundle.sam.preprocessing import ToNetworkInputd
 
+# Key of an item of a training with the path of its image, for messages.
+FILE = "file"
+
 
 class StoredResults:
     """The transforms of a dataset, of which the first ones, which always give the same, are looked up on disk.
@@ -115,6 +118,8 @@ class DiskCachedDataset(Dataset):
 class ToldCacheDataset(CacheDataset):
     """MONAI's `CacheDataset`, which tells how far it is while it fills its cache, with the other items on disk.
 
+    An item has the path of its image under ``file``.
+
     Args:
         data: records, as of `bundle.data.datalists.load_datalists`.
         transform: a `Compose`.
@@ -130,9 +135,9 @@ class ToldCacheDataset(CacheDataset):
         self._stored.claim(data[self.cache_num :])
 
     def _transform(self, index: int) -> Any:
-        if index % len(self) < self.cache_num:
-            return super()._transform(index)
-        return self._stored(self.data[index])
+        cached = index % len(self) < self.cache_num
+        item = super()._transform(index) if cached else self._stored(self.data[index])
+        return _name_file(item, self.data[index]["image"])
 
     def _fill_cache(self, indices: Any = None) -> list:
         self._done = 0
@@ -147,6 +152,11 @@ class ToldCacheDataset(CacheDataset):
             self._done += 1
             self._work.note(f"Filling the cache {self._done}/{self.cache_num}")
         return item
+
+
+def _name_file(item: Any, file: str) -> Any:
+    """Return an item with the path of its image; of a volume that gives several slices, each of them."""
+    return [_name_file(one, file) for one in item] if isinstance(item, list) else {**item, FILE: str(file)}
 
 
 def cached_images(cache: float, image_size: int, num_classes: int = 1) -> int:

@@ -24,7 +24,7 @@ from torch.utils.data import get_worker_info
 
 from bundle.core.distributed import rank
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import write_atomically, write_text
 from bundle.core.signs_of_life import say
 
 # What stays free on the disk, for all else that a training writes and for other people.
@@ -158,7 +158,7 @@ class DiskCache:
         self._begun = True
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self.folder / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
+            write_text(self.folder / "CACHEDIR.TAG", TAG)
             (self.folder / "usage").touch()
             self._since = (self.folder / "usage").stat().st_mtime_ns
             with self._usage() as usage:

@@ -23,6 +23,8 @@ ITK = (".nrrd", ".nhdr", ".mha", ".mhd", DICOM)
 VOLUME_EXTENSIONS = (*NIFTI, *ITK)
 INPUT_EXTENSIONS = (*(f".{extension}" for extension in IMAGE_EXTENSIONS), *VOLUME_EXTENSIONS)
 DICOM_MARK, DICOM_OFFSET = b"DICM", 128
+# What every folder of results holds: the table of the masks, or what processes that share the work note.
+MASK_TABLE, MANIFESTS = "masks.csv", "manifests"
 # Files of the operating system, beside those that start with a dot, and the index of a DICOM disc.
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "dicomdir", "__macosx")
 
@@ -45,7 +47,9 @@ def is_hidden(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """Return whether a folder itself holds a DICOM file."""
+    """Return whether a folder itself holds a DICOM file, and is not one of results with a DICOM SEG."""
+    if (folder / MASK_TABLE).is_file() or (folder / MANIFESTS).is_dir():
+        return False
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path))
     return any(is_dicom(path) for path in files if extension_of(path) == DICOM or not _is_known(path))
 

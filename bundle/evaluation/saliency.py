@@ -26,7 +26,7 @@ from monai.utils import optional_import
 
 from bundle.core.distributed import world_size
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import write_text
 
 SALIENCY = ("mae", "s_measure", "e_measure", "weighted_f")
 
@@ -91,8 +91,7 @@ class ImageMeasures:
         lines = [
             f"{json.dumps(name)}: {json.dumps(values)}" for name, values in {"stem": self.stems, **rounded}.items()
         ]
-        text = "{" + ",\n ".join(lines) + "}\n"
-        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path, "{" + ",\n ".join(lines) + "}\n")
 
 
 def _short(value: float) -> float | None:

@@ -16,8 +16,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from monai.inferers import Inferer
 from bundle.checkpoints.model_configs import metadata_for
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
+from bundle.core.files import write_together
 from bundle.core.provenance import is_procedural
 from bundle.core.signs_of_life import Work, working
 from bundle.export.check import Runner, check_export, images_with_different_boxes
@@ -92,15 +91,16 @@ class Exporter:
     ) -> Path:
         images = images_with_different_boxes(self.network, dataset, inferer)
         name = f"model{self.format.suffix}"
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        # A TorchScript archive contains its file name, so the file is written with its final name, in another folder.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=self.output_dir) as folder:
+        agreements: list[str] = []
+
+        def write(folder: Path) -> None:
             work.note(f"Exporting: writing {name}", begins=True)
-            self.format.write(self.network, Path(folder) / name, self._metadata_files())
+            self.format.write(self.network, folder / name, self._metadata_files())
             work.note(f"Exporting: checking {name}", begins=True)
-            agreements = check_export(self.format.load(Path(folder) / name), self.network, images, name)
-            for path in sorted(Path(folder).iterdir()):  # ONNX beyond 2 GB keeps its weights in a second file
-                os.replace(path, self.output_dir / path.name)
+            agreements.extend(map(str, check_export(self.format.load(folder / name), self.network, images, name)))
+
+        # A TorchScript archive contains its file name, and ONNX beyond 2 GB keeps its weights in a second file.
+        write_together(self.output_dir, write)
         target = self.output_dir / name
         kind = "procedural images" if is_procedural(records) else "images"
         lines = [f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB), checked against PyTorch on {kind}:"]

@@ -27,7 +27,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import write_atomically, write_text
 from bundle.core.settings import parse_boolean
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import stem_of
@@ -221,4 +221,4 @@ def write_table(map_path: Path, rows: Sequence[Mapping[str, Any]], axes: str) ->
     table.writeheader()
     table.writerows(rows)
     path = map_path.with_name(f"{stem_of(map_path)}.csv")
-    write_atomically(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(path, text.getvalue())

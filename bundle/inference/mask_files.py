@@ -36,9 +36,10 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, convert_data_type
 
 from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
 from bundle.data.file_types import NIFTI, extension_of, stem_of
-from bundle.data.folder_pairs import MASK_FOLDERS
 from bundle.data.nifti_forms import copy_forms, read_affine, set_forms
+from bundle.data.output_folders import refuse_input_folders
 from bundle.data.places import are_close
 
 
@@ -89,22 +90,10 @@ class MaskLayout(FolderLayoutBase):
 
     def plan(self, images: Sequence[PathLike]) -> None:
         """Give each input the path of its mask; `BundleError` as the class says."""
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise BundleError(f"output_dir {self.output_dir} is a file; expected a folder.")
         inputs = [_absolute(image) for image in images]
-        self._refuse_input_folders({image.parent for image in inputs})
+        refuse_input_folders(self.output_dir, inputs)
         self._masks = {image: self.output_dir / name for image, name in mask_names(inputs, self.extension).items()}
         self._refuse_inputs()
-
-    def _refuse_input_folders(self, folders: set[Path]) -> None:
-        # labels drawn by hand lie beside a folder called images
-        label_folders = {folder.parent / name for folder in folders if folder.name == "images" for name in MASK_FOLDERS}
-        for folder in folders | label_folders:
-            if self.output_dir.exists() and folder.exists() and self.output_dir.samefile(folder):
-                raise BundleError(
-                    f"output_dir {self.output_dir} holds input images or their labels; expected another folder, so "
-                    "that none of them is overwritten."
-                )
 
     def _refuse_inputs(self) -> None:
         inputs = {os.path.realpath(image) for image in self._masks}
@@ -149,15 +138,14 @@ class _WholeFileWriter(ImageWriter):
     extension: str
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write under a temporary name in the same folder, then rename; `verbose` logs the final name."""
+        """Write the file in one step; `verbose` logs its name."""
         target = Path(filename)
         ImageWriter.write(self, target, verbose=verbose)
-        temporary = target.with_name(f".{stem_of(target)}.{os.getpid()}{self.extension}")
-        try:
-            super().write(temporary, verbose=False, **kwargs)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        def write(partial: Path) -> None:
+            super(_WholeFileWriter, self).write(partial, verbose=False, **kwargs)
+
+        write_atomically(target, write, extension=self.extension)
 
 
 class MaskWriter(_WholeFileWriter, PILWriter):

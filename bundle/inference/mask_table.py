@@ -28,12 +28,12 @@ from scipy import ndimage
 
 from bundle.core.distributed import rank
 from bundle.core.engines import image_meta
-from bundle.core.files import write_atomically
+from bundle.core.files import append_text, write_text
 from bundle.core.tensors import strip_metadata
+from bundle.data.file_types import MASK_TABLE
 from bundle.inference.mask_files import MaskLayout
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
 
-NAME = "masks.csv"
 PART = "{:05d}.masks.csv"
 
 
@@ -68,7 +68,7 @@ class MaskTable:
         volume: bool = False,
         parts: str | None = None,
     ) -> None:
-        self.table = Path(output_dir) / NAME
+        self.table = Path(output_dir) / MASK_TABLE
         self.parts = None if parts is None else Path(parts)
         self.path = self.table if self.parts is None else self.parts / PART.format(rank())
         self.layout, self.datalist, self.labels = layout, datalist, labels
@@ -87,8 +87,7 @@ class MaskTable:
             scores = known_scores(item.get(SCORES, {}), self.labels)
             rows += self._rows(str(meta["filename_or_obj"]), item["pred"], meta, scores)
         if rows:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(_lines(rows))
+            append_text(self.path, _lines(rows))
 
     def conclude(self) -> None:
         """Make one table of the files of all processes; all of them call it, after the last batch."""
@@ -103,17 +102,15 @@ class MaskTable:
                 found.setdefault(row[0], {})[row[1]] = row
         listed = [self._name(str(record["image"])) for record in self.datalist]
         order = dict.fromkeys([*(name for name in listed if name in found), *sorted(found)])
-        text = _lines([self.columns, *(row for name in order for row in found[name].values())])
-        write_atomically(self.table, lambda partial: partial.write_text(text, encoding="utf-8", newline=""))
+        write_text(self.table, _lines([self.columns, *(row for name in order for row in found[name].values())]))
 
     def _begin(self, engine: SupervisedEvaluator) -> None:
         """Begin a new table; where a process goes on with its file, drop a line that a killed one left unfinished."""
         if self.parts is None or not self.path.is_file():
-            header = _lines([self.columns])
-            write_atomically(self.path, lambda partial: partial.write_text(header, encoding="utf-8", newline=""))
+            write_text(self.path, _lines([self.columns]))
         else:
-            with open(self.path, "r+b") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
+            content = self.path.read_bytes()
+            write_text(self.path, content[: content.rfind(b"\n") + 1].decode())
 
     def _rows(
         self, image: str, prediction: torch.Tensor, meta: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]

@@ -24,7 +24,7 @@ from monai.engines import SupervisedEvaluator
 from bundle.core.distributed import rank, world_size
 from bundle.core.engines import image_meta
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import append_text, write_text
 from bundle.inference.failures import Failures
 
 Record = Mapping[str, Any]
@@ -70,8 +70,7 @@ class Manifest:
 
     def add(self, images: Sequence[str]) -> None:
         """Record that the masks of these inputs are written."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(image) + "\n" for image in images))
+        append_text(self.path, "".join(json.dumps(image) + "\n" for image in images))
 
     def _read(self) -> set[str]:
         done: set[str] = set()
@@ -88,11 +87,9 @@ class Manifest:
     def _begin(self) -> None:
         """Write the first line, or complete a last line that a killed process left unfinished."""
         if not self.path.is_file():
-            header = json.dumps(self.made_with) + "\n"
-            write_atomically(self.path, lambda partial: partial.write_text(header, encoding="utf-8"))
+            write_text(self.path, json.dumps(self.made_with) + "\n")
         elif not self.path.read_bytes().endswith(b"\n"):
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("\n")
+            append_text(self.path, "\n")
 
 
 def _path(line: str) -> str | None:

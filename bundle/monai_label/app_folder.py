@@ -33,7 +33,7 @@ from bundle.checkpoints.model_json import (
 )
 from bundle.checkpoints.volume_settings import volume_settings
 from bundle.core.errors import BundleError
-from bundle.core.files import sha256_of, write_atomically
+from bundle.core.files import sha256_of, write_text
 from bundle.sam_sp.network import SamSP
 
 KINDS = ("2d", "volume")
@@ -184,8 +184,7 @@ def _start_untrained(kind: str, labels: Sequence[str], root: Path, weights: Path
 
 
 def _note_origin(weights: Path) -> None:
-    text = json.dumps({"sha256": sha256_of(weights)}) + "\n"
-    write_atomically(weights.parent / ORIGIN, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(weights.parent / ORIGIN, json.dumps({"sha256": sha256_of(weights)}) + "\n")
 
 
 def _require_servable(weights: Path) -> None:
@@ -219,8 +218,7 @@ def _write_configs(kind: str, root: Path, folder: Path, weights: Path) -> None:
         "metadata.json": _metadata(kind, root, weights),
     }
     for name, content in contents.items():
-        text = json.dumps(content, indent=4) + "\n"
-        (folder / "configs" / name).write_text(text, encoding="utf-8")
+        write_text(folder / "configs" / name, json.dumps(content, indent=4) + "\n")
 
 
 def _metadata(kind: str, root: Path, weights: Path) -> dict[str, Any]:

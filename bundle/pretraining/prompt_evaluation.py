@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.spatial import ConvexHull
 
 from bundle.core.errors import BundleError
-from bundle.core.files import write_atomically
+from bundle.core.files import write_atomically, write_text
 from bundle.evaluation.panels import draw_panel, draw_sheet
 from bundle.pretraining.prompt_rounds import PromptEvaluation
 from bundle.sam.preprocessing import to_picture
@@ -104,10 +104,7 @@ class PromptEvaluationReport:
         table |= {name: _means([row for row in self.rows if low <= row.area < high]) for name, low, high in SIZES}
         table["compact"] = _means([row for row in self.rows if row.hull_share >= COMPACT])
         table["not compact"] = _means([row for row in self.rows if row.hull_share < COMPACT])
-        text = json.dumps(table, indent=1) + "\n"
-        write_atomically(
-            self.output_dir / "prompt_evaluation.json", lambda path: path.write_text(text, encoding="utf-8")
-        )
+        write_text(self.output_dir / "prompt_evaluation.json", json.dumps(table, indent=1) + "\n")
         lines = [f"{'mean IoU':12} objects    box  point  point, single mask"]
         lines += [
             f"{name:12} {row['objects']:7d}  {row['box']:.3f}  {row['point']:.3f}  {row['point_single']:.3f}"

@@ -22,6 +22,7 @@ from PIL import Image
 
 from bundle.core.distributed import run_first_on_node
 from bundle.core.errors import BundleError
+from bundle.core.files import write_text
 from bundle.core.provenance import MARKER
 from bundle.core.signs_of_life import follow
 from bundle.procedural.demo_drawing import draw_scene
@@ -49,7 +50,7 @@ def make_demo(folder: str | os.PathLike[str], count: int = 80, seed: int = 0) ->
         picture, mask = draw_scene(seed, index)
         Image.fromarray(picture).save(image_file, quality=92)
         Image.fromarray(mask).save(mask_file)
-    (folder / MARKER).write_text(json.dumps(_marker(count, seed), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / MARKER, json.dumps(_marker(count, seed), indent=2) + "\n")
     return folder
 
 

@@ -27,6 +27,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from numpy.lib.format import open_memmap
 
 from bundle.core.errors import BundleError
+from bundle.core.files import write_text
 from bundle.core.provenance import MARKER
 from bundle.core.signs_of_life import follow
 from bundle.procedural.scenes.labels import LARGEST, SMALLEST
@@ -75,8 +76,8 @@ def ensure_scenes(folder: str | os.PathLike[str], count: int, seed: int, size: i
 
 
 def _draw_pool(folder: Path, count: int, seed: int, size: int) -> None:
-    images = open_memmap(folder / IMAGES, mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
-    labels = open_memmap(folder / LABELS, mode="w+", dtype=np.uint8, shape=(count, 2, size, size))
+    images = _make_array(folder / IMAGES, (count, 3, size, size))
+    labels = _make_array(folder / LABELS, (count, 2, size, size))
     draw = partial(_draw, seed, size)
     with ProcessPoolExecutor(os.cpu_count()) as processes:
         drawn = processes.map(draw, range(count), chunksize=8)
@@ -87,7 +88,15 @@ def _draw_pool(folder: Path, count: int, seed: int, size: int) -> None:
     images.flush()
     labels.flush()
     marker = {"procedural": True, "version": VERSION, "seed": seed, "count": count, "size": size, "kinds": kinds}
-    (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    write_text(folder / MARKER, json.dumps(marker) + "\n")
+
+
+def _make_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Return an array of uint8 in a file whose space is taken at once: a full disk would end the process later."""
+    array = open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _draw(seed: int, size: int, index: int) -> Scene:

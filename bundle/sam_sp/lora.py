@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundle.core.files import write_together
 from bundle.sam.projections import QkvProjection
 
 # peft is imported inside the functions: it costs seconds and pulls in transformers, and nobody who only evaluates or
@@ -119,10 +120,11 @@ def save_adapter(encoder: Any, folder: str | os.PathLike) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
     state: dict[str, torch.Tensor] = get_peft_model_state_dict(encoder, adapter_name=ADAPTER)
     tensors = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    partial = Path(folder) / "adapter_model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, Path(folder) / "adapter_model.safetensors")
-    encoder.peft_config[ADAPTER].save_pretrained(str(folder))
+
+    def write(partial: Path) -> None:
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        encoder.peft_config[ADAPTER].save_pretrained(str(partial))
+
+    write_together(folder, write)

@@ -104,12 +104,21 @@ class EpochConsole:
         return "  ".join(parts)
 
 
+class LogFile(logging.FileHandler):
+    """A log file that a full disk stops without a traceback for each line: the next checkpoint says what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Pass over what the disk is at fault for."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to_file(path: Path) -> None:
     """Append whatever is logged from now on to a file, in place of the one before."""
     # this module's lines go into the file alone: the console has them from `print`
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = LogFile(path, encoding="utf-8", delay=True)
     handler.set_name(LOG)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
-from bundle.core.files import write_atomically
+from bundle.core.files import write_text
 
 HISTORY = "history.json"
 
@@ -61,5 +61,4 @@ class History:
         # JSON has no NaN, which a metric is that no validation image has a value of
         values = {name: None if math.isnan(value) else round(value, 5) for name, value in metrics.items()}
         self.rows.append({"epoch": engine.state.epoch, "minutes": round(minutes, 2)} | values)
-        text = json.dumps(self.rows, indent=1) + "\n"
-        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path, json.dumps(self.rows, indent=1) + "\n")

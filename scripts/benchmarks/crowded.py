@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bundle.core.files import write_text
 from bundle.core.threads import CHOICES
 from scripts.benchmarks.measure import ROOT, machine
 
@@ -93,8 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         {"load": load, "way": way, "seconds": statistics.median(values), "all": values}
         for (load, way), values in seconds.items()
     ]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write_text(options.output, json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     print(table(rows))
     print(f"All seconds: {options.output}")
 

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.files import write_text
 from bundle.data.folder_pairs import pair_folder
 from bundle.data.image_files import mask_threshold, open_mask, open_rgb
 from scripts.benchmarks.gpu.images import CLINICDB, KVASIR, SPLITS
@@ -73,7 +74,7 @@ def pack(out: Path, data: Path | None, sam_checkpoint: Path | None = None) -> li
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    (out / "commit.txt").write_text(f"{commit()}\n", encoding="utf-8")
+    write_text(out / "commit.txt", f"{commit()}\n")
     download(read_wheels(WHEELS), out / "wheels")
     tracked = tracked_bytes(ROOT)
     wheels = folder_bytes(out)

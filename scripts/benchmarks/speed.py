@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bundle.core.files import write_text
 from bundle.sam.registry import SPECS, get_spec
 from scripts.benchmarks import measure, tables
 from scripts.benchmarks.cases import (
@@ -204,8 +205,7 @@ def answer_request(request: dict[str, Any]) -> None:
 
 def save(result: dict[str, Any], path: Path) -> None:
     """Write the results so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.files import write_text
 from bundle.core.setting_forms import number, option, whole
 from bundle.data.datalists import load_datalists
 from bundle.data.file_types import is_volume, stem_of
@@ -114,7 +115,7 @@ def cut_windows(
         Image.fromarray(window.crop(np.asarray(open_rgb(record["image"])))).save(folder / NEGATIVES / name)
         windows[name] = {"image": str(record["image"]), **window._asdict()}
     facts = {"seed": seed, "least_area": least_area, "windows": dict(sorted(windows.items()))}
-    (folder / RECORD).write_text(json.dumps(facts, indent=4) + "\n", encoding="utf-8")
+    write_text(folder / RECORD, json.dumps(facts, indent=4) + "\n")
     return len(windows), tried
 
 

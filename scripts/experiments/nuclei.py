@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.files import write_text
 from bundle.data.datalists import load_datalists, stems_sha256
 from bundle.data.image_files import open_mask
 from bundle.inference.instance_files import write_png
@@ -175,7 +176,7 @@ def write_datalist(options: argparse.Namespace, stems: Sequence[str]) -> Path:
     images = {path.stem: path for path in (options.nuclei / "images").iterdir()}
     path = options.work / "images.json"
     content = {"test": [{"image": str(images[stem].resolve())} for stem in stems]}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
     return path
 
 
@@ -193,7 +194,7 @@ def infer(row: Row, listed: Path, folder: Path, more: Mapping[str, Any], options
 def score(predicted: Path, labels: Path, stems: Sequence[str], table_file: Path) -> dict[str, list[float]]:
     """Return the figures of each image by ``scripts.evaluate_instances``."""
     listed = table_file.with_suffix(".txt")
-    listed.write_text("\n".join(stems) + "\n", encoding="utf-8")
+    write_text(listed, "\n".join(stems) + "\n")
     places = {"predicted": predicted, "labels": labels, "stems": listed, "csv": table_file}
     words = [word for key, path in places.items() for word in (f"--{key}", str(path))]
     run(["scripts.evaluate_instances", *words], table_file.parent, 1)

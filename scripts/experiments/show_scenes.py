@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from bundle.core.files import write_atomically
 from bundle.procedural.scenes.scene import FAMILIES, Scene, draw_scene
 
 SIDE, GAP = 200, 4
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sheet[row * step : row * step + SIDE, column * step : column * step + SIDE] = tile(scene)
     picture = Image.fromarray(sheet)
     # 256 colors, dithered: a third of the size and no banding to be seen
-    picture.quantize(palette=picture.quantize(256, kmeans=3)).save(options.output, "PNG", optimize=True)
+    small = picture.quantize(palette=picture.quantize(256, kmeans=3))
+    write_atomically(options.output, lambda partial: small.save(partial, "PNG", optimize=True))
     print(f"Wrote {options.rows} procedural scenes of each family ({', '.join(columns)}) to {options.output}")
 
 

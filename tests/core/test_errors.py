@@ -12,7 +12,13 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+import torch
+
 from bundle.core.errors import BundleError, find_bundle_error
+from bundle.core.faults import WriteError
 
 
 def test_a_wrapped_error_is_found() -> None:
@@ -24,3 +30,46 @@ def test_a_wrapped_error_is_found() -> None:
     except RuntimeError as outer:
         assert str(find_bundle_error(outer)) == "the sentence"
     assert find_bundle_error(ValueError("other")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. "), "(process 17, signal Killed)"),
+        (RuntimeError("DataLoader worker (pid(s) 17, 18) exited unexpectedly"), "(process 17, 18, no reason is known)"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            "(/dev/shm) is full",
+        ),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "(/dev/shm) is full"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory of the GPU is full"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "memory of the GPU is full"),
+        (MemoryError(), "memory of this machine is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "no space left on the disk for /tmp/x"),
+        (WriteError(errno.EROFS, "Read-only file system", "/a/b"), "/a/b cannot be written (Read-only file system)"),
+        (
+            RuntimeError("Traceback ...\nbundle.core.faults.WriteError: /a/b cannot be written (x): y\n"),
+            "/a/b cannot be written (x): y",
+        ),
+    ],
+)
+def test_faults_of_the_machine(error: Exception, sentence: str) -> None:
+    try:
+        raise ValueError("as MONAI wraps it") from error
+    except ValueError as outer:
+        assert sentence in str(find_bundle_error(outer))
+
+
+def test_memory_of_a_cpu() -> None:
+    """The text of PyTorch itself, which another version may word differently."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert "memory of this machine is full" in str(find_bundle_error(caught.value))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file", "x"), RuntimeError("shape mismatch")])
+def test_mistakes_of_the_program_keep_their_traceback(error: Exception) -> None:
+    assert find_bundle_error(error) is None

@@ -41,7 +41,7 @@ from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data import disk_cache, file_states
-from bundle.data.cache import DiskCachedDataset, ToldCacheDataset, cached_images
+from bundle.data.cache import FILE, DiskCachedDataset, ToldCacheDataset, cached_images
 from bundle.data.disk_cache import DiskCache
 from bundle.data.readers import MaskReader, RGBReader
 from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd
@@ -130,7 +130,8 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
-        for key in one:
+        assert one.get(FILE) == other.get(FILE)
+        for key in one.keys() - {FILE}:
             assert type(one[key]) is type(other[key]) and torch.equal(one[key], other[key])
             assert one[key].dtype == other[key].dtype
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bundle.core.files import write_text
 from bundle.procedural.demo_set import make_demo
 
 KVASIR, CLINICDB, SPLITS = "kvasir-seg", "cvc-clinicdb", "splits"
@@ -43,7 +44,7 @@ def toy_data(work: Path, toy: bool) -> Path:
             make_demo(folder, count=TOY_DRAWN if toy else DRAWN, seed=seed)
         stems = sorted(path.stem for path in (folder / "images").iterdir())
         for part, chosen in (("test", stems[:TESTED]), ("train", stems[TESTED:])):
-            (data / SPLITS / f"pranet_{short}_{part}.txt").write_text("\n".join(chosen), encoding="utf-8")
+            write_text(data / SPLITS / f"pranet_{short}_{part}.txt", "\n".join(chosen))
     rows = ["stem,sequence", *(f"{stem},s{index}" for index, stem in enumerate(stems))]
-    (data / SPLITS / "clinicdb_sequences.csv").write_text("\n".join(rows), encoding="utf-8")
+    write_text(data / SPLITS / "clinicdb_sequences.csv", "\n".join(rows))
     return data

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bundle.checkpoints.base_weights import RANDOM
 from bundle.core.errors import BundleError
-from bundle.core.files import sha256_of, write_atomically
+from bundle.core.files import sha256_of, write_atomically, write_text
 from bundle.data.datalists import stems_sha256
 from bundle.training.checkpoints import LAST
 from bundle.training.history import HISTORY
@@ -132,7 +132,7 @@ def run_cell(cell: Cell, plan: Plan, step_seconds: float | None, epochs: int | N
         options = evaluation_options(plan, weights, folder, prompt)
         if not is_evaluated(folder, weights):
             call("evaluating", options, cell.row, folder, plan.threads, "evaluate", "measure")
-            (folder / EVALUATED).write_text(sha256_of(weights), encoding="utf-8")
+            write_text(folder / EVALUATED, sha256_of(weights))
         result["evaluations"].append(printable_command("evaluating", options, cell.row, "evaluate", "measure"))
         measured = json.loads((folder / "measures.json").read_text(encoding="utf-8"))
         result["tests"][folder.name] = by_test(measured, plan.polyps.tests)

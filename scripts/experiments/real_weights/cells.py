@@ -26,7 +26,7 @@ from typing import Any
 from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.checkpoints.starting_point import find_start
 from bundle.core.errors import BundleError
-from bundle.core.files import sha256_of
+from bundle.core.files import sha256_of, write_text
 from bundle.data.datalists import stems_sha256
 from bundle.sam_sp.network import SamSP
 from bundle.training.checkpoints import LAST
@@ -246,7 +246,7 @@ def _run_cell(cell: Cell, plan: Plan) -> None:
         if not is_evaluated(place, weights):
             mixed = ("evaluate", "measure", MIXIN)
             call("evaluating", options, cell.row, place, plan.threads, *mixed, seconds=plan.seconds_left())
-            (place / EVALUATED).write_text(sha256_of(weights), encoding="utf-8")
+            write_text(place / EVALUATED, sha256_of(weights))
         result["evaluations"].append(printable_command("evaluating", options, cell.row, "evaluate", "measure", MIXIN))
         measured = json.loads((place / "measures.json").read_text(encoding="utf-8"))
         result["tests"][place.name] = by_test(measured, plan.data.tests)
