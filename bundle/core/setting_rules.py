@@ -103,6 +103,7 @@ RULES: Mapping[str, Form] = {
     "resume": BOOLEAN,
     "seed": one_of("a whole number, or none for another one each time", NOTHING, whole()),
     "device": DEVICE,
+    "debug": BOOLEAN,
     # evaluation
     "panels": whole(0),
     "distances": BOOLEAN,
