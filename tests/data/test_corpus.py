@@ -179,8 +179,8 @@ def test_datasets(case: Case, tmp_path: Path) -> None:
 def test_an_image_among_volumes(tmp_path: Path) -> None:
     chosen = [CASES[name] for name in ("image_among_volumes", "nifti", "frames")]
     written = Written(tmp_path / "set", chosen, "images", "labels")
-    save(tmp_path / "set" / "labels" / "a", label())
-    report = written.check(written.found, dict.fromkeys(written.found, tmp_path / "set" / "labels" / "a.nii.gz"))
+    save(tmp_path / "set" / "labels" / "nifti", label())
+    report = written.check(written.found, dict.fromkeys(written.found, tmp_path / "set" / "labels" / "nifti.nii.gz"))
     summary = "volumes among images (train on the ones or the others): 2"
     assert [list(finding.examples) for finding in report.problems if finding.summary == summary] == [
         ["images/nifti.nii.gz", "images/frames.dcm"]
