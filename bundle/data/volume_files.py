@@ -89,7 +89,8 @@ def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
         shape = image.shape
         values = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise BundleError(f"{name} cannot be read as a volume ({error}); expected a NIfTI file.") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{name} cannot be read as a volume ({reason}); expected a NIfTI file.") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     _require_3d(name, values.shape if values.dtype.names is None else (*shape, len(values.dtype.names)))

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_a_traceback_on_demand(debug: str, tmp_path: Path, monkeypatch: pytest.M
     words = ["--dataset_dir", tmp_path / "images", "--output_dir", tmp_path / "out", "--debug", debug]
     words += ["--weights", write_untrained(tmp_path), "--device", "cpu", "--num_workers", "0"]
     done = run(
-        ["python", "-m", "monai.bundle", "run", "inferring", "--config_file", INFER, *map(str, words)],
+        [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", INFER, *map(str, words)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
