@@ -180,7 +180,12 @@ class MaskWriter(_WholeFileWriter, PILWriter):
     extension = ".png"
 
     def set_data_array(
-        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+        self,
+        data_array: NdarrayOrTensor,
+        channel_dim: int | None = 0,
+        squeeze_end_dims: bool = True,
+        contiguous: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Set a map (1, W, H) as (W, H), and K maps as (W, H, K); the other arguments are ignored.
 

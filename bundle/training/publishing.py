@@ -172,7 +172,7 @@ class Publisher:
             return [f"Next, on the test {unit}:", f"  {command}"]
         options = {"weights": weights, "dataset_dir": "FOLDER"}
         command = bundle_command("inferring", ["configs/inference.json", *volume], options, self.bundle_root)
-        return [f"No {unit} are left for a test. Next, masks of {unit} without labels:", f"  {command}"]
+        return [f"Next, masks of {unit} without labels (none are left for a test):", f"  {command}"]
 
 
 def describe_presence(facts: Mapping[str, Any], network: Any) -> str:
