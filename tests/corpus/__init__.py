@@ -72,7 +72,7 @@ def case(
 
 def of_kind(kind: str) -> list[Case]:
     """Return the cases of a kind."""
-    from tests.corpus import datasets, images, masks, series, volumes
+    from tests.corpus import damaged_images, datasets, images, masks, series, volumes
 
-    assert all(module.__doc__ for module in (datasets, images, masks, series, volumes))
+    assert all(module.__doc__ for module in (damaged_images, datasets, images, masks, series, volumes))
     return [found for found in CASES.values() if found.kind == kind]
