@@ -24,6 +24,7 @@ from pathlib import Path
 
 from bundle.core.errors import show_errors_plainly
 from bundle.core.files import write_csv
+from bundle.core.setting_forms import add_debug_option
 from bundle.evaluation.instance_files import instance_rows, measure_files, pair_label_maps, read_stems
 from bundle.evaluation.instances import InstanceQuality
 
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="folder of true label maps")
     parser.add_argument("--stems", type=Path, help="list file, a stem a line; all files without it")
     parser.add_argument("--csv", type=Path, default=Path("output/instances.csv"), help="file to write")
+    add_debug_option(parser)
     options = parser.parse_args(arguments)
+    show_errors_plainly(options.debug)
     stems = read_stems(options.stems) if options.stems else None
     pairs = pair_label_maps(options.predicted, options.labels, stems)
     metric = measure_files(pairs)

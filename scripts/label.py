@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.core.errors import BundleError, show_errors_plainly
-from bundle.core.setting_forms import option, whole
+from bundle.core.setting_forms import add_debug_option, option, whole
 from bundle.monai_label.app_lock import hold_app
 from bundle.monai_label.dicomweb import require_dicomweb
 from bundle.monai_label.server import LabelServer, require_installed
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the app folder and run the server until a user stops it."""
     options = parse(arguments)
+    show_errors_plainly(options.debug)
     for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a shell runs in the background
         signal.signal(number, signal.default_int_handler)
     try:
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--app", type=Path, default=ROOT / "output" / "monai_label", help="app folder of the server")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without any password")
     parser.add_argument("--port", type=option(whole(1, 65535)), default=8000)
+    add_debug_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -25,6 +25,7 @@ from bundle.checkpoints.model_configs import is_of_the_bundle, model_metadata, t
 from bundle.checkpoints.model_json import description_path, require_matching_sha256
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
+from bundle.core.setting_forms import add_debug_option
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "polyp_sam_sp_segmentation"
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the zip and print its path."""
     parser = argparse.ArgumentParser(prog="python -m scripts.make_bundle", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "dist", help="folder of the zip (dist)")
+    add_debug_option(parser)
     options = parser.parse_args(arguments)
+    show_errors_plainly(options.debug)
     target = make_bundle(ROOT, options.output_dir)
     with zipfile.ZipFile(target) as archive:
         count = len(archive.namelist())

@@ -21,6 +21,7 @@ import torch
 
 from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.core.errors import BundleError, show_errors_plainly
+from bundle.core.setting_forms import add_debug_option
 from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from scripts.nvflare_job import network_arguments
@@ -29,6 +30,7 @@ from scripts.nvflare_job import network_arguments
 def main(arguments: Sequence[str] | None = None) -> None:
     """Merge the adapters, write the pair and print how to evaluate it."""
     options = parse(arguments)
+    show_errors_plainly(options.debug)
     network = SamSP(**{**network_arguments(options.job), "checkpoint": None})
     network.load_state_dict(read_global_model(options.source))
     description = describe_network(
@@ -47,6 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="FL_global_model.pt of the server")
     parser.add_argument("--output", type=Path, default=Path("output/federated_model/model.pt"), help="(%(default)s)")
     parser.add_argument("--label", default="foreground", help="name of the class (%(default)s)")
+    add_debug_option(parser)
     return parser.parse_args(arguments)
 
 

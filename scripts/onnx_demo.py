@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"Error: {path} is not a file.")
     session = onnxruntime.InferenceSession(str(options.model), providers=["CPUExecutionProvider"])
     network = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
-    with Image.open(options.image) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    picture = open_rgb(options.image)
     image, size = prepare(picture, network)
     (logits,) = session.run(["pred"], {"image": image[None]})
     mask = mark(enlarge(logits[0], size, picture.size), network)
@@ -50,6 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.replace(partial, options.mask)
     share = np.count_nonzero(mask) / mask.size
     print(f"Wrote {options.mask}: {share:.1%} of {options.image} is marked. For research, not for diagnosis.")
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Open an image as the bundle does: as displayed, and gray of more than 8 bits from its own extremes to 0..255."""
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"Error: {path} cannot be read as an image ({error}).")
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            sys.exit(f"Error: {path} holds values that are not finite; expected finite values.")
+        low, high = values.min(), values.max()
+        picture = Image.fromarray(np.rint((values - low) / max(high - low, 1e-300) * 255).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def prepare(picture: Image.Image, network: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:

@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 import sys
+import traceback
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -67,17 +69,45 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def show_errors_plainly() -> None:
+# An environment variable, because the workers of a loader are to know it as well.
+DEBUG = "SAM_SP_DEBUG"
+
+
+def show_errors_plainly(debug: object = False) -> None:
     """End a command on a `BundleError` with its sentence alone, without a traceback; the exit status stays 1.
 
     Every other error keeps its full traceback. Configs call this first in ``run``, so it holds for commands only.
+
+    Args:
+        debug: the setting of that name, true or "true" to show the traceback of every error.
     """
+    os.environ.pop(DEBUG, None)
+    if str(debug).lower() == "true":
+        os.environ[DEBUG] = "1"
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         known = find_bundle_error(error)
-        if known is None:
+        if known is None or DEBUG in os.environ:
             sys.__excepthook__(kind, error, trace)
-        else:
+        if known is not None:
             print(f"\nError: {known}", file=sys.stderr)
 
     sys.excepthook = excepthook
+
+
+def describe_error(error: Exception, what: str) -> str:
+    """Return a sentence on an error of one input among several: that of a `BundleError`, or type and first line.
+
+    The traceback is printed where ``debug`` is set.
+
+    Args:
+        error: what was raised.
+        what: the beginning of the sentence for an error that is no `BundleError`.
+    """
+    if DEBUG in os.environ:
+        traceback.print_exception(error)
+    known = find_bundle_error(error)
+    if known is not None:
+        return str(known)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{what} ({type(error).__name__}: {first_line}; --debug true shows where)."

@@ -130,6 +130,13 @@ def option(form: Form) -> Callable[[str], Any]:
     return read
 
 
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Give a script the setting ``debug`` of all commands, for `bundle.core.errors.show_errors_plainly`."""
+    parser.add_argument(
+        "--debug", type=option(BOOLEAN), default=False, metavar="true|false", help="show the traceback of every error"
+    )
+
+
 def _read_nothing(value: Any) -> None:
     if value is not None:
         raise TypeError

@@ -198,6 +198,7 @@ GROUPS: Mapping[str, Mapping[str, Setting]] = {
             "stopped"),
         "seed": _setting(one_of("a whole number, or none for another one each time", NOTHING, whole()),
             "same seed, same weights, bit for bit on a CPU, with any `num_workers`"),
+        "debug": _setting(BOOLEAN, "show the traceback of every error, also of those that a user can fix"),
         "device": _setting(DEVICE, "where the network computes; `auto`: on CUDA where there is one, else on the CPU"),
     },
     "Evaluation": {

@@ -21,7 +21,7 @@ from typing import Any
 from bundle.core.errors import BundleError
 from bundle.core.files import read_json
 from bundle.data.dicom_series import has_frames
-from bundle.data.file_types import is_dicom, is_hidden, is_input, stem_of
+from bundle.data.file_types import is_dicom, is_hidden, is_input, is_volume, stem_of
 from bundle.data.folder_pairs import (
     PathLike,
     Record,
@@ -44,6 +44,8 @@ def stems_sha256(records: Sequence[Mapping[str, Any]]) -> str:
 
 # "testing" is what Auto3DSeg calls it.
 JSON_KEYS = {"training": "train", "validation": "validation", "test": "test", "testing": "test"}
+# The key of a record that says which fold of a cross-validation it is in.
+FOLD = "fold"
 
 
 def load_datalists(
@@ -57,7 +59,8 @@ def load_datalists(
     ``training``, ``validation`` and ``test`` (or ``testing``) and paths relative to its own folder; with ``training``
     alone it is split like a folder, and where only ``validation`` is missing, it is carved out of ``training``. With
     ``test`` alone it is a set to evaluate a model on. A ``test`` list whose records have no key ``label``, as in the
-    Medical Segmentation Decathlon, is for inference and ignored here.
+    Medical Segmentation Decathlon, is for inference and ignored here. Records with the same ``fold`` stay together, as
+    groups do.
 
     `split` is a mapping; every key is optional and paths are relative to the working directory:
 
@@ -84,19 +87,20 @@ def load_datalists(
     return _split_records([*found.records, *found.negatives], split, source)
 
 
-def inference_datalist(dataset_dir: PathLike) -> list[dict[str, Any]]:
+def inference_datalist(dataset_dir: PathLike, volumes: bool = True) -> list[dict[str, Any]]:
     """Return ``{"image": absolute path}`` for each image of a dataset folder, flat folder, file or datalist JSON.
 
     A folder with ``images/`` gives the images in there, one with the slices of a DICOM series that series, any other
-    folder its own, as does one with a multi-frame DICOM file among others. A JSON gives its ``test`` list, or
-    ``training`` where that is its only list, and for each record also the user prompts, ``boxes`` and ``points`` (see
+    folder its own, as does one with a multi-frame DICOM file among others, and where `volumes` are not expected one
+    with image files beside slices. A JSON gives its ``test`` list, or ``training`` where that is its only list, and for
+    each record also the user prompts, ``boxes`` and ``points`` (see
     `bundle.inference.user_prompt_reader.ReadUserPromptsd`).
 
     Raises:
         BundleError: the path does not exist, holds no image, or is a JSON with neither a ``test`` nor a single list.
     """
     source = require_existing(dataset_dir)
-    if is_input(source) and not _holds_multiframe_files(source):
+    if is_input(source) and not (_holds_multiframe_files(source) or (not volumes and _holds_images(source))):
         if source.is_dir():
             warn_of_unused(source, [source])
         return [{"image": str(source)}]
@@ -111,6 +115,11 @@ def _holds_multiframe_files(source: Path) -> bool:
     files = [path for path in sorted(source.iterdir()) if path.is_file()] if source.is_dir() else []
     first = next((path for path in files if not is_hidden(path) and is_dicom(path)), None)
     return first is not None and sum(map(is_input, source.iterdir())) > 1 and has_frames(first)
+
+
+def _holds_images(source: Path) -> bool:
+    """Return whether a folder itself holds an image file, as PNG."""
+    return source.is_dir() and any(is_input(path) and not is_volume(path) for path in source.iterdir())
 
 
 def class_names(
@@ -132,6 +141,12 @@ def class_names(
     if not isinstance(read, Mapping):
         raise BundleError(f"labels is {read!r}; expected names for the numbers from 1 on, such as {{'1': 'polyp'}}.")
     by_number = {str(key): str(value) for key, value in read.items() if str(key) != "0"}
+    ignored = next((number for number, name in by_number.items() if name.casefold() == "ignore"), None)
+    if ignored is not None:  # nnU-Net's
+        raise BundleError(
+            f"labels has the class 'ignore' ({ignored}), which nnU-Net leaves out of its loss; expected none: "
+            "give these pixels another class or 0, and leave 'ignore' out."
+        )
     by_number = dict(sorted(by_number.items(), key=lambda item: (len(item[0]), item[0])))  # JSON objects have no order
     if list(by_number) != [str(number) for number in range(1, len(by_number) + 1)]:
         raise BundleError(
@@ -182,7 +197,7 @@ def _json_records(path: Path, items: Sequence[Any], keys: Sequence[str], others:
                 f"{path} has the entry {item!r}; expected an object with the paths {' and '.join(keys)}{without}."
             )
     records: list[Record] = [{key: _absolute(path.parent, item[key]) for key in keys} for item in items]
-    missing = [name for record in records for name in record.values() if name is not None and not Path(name).is_file()]
+    missing = [name for record in records for name in record.values() if name is not None and not Path(name).exists()]
     if missing:
         raise BundleError(f"{path} names files that do not exist ({len(missing)}: {first_names(missing)}).")
     for record, item in zip(records, items, strict=True):
@@ -207,14 +222,27 @@ def _json_datalists(path: Path, split: Mapping[str, Any] | None) -> dict[str, li
         raise BundleError(
             f"{path} has no entry under 'training'; expected a MONAI datalist with image and label paths."
         )
+    folds = _read_folds(path, labeled["train"])
     if len(lists) == 1:
-        return _split_records(lists["train"], split, path)
+        return _split_records(lists["train"], split, path, folds)
     if split:
         raise BundleError(f"{path} is split already ({', '.join(lists)}); expected no split beside such a datalist.")
     if "validation" not in lists:
-        carved = _split_records(lists["train"], {"test": 0}, path)
+        carved = _split_records(lists["train"], {"test": 0}, path, folds)
         return {**carved, "test": lists["test"]}
     return {part: lists.get(part, []) for part in PARTS}
+
+
+def _read_folds(path: Path, items: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """Return the ``fold`` of each stem, of Auto3DSeg and nnU-Net's converters: images of a patient have the same."""
+    folds = {stem_of(item["image"]): str(item[FOLD]) for item in items if FOLD in item}
+    without = [item["image"] for item in items if FOLD not in item]
+    if folds and without:
+        raise BundleError(
+            f"{path} has entries without {FOLD!r} ({len(without)}: {first_names(without)}); expected it in all of them "
+            "or in none."
+        )
+    return folds or None
 
 
 def _is_unlabeled(part: str, items: Sequence[Any]) -> bool:
@@ -235,10 +263,15 @@ def _json_images(path: Path) -> list[dict[str, Any]]:
     return _json_records(path, items, ("image",), (BOXES, POINTS))
 
 
-def _split_records(records: Sequence[Record], split: Mapping[str, Any] | None, source: Path) -> dict[str, list[Record]]:
-    """Divide records with unique stems; `source` is for messages."""
+def _split_records(
+    records: Sequence[Record],
+    split: Mapping[str, Any] | None,
+    source: Path,
+    folds: Mapping[str, str] | None = None,
+) -> dict[str, list[Record]]:
+    """Divide records with unique stems; `source` is for messages, `folds` are groups by stem."""
     images = index_by_stem(Path(record["image"]) for record in records)
     by_stem = dict(zip(images, records, strict=True))
     negatives = {stem for stem, record in by_stem.items() if record["label"] is None}
-    parts = split_stems(list(by_stem), split or {}, source, negatives)
+    parts = split_stems(list(by_stem), split or {}, source, negatives, folds)
     return {part: [by_stem[stem] for stem in sorted(parts[part], key=natural_key)] for part in PARTS}

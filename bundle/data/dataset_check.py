@@ -22,11 +22,14 @@ from typing import Any
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.data.datalists import load_datalists
+from bundle.data.file_types import is_volume
 from bundle.data.folder_pairs import pair_folder
 from bundle.data.pair_inspection import CLASSES, OBJECTS, Datalists, InspectedPair, inspect_pairs
 from bundle.data.volume_views import NIBABEL
 
 EXAMPLES = 5
+# Problems are to be mended, so the report names all files that have one, but keeps to what a console can show.
+MOST_PROBLEMS = 1000
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class Finding:
     summary: str
     examples: Sequence[str] = ()
 
-    def text(self) -> str:
+    def text(self, most: int = EXAMPLES) -> str:
         """Return the summary and the first examples, a line each."""
-        lines = [self.summary, *(f"    {example}" for example in self.examples[:EXAMPLES])]
-        if len(self.examples) > EXAMPLES:
-            lines.append(f"    and {len(self.examples) - EXAMPLES} more")
+        lines = [self.summary, *(f"    {example}" for example in self.examples[:most])]
+        if len(self.examples) > most:
+            lines.append(f"    and {len(self.examples) - most} more")
         return "\n".join(lines)
 
 
@@ -63,7 +66,7 @@ class DatasetReport:
         lines += [f"Masks: {count} {_scale_text(scale)}" for scale, count in sorted(self.scales.items())]
         lines += [] if self.nothing is None else [self.nothing.text()]
         lines += [f"Warning: {finding.text()}" for finding in self.warnings]
-        lines += [f"Problem: {finding.text()}" for finding in self.problems]
+        lines += [f"Problem: {finding.text(MOST_PROBLEMS)}" for finding in self.problems]
         return "\n".join(lines)
 
 
@@ -81,7 +84,8 @@ def check_dataset(
     Where `dataset_dir` is a folder, its unpaired files are reported too, and names are relative to it. Problems prevent
     training: files that cannot be read, sizes that differ, masks that are not binary, an image in two parts, an image
     that shows something by one record and nothing by another, training images that all show nothing. Warnings do not:
-    unpaired files, negatives outside the split, an image twice in one part, masks of different scales.
+    unpaired files, negatives outside the split, an image twice in one part, masks of different scales, a class that no
+    mask of a part marks.
 
     Raises:
         BundleError: `dataset_dir` is a folder but not a dataset.
@@ -104,7 +108,11 @@ def check_dataset(
             *_find_contradictions(pairs, name),
             *untrainable,
         ],
-        warnings=[*_find_unmatched(folder, mask_suffix, name, pairs), *_find_warnings(pairs, scales, name)],
+        warnings=[
+            *_find_unmatched(folder, mask_suffix, name, pairs),
+            *_find_warnings(pairs, scales, name),
+            *_find_unmarked_classes(pairs, num_classes),
+        ],
     )
 
 
@@ -142,8 +150,9 @@ def require_labeled(datalist: Sequence[Mapping[str, Any]], num_classes: int = 1)
     """
     if not datalist:
         raise BundleError(
-            "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or leave "
-            "--split out for 80/10/10."
+            "There are no test images: name a list or a share of them with --split \"{'test': 'test.txt'}\", or "
+            "evaluate on another set with --split \"{'test': 'all'}\". Without --split 10 % are for the test, but of "
+            "fewer than three images (or groups) none."
         )
     report = check_dataset({"test": datalist}, num_classes=num_classes)
     _show(report, "The test images cannot be evaluated", is_procedural(datalist))
@@ -158,6 +167,9 @@ def _find_problems(pairs: Sequence[InspectedPair], name: Callable[[str], str], n
     yield from _findings(
         "files that cannot be read as image or mask", [error for pair in pairs for error in pair.errors]
     )
+    volumes = [name(pair.image) for pair in pairs if is_volume(pair.image)]
+    if len(volumes) < len(pairs):
+        yield from _findings("volumes among images (train on the ones or the others)", volumes)
     differing = [pair for pair in pairs if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size]
     yield from _findings("pairs whose sizes differ", [_sizes(pair, name) for pair in differing])
     places = [(pair, pair.place) for pair in pairs if pair.place is not None]
@@ -225,6 +237,18 @@ def _find_warnings(
         rarest = min(scales, key=lambda scale: scales[scale])
         examples = [name(pair.label) for pair in pairs if pair.scale == rarest]
         yield Finding(f"masks of {len(scales)} scales in one dataset; the fewest are {_scale_text(rarest)}", examples)
+
+
+def _find_unmarked_classes(pairs: Sequence[InspectedPair], num_classes: int) -> Iterator[Finding]:
+    """Find classes without an example: a network cannot learn them, and a score counts a missing class as found."""
+    if num_classes == 1:
+        return
+    for part, use in (("train", "training"), ("test", "the test")):
+        masks = [pair for pair in pairs if pair.part == part and pair.mask_size is not None]
+        marked = frozenset[int]().union(*(pair.classes for pair in masks))
+        unmarked = [f"class {number}" for number in range(1, num_classes + 1) if number not in marked]
+        hint = " (num_classes counts without the background)"
+        yield from _findings(f"classes that no mask for {use} marks{hint}", unmarked if masks else [])
 
 
 def _find_unmatched(

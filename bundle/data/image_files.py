@@ -23,6 +23,9 @@ from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
 from bundle.data.volume_files import LPS_TO_RAS, open_volume
 from bundle.data.volume_views import read_views
 
+# Formats whose pages or frames are images of their own. The further pictures in the JPEG of a camera are previews.
+SEVERAL_PAGES = ("TIFF", "GIF", "PNG", "WEBP")
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 # Folder of labels with a number for each object.
 INSTANCES = "instances"
 # Largest difference between the channels of a gray mask saved as color JPEG, as a fraction of the brightest value.
@@ -47,7 +50,7 @@ def open_upright(path: str | os.PathLike[str], kind: str) -> Image.Image:
         )
     try:
         with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            pages = getattr(image, "n_frames", 1) if image.format in SEVERAL_PAGES else 1
             if pages != 1:
                 raise BundleError(f"{name} has {pages} pages; expected a file with a single image.")
             return ImageOps.exif_transpose(image)
@@ -75,14 +78,15 @@ def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a mask (H, W) with the values of the file, rotated by its EXIF orientation.
 
-    A palette mask gives its indices, a 1-bit mask 0 and 1; 16 and 32 bits are kept. A mask in color gives its gray
+    A palette mask gives its indices, which are numbers of classes; one in black and white alone gives 0 and 255 as
+    displayed, whatever its indices. A 1-bit mask gives 0 and 1; 16 and 32 bits are kept. A mask in color gives its gray
     values; fully transparent pixels are 0.
 
     A volume of one slice is read as well: 3D Slicer saves the mask of an image so.
 
     Raises:
-        BundleError: the file is missing, damaged or not an image, or has several pages, color, or values that are not
-            finite.
+        BundleError: the file is missing, damaged or not an image, or has several pages, color, a palette whose black is
+            not the background, or values that are not finite.
     """
     name = os.fspath(path)
     if extension_of(name) in VOLUME_EXTENSIONS:
@@ -91,6 +95,8 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     values = np.asarray(upright)
     if upright.mode == "1":
         return values.astype(np.uint8)
+    if upright.mode == "P":
+        return _palette_values(values, upright, name)
     if upright.mode in ("RGB", "RGBA", "LA", "PA"):
         values = _drop_channels(values, upright.mode, name)
     if values.ndim != 2:
@@ -98,6 +104,26 @@ def open_mask(path: str | os.PathLike[str]) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BundleError(f"{name} holds values that are not finite; expected a binary mask.")
     return values
+
+
+def _palette_values(indices: np.ndarray, image: Image.Image, name: str) -> np.ndarray:
+    """Return what a palette mask (H, W) holds: its indices where index 0 is the background, or 0 and 255.
+
+    Programs that reduce colors give index 0 to any of them, so that black may have another one.
+    """
+    flat = image.getpalette() or []
+    palette = [tuple(flat[start : start + 3]) for start in range(0, len(flat), 3)]
+    if not palette or palette[0] == BLACK:
+        return indices
+    if set(palette) <= {BLACK, WHITE}:
+        return np.where(np.isin(indices, [index for index, color in enumerate(palette) if color == WHITE]), 255, 0)
+    used = [index for index in np.unique(indices).tolist() if index < len(palette) and palette[index] == BLACK]
+    if used:
+        raise BundleError(
+            f"{name} has black at index {used[0]} of its palette and another color at index 0; expected the background "
+            "at index 0 (save the mask in gray)."
+        )
+    return indices
 
 
 def _open_slice(name: str) -> np.ndarray:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, describe_error
 from bundle.core.signs_of_life import follow
 from bundle.data.file_types import is_volume
 from bundle.data.image_files import (
@@ -34,12 +35,19 @@ from bundle.data.image_files import (
     open_mask,
     open_rgb,
 )
+from bundle.data.splits import first_names
 from bundle.data.volume_files import open_volume
 from bundle.data.volume_views import PlaceDifference, compare_places
 
 THREADS = 4
 # A mask with a larger fraction of pixels in the middle half of its scale is not binary.
 MAX_BETWEEN = 0.05
+# Areas of one value below this share of the scale are no blurred edges but something else than the foreground...
+MOST_BLURRED = 0.75
+# ... where they are more than this share of the foreground.
+MOST_AREAS = 0.01
+# The noise of JPEG beside a mask, as a share of the scale.
+MOST_NOISE = 1 / 16
 # The scale of a mask whose values are class numbers.
 CLASSES = 0
 # The scale of a label with a number for each object.
@@ -65,6 +73,7 @@ class InspectedPair:
     place: PlaceDifference | None = None  # of two volumes of the same size
     scale: int | None = None
     not_binary: str | None = None  # why the values are not binary, or not class numbers
+    classes: frozenset[int] = frozenset()  # of several, those that the mask marks
 
     @property
     def has_empty_mask(self) -> bool:
@@ -86,7 +95,11 @@ def inspect_pairs(datalists: Datalists, num_classes: int) -> list[InspectedPair]
     ]
 
     def inspect(pair: InspectedPair) -> InspectedPair:
-        return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
+        try:
+            return _inspect_volume(pair, num_classes) if is_volume(pair.image) else _inspect(pair, num_classes)
+        except Exception as error:  # whatever is wrong with one pair, the others are inspected
+            pair.errors.append(describe_error(error, f"{pair.image} or its label cannot be read"))
+            return pair
 
     # Pillow decodes without holding the interpreter lock
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -121,6 +134,7 @@ def _inspect(pair: InspectedPair, num_classes: int) -> InspectedPair:
 
 def _note_classes(pair: InspectedPair, mask: np.ndarray, num_classes: int) -> None:
     pair.not_binary = find_class_problem(mask, num_classes)
+    pair.classes = frozenset(number for number in range(1, num_classes + 1) if (mask == number).any())
     if mask.any() and pair.not_binary is None:
         pair.scale = CLASSES
 
@@ -159,4 +173,23 @@ def find_binary_problem(mask: np.ndarray) -> str | None:
     if 0 < highest <= threshold:
         return f"values up to {highest} only, neither 0/1 nor 0/{scale}"
     between = float(np.mean((mask > 0.25 * scale) & (mask < 0.75 * scale)))
-    return f"{between:.0%} of the pixels are in between" if between > MAX_BETWEEN else None
+    if between > MAX_BETWEEN:
+        return f"{between:.0%} of the pixels are in between"
+    others = _find_areas(mask, scale)
+    return f"areas of {first_names(f'{value:g}' for value in others)}, neither 0 nor {scale}" if others else None
+
+
+def _find_areas(mask: np.ndarray, scale: int) -> list[float]:
+    """Return the values of areas that are neither background nor foreground: of objects with numbers, of a class.
+
+    An area is of pixels that equal all their neighbors, as those of blurred edges do not. The noise of JPEG has areas
+    too: their values are close to 0, and most others have none. The smallest value of an area is the background.
+    """
+    if mask.max() <= 1 and mask.dtype.kind in "iub":
+        return []
+    flat = mask[ndimage.maximum_filter(mask, 3) == ndimage.minimum_filter(mask, 3)]
+    values, counts = np.unique(flat, return_counts=True)
+    noise = MOST_NOISE * scale if 2 * len(values) < len(np.unique(mask)) else 0
+    other = (values > max(values[:1], default=0)) & (values > noise) & (values < MOST_BLURRED * scale)
+    few = counts[other].sum() <= MOST_AREAS * np.count_nonzero(mask > mask_threshold(mask))
+    return [] if few else values[other].tolist()

@@ -54,11 +54,16 @@ def check_split_keys(split: object) -> None:
 
 
 def split_stems(
-    stems: Sequence[str], split: Mapping[str, Any], source: Path, negatives: Set[str] = frozenset()
+    stems: Sequence[str],
+    split: Mapping[str, Any],
+    source: Path,
+    negatives: Set[str] = frozenset(),
+    folds: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Divide stems into `PARTS` as `bundle.data.datalists.load_datalists` describes; ``source`` is for messages.
 
-    ``negatives`` are those of images that show nothing.
+    ``negatives`` are those of images that show nothing. ``folds`` are groups that the source itself has, for a split
+    without any.
 
     Raises:
         BundleError: a list is missing, has an unknown or repeated name, or an amount cannot be carved out.
@@ -68,7 +73,8 @@ def split_stems(
     requests = {part: _parse_request(part, split[part]) for part in PARTS if part in split}
     parts = {part: _read_list(path, stems, source) for part, path in requests.items() if isinstance(path, Path)}
     _refuse_shared(parts, requests)
-    groups = _read_groups(split["groups"], stems, source) if "groups" in split else {stem: stem for stem in stems}
+    groups = _read_groups(split["groups"], stems, source) if "groups" in split else folds
+    groups = groups or {stem: stem for stem in stems}
     if "train" not in parts:
         named = {stem for part in parts.values() for stem in part}
         parts["train"] = [stem for stem in stems if stem not in named]

@@ -27,6 +27,8 @@ from bundle.data.nifti_forms import read_affine
 
 # From ITK's axes, left and posterior, to those of NIfTI and MONAI, right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# The smallest volume of a voxel, as a share of that of a cuboid with the same edges.
+SMALLEST = 1e-6
 
 
 class Volume(NamedTuple):
@@ -73,7 +75,9 @@ def read_volume(path: PathLike) -> Volume:
     if is_dicom_volume(name):
         series = find_series(name)
         return Volume(series_values(series), LPS_TO_RAS @ series.affine_lps, padding_limits(series.slices))
-    return Volume(*(_open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)))
+    values, affine = _open_nifti(name) if extension_of(name) in NIFTI else _open_itk(name)
+    _require_voxels(name, values, affine)
+    return Volume(values, affine)
 
 
 def _open_nifti(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +110,21 @@ def _open_itk(name: str) -> tuple[np.ndarray, np.ndarray]:
     affine[:3, :3] = direction * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), LPS_TO_RAS @ affine
+
+
+def _require_voxels(name: str, values: np.ndarray, affine: np.ndarray) -> None:
+    """Raise a `BundleError` where there are none, or they have no value or no size."""
+    if values.dtype.kind not in "iufb":
+        raise BundleError(f"{name} holds {values.dtype} values; expected one number per voxel.")
+    if values.size == 0:
+        raise BundleError(f"{name} holds no voxel ({' x '.join(map(str, values.shape))}); expected a volume.")
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > SMALLEST * edges.prod() > 0:
+        found = " x ".join(f"{edge:g}" for edge in edges)
+        raise BundleError(
+            f"{name} has voxels of {found} mm along axes that span no volume; expected three directions and a size "
+            "above 0 in each."
+        )
 
 
 def _require_3d(name: str, shape: Sequence[int]) -> None:

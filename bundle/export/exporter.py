@@ -16,6 +16,7 @@ import contextlib
 import copy
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ class Exporter:
         kind = "procedural images" if is_procedural(records) else "images"
         lines = [f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB), checked against PyTorch on {kind}:"]
         lines += [f"  {agreement}" for agreement in agreements]
-        print("\n".join(["", *lines, self.format.next_step.format(path=target)]), flush=True)
+        lines.append(self.format.next_step.format(path=str(target), word=shlex.quote(str(target))))
+        print("\n".join(["", *lines]), flush=True)
         return target
 
     def _metadata_files(self) -> dict[str, str]:
@@ -276,15 +278,15 @@ FORMATS: Mapping[str, Format] = {
         ".ts",
         write_torchscript,
         load_torchscript,
-        "Next: torch.jit.load('{path}'), also in C++ and in MONAI Deploy. PyTorch deprecates TorchScript.",
+        "Next: torch.jit.load({path!r}), also in C++ and in MONAI Deploy. PyTorch deprecates TorchScript.",
     ),
     "onnx": Format(
         ".onnx",
         write_onnx,
         load_onnx,
-        "Next, with numpy, Pillow and onnxruntime alone: python scripts/onnx_demo.py {path} IMAGE MASK.png",
+        "Next, with numpy, Pillow and onnxruntime alone: python scripts/onnx_demo.py {word} IMAGE MASK.png",
     ),
     "torch_export": Format(
-        ".pt2", write_torch_export, load_torch_export, "Next: torch.export.load('{path}').module()(image)"
+        ".pt2", write_torch_export, load_torch_export, "Next: torch.export.load({path!r}).module()(image)"
     ),
 }

@@ -22,13 +22,13 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import optional_import
 
-from bundle.core.errors import BundleError
+from bundle.core.errors import BundleError, describe_error
 from bundle.core.files import write_atomically
 from bundle.core.tensors import strip_metadata
 from bundle.data.dicom_series import Series, find_series
 from bundle.data.transforms import SplitClassesd
 from bundle.data.volume_files import is_dicom_volume
-from bundle.inference.failures import Failures, describe_error
+from bundle.inference.failures import Failures
 from bundle.inference.mask_files import MaskLayout
 from bundle.inference.requests import is_request
 from bundle.inference.seg_sources import read_sources

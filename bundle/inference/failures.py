@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from monai.engines import SupervisedEvaluator
 from torch.utils.data import Dataset
 
 from bundle.core.distributed import rank
-from bundle.core.errors import BundleError, find_bundle_error
+from bundle.core.errors import BundleError, describe_error
 
 # Key of a batch under which the inputs that could not be read are passed on from a worker.
 FAILED = "failed"
@@ -78,7 +77,7 @@ class Failures:
         Raises:
             BundleError: there are some. It is raised in the first process, the others exit with status 1.
         """
-        failures = self._gather()
+        failures = self.gather()
         if not failures:
             return
         if rank() > 0:
@@ -94,7 +93,8 @@ class Failures:
             f"{count} of {total} inputs are not finished, the others have their masks: {'; '.join(reasons)}{more}."
         )
 
-    def _gather(self) -> list[Failure]:
+    def gather(self) -> list[Failure]:
+        """Return those of all processes; all of them call it."""
         if not dist.is_initialized():
             return self.items
         shares: list[list[Failure] | None] = [None] * dist.get_world_size()
@@ -121,16 +121,6 @@ class TolerantDataset(Dataset):
         except Exception as error:  # whatever is wrong with one input, the others are read
             image = str(self.dataset.data[index]["image"])
             return Failure(image, describe_error(error, f"{image} cannot be read"))
-
-
-def describe_error(error: Exception, what: str) -> str:
-    """Return the sentence of a `BundleError`; of another error, whose traceback is printed, its type and first line."""
-    known = find_bundle_error(error)
-    if known is not None:
-        return str(known)
-    traceback.print_exception(error)
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{what} ({type(error).__name__}: {first_line})."
 
 
 def collate(samples: Sequence[Any]) -> dict[str, Any]:

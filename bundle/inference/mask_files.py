@@ -23,6 +23,7 @@ A prediction in reader order is what `Invertd` gives; the writer swaps the axes 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,20 +48,33 @@ def _absolute(path: PathLike) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
+# Bytes of the longest name of a mask. File systems take 255, and files that are being written have longer ones.
+LONGEST = 230
+
+
+def _short_stem(stem: str, room: int) -> str:
+    encoded = os.fsencode(stem)
+    if len(encoded) <= room:
+        return stem
+    return f"{encoded[: room - 9].decode('utf-8', 'ignore')}_{hashlib.sha256(encoded).hexdigest()[:8]}"
+
+
 def mask_names(images: Sequence[Path], extension: str = ".png") -> dict[Path, str]:
     """Return a file name for the mask of each image, unique also on case-insensitive file systems.
 
     `a.jpg` gives `a.png`. The masks of images that share a stem have the extension in their names, `a_jpg.png` and
-    `a_png.png`, and a counter if needed. The names depend on the set of images, not on their order.
+    `a_png.png`, and a counter if needed. The names depend on the set of images, not on their order. Of a name close to
+    the longest that file systems take, the end becomes a hash of it.
     """
     unique = sorted(set(images))
-    shared = Counter(stem_of(image).casefold() for image in unique)
-    names = {image: stem_of(image) + extension for image in unique if shared[stem_of(image).casefold()] == 1}
+    stems = {image: _short_stem(stem_of(image), LONGEST - len(extension)) for image in unique}
+    shared = Counter(stem.casefold() for stem in stems.values())
+    names = {image: stem + extension for image, stem in stems.items() if shared[stem.casefold()] == 1}
     taken = {name.casefold() for name in names.values()}
     for image in unique:
         if image in names:
             continue
-        base = f"{stem_of(image)}_{image.name[len(stem_of(image)) :].lstrip('.')}"
+        base = f"{stems[image]}_{image.name[len(stem_of(image)) :].lstrip('.')}"
         name, count = base + extension, 1
         while name.casefold() in taken:
             count += 1
@@ -153,6 +167,20 @@ class MaskWriter(_WholeFileWriter, PILWriter):
 
     extension = ".png"
 
+    def set_data_array(
+        self,
+        data_array: NdarrayOrTensor,
+        channel_dim: int | None = 0,
+        squeeze_end_dims: bool = True,
+        contiguous: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Set a map (1, W, H) as (W, H), and K maps as (W, H, K); the other arguments are ignored.
+
+        MONAI's own method takes the height of one pixel for a channel.
+        """
+        self.data_obj = _channels_last(data_array)
+
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write one file, or one for each channel; `verbose` logs their names."""
         target, maps = Path(filename), self.data_obj
@@ -162,6 +190,12 @@ class MaskWriter(_WholeFileWriter, PILWriter):
         for number in range(maps.shape[-1]):
             self.data_obj = maps[..., number]
             super().write(target.with_name(f"{stem_of(target)}_{number + 1}.png"), verbose=verbose, **kwargs)
+
+
+def _channels_last(maps: NdarrayOrTensor) -> np.ndarray:
+    """Return K maps (K, ...) as (..., K), and a single one without this axis."""
+    values = convert_data_type(maps, np.ndarray)[0]
+    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
 
 
 def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
@@ -206,8 +240,7 @@ class VolumeWriter(_WholeFileWriter, _PlacedWriter):
         self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
     ) -> None:
         """Set a map (1, X, Y, Z) as (X, Y, Z), and K maps as (X, Y, Z, K); the other arguments are ignored."""
-        values = convert_data_type(data_array, np.ndarray)[0]
-        self.data_obj = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+        self.data_obj = _channels_last(data_array)
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         """Set the affine as it is, without resampling; the other arguments are ignored.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``masks.csv`` beside the masks: a row for each mask and class, with presence, predicted Dice, area and pieces."""
+"""``masks.csv`` beside the masks: presence, predicted Dice, area and pieces of each mask, and why an input has none."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from bundle.core.engines import image_meta
 from bundle.core.files import append_text, write_text
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import MASK_TABLE
+from bundle.inference.failures import Failures
 from bundle.inference.mask_files import MaskLayout
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
 
@@ -46,7 +47,8 @@ class MaskTable:
 
     Columns: the name of the mask's file; the class; its presence and the predicted Dice, empty where the network was
     not trained for them or, of the Dice, has no mask; the area in pixels, of volumes the volume in cubic millimeters;
-    the number of connected components, with diagonal neighbors.
+    the number of connected components, with diagonal neighbors; a problem. An input that is not finished has a row with
+    its problem and without a class, under the name that its mask would have.
 
     Args:
         output_dir: folder of the masks.
@@ -73,7 +75,8 @@ class MaskTable:
         self.path = self.table if self.parts is None else self.parts / PART.format(rank())
         self.layout, self.datalist, self.labels = layout, datalist, labels
         self.exclusive, self.volume = exclusive, volume
-        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, "volume_mm3" if volume else "area", "components")
+        size = "volume_mm3" if volume else "area"
+        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, size, "components", "problem")
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator, whose postprocessing writes the masks before."""
@@ -89,8 +92,9 @@ class MaskTable:
         if rows:
             append_text(self.path, _lines(rows))
 
-    def conclude(self) -> None:
-        """Make one table of the files of all processes; all of them call it, after the last batch."""
+    def conclude(self, failures: Failures) -> None:
+        """Make one table of the files of all processes and of what failed; all call it, after the last batch."""
+        failed = failures.gather()
         if dist.is_initialized():
             dist.barrier()
         if rank() > 0:
@@ -100,6 +104,9 @@ class MaskTable:
         for path in files:
             for row in _read(path, len(self.columns)):
                 found.setdefault(row[0], {})[row[1]] = row
+        for failure in failed:
+            row = [self._name(failure.image), *[""] * (len(self.columns) - 2), failure.reason]
+            found.setdefault(row[0], {})[""] = row
         listed = [self._name(str(record["image"])) for record in self.datalist]
         order = dict.fromkeys([*(name for name in listed if name in found), *sorted(found)])
         write_text(self.table, _lines([self.columns, *(row for name in order for row in found[name].values())]))
@@ -124,7 +131,7 @@ class MaskTable:
             size = int(np.count_nonzero(mask)) * unit
             known = (scores.get(key, {}).get(name, "") for key in (PRESENCE, PREDICTED_DICE))
             rows.append(
-                (self._name(image), name, *known, round(float(size), 1) if self.volume else size, _pieces(mask))
+                (self._name(image), name, *known, round(float(size), 1) if self.volume else size, _pieces(mask), "")
             )
         return rows
 

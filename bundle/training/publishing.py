@@ -28,7 +28,7 @@ from bundle.core.command_line import bundle_command
 from bundle.core.errors import BundleError
 from bundle.core.provenance import is_procedural
 from bundle.core.tensors import unwrap
-from bundle.data.datalists import stems_sha256
+from bundle.data.datalists import load_datalists, stems_sha256
 from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from bundle.training.checkpoints import BEST
@@ -159,11 +159,20 @@ class Publisher:
         if procedural:
             lines.append("The data were procedural, so models/ is unchanged.")
         if procedural or self.command.get("dataset_dir"):  # a MONAI Label server passes records without a folder
-            volume = [] if self.volume is None else ["configs/volume.json"]
+            lines += self._next_step(unit, weights)
+        print("\n".join(["", *lines]), flush=True)
+
+    def _next_step(self, unit: str, weights: Path | None) -> list[str]:
+        """Return lines with the next command: an evaluation, or where no image was kept for it an inference."""
+        folder, split, suffix = (self.command.get(name) for name in ("dataset_dir", "split", "mask_suffix"))
+        volume = [] if self.volume is None else ["configs/volume.json"]
+        if folder is None or load_datalists(folder, split, suffix or "")["test"]:
             configs = ["configs/train.json", "configs/evaluate.json", *volume]
             command = bundle_command("evaluating", configs, {**self.command, "weights": weights}, self.bundle_root)
-            lines += [f"Next, on the test {unit}:", f"  {command}"]
-        print("\n".join(["", *lines]), flush=True)
+            return [f"Next, on the test {unit}:", f"  {command}"]
+        options = {"weights": weights, "dataset_dir": "FOLDER"}
+        command = bundle_command("inferring", ["configs/inference.json", *volume], options, self.bundle_root)
+        return [f"Next, masks of {unit} without labels (none are left for a test):", f"  {command}"]
 
 
 def describe_presence(facts: Mapping[str, Any], network: Any) -> str:

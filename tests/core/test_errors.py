@@ -13,11 +13,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 
 import pytest
 import torch
 
-from bundle.core.errors import BundleError, find_bundle_error
+from bundle.core.errors import DEBUG, BundleError, describe_error, find_bundle_error, show_errors_plainly
 from bundle.core.faults import WriteError
 
 
@@ -73,3 +75,42 @@ def test_memory_of_a_cpu() -> None:
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file", "x"), RuntimeError("shape mismatch")])
 def test_mistakes_of_the_program_keep_their_traceback(error: Exception) -> None:
     assert find_bundle_error(error) is None
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the way in which errors are shown as it was."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.delenv(DEBUG, raising=False)
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+@pytest.mark.parametrize("debug", [False, "false", True, "true"])
+@pytest.mark.parametrize("error", [BundleError("the sentence"), ValueError("a bug")])
+def test_a_command_shows_a_traceback_of_bugs_or_on_demand(
+    error: Exception, debug: bool | str, capsys: pytest.CaptureFixture
+) -> None:
+    show_errors_plainly(debug)
+    caught = raised(error)
+    sys.excepthook(type(caught), caught, caught.__traceback__)
+    said = capsys.readouterr().err
+    is_known, is_on = isinstance(error, BundleError), str(debug).lower() == "true"
+    assert ("Traceback" in said) == (is_on or not is_known)
+    assert said.endswith("\nError: the sentence\n") == is_known
+    show_errors_plainly()  # a later command of the same process does not inherit it
+    assert DEBUG not in os.environ
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_of_one_input_among_several(debug: bool, capsys: pytest.CaptureFixture) -> None:
+    show_errors_plainly(debug)
+    assert describe_error(raised(BundleError("the sentence")), "a.png cannot be read") == "the sentence"
+    found = describe_error(raised(ValueError("a bug\nin two lines")), "a.png cannot be read")
+    assert found == "a.png cannot be read (ValueError: a bug; --debug true shows where)."
+    assert ("Traceback" in capsys.readouterr().err) == debug

@@ -90,7 +90,9 @@ def test_every_command_checks_its_settings_first() -> None:
     for path in FOLDER.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if "run" in content:
-            assert content["run"][:2] == ["$errors.show_errors_plainly()", "$setting_check.check_settings()"], path
+            assert content["run"][:2] == ["$errors.show_errors_plainly(@debug)", "$setting_check.check_settings()"], (
+                path
+            )
         if "initialize" in content:  # MonaiAlgo runs nothing else
             assert content["initialize"][0] == "$setting_check.check_settings()", path
     others = {"metadata", "federated_filters"}

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.data.datalists import PARTS, class_names, inference_datalist, load_datalists
 from bundle.data.folder_pairs import pair_folder
+from tests.dicom_files import draw_values, write_slices
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real datasets are not in ../shared/data")
@@ -571,3 +573,19 @@ def test_labels_in_any_order() -> None:
 def test_labels_of_another_form(labels: Any) -> None:
     with pytest.raises(BundleError, match=r"labels is .*; expected names for the numbers from 1 on"):
         class_names(None, labels=labels)
+
+
+def test_images_beside_slices(tmp_path: Path) -> None:
+    """One DICOM file among frames: a model of images takes all files, one of volumes the series."""
+    write_slices(tmp_path, draw_values()[..., :1])
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame.png")
+    assert inference_datalist(tmp_path) == [{"image": str(tmp_path)}]
+    names = [Path(record["image"]).name for record in inference_datalist(tmp_path, volumes=False)]
+    assert names == ["frame.png", "IM000.dcm"]
+
+
+def test_the_ignore_label_of_nnunet_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, "tumor": 1, "ignore": 2}}), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"labels has the class 'ignore' \(2\)"):
+        class_names(path)

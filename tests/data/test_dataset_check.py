@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 
 from bundle.core.errors import BundleError
+from bundle.data import pair_inspection
 from bundle.data.datalists import load_datalists
 from bundle.data.dataset_check import DatasetReport, check_dataset, require_trainable
 from bundle.data.pair_inspection import OBJECTS, find_binary_problem
@@ -248,3 +250,52 @@ def test_numbers_of_objects_are_of_one_class(tmp_path: Path) -> None:
     folder = make_numbered(tmp_path, {"a": numbers})
     report = check_dataset({"train": load_datalists(folder, {"validation": 0})["train"]}, folder, num_classes=2)
     assert [finding.summary for finding in report.problems] == ["masks with other values than the classes 0 to 2: 1"]
+
+
+def test_a_class_that_no_mask_marks_is_named(tmp_path: Path) -> None:
+    """A background that was counted as a class: the masks hold 0 and 1 alone."""
+    for index in range(4):
+        save_pair(tmp_path, f"a{index}", make_mask(1), seed=index)
+    datalists = load_datalists(tmp_path, {"validation": 1, "test": 1})
+    report = check_dataset(datalists, tmp_path, num_classes=2)
+    hint = "marks (num_classes counts without the background): 1"
+    assert not report.problems
+    assert {finding.summary: list(finding.examples) for finding in report.warnings} == {
+        f"classes that no mask for {use} {hint}": ["class 2"] for use in ("training", "the test")
+    }
+    save_pair(tmp_path, "a9", make_mask(2), seed=9)
+    datalists["train"].append({"image": str(tmp_path / "images/a9.png"), "label": str(tmp_path / "masks/a9.png")})
+    assert len(check_dataset(datalists, tmp_path, num_classes=2).warnings) == 1
+
+
+def test_all_problems_are_named(tmp_path: Path) -> None:
+    for index in range(9):
+        save_pair(tmp_path, f"a{index}", make_mask(3), seed=index)
+    text = check(tmp_path, {"validation": 0}).text()
+    assert all(f"masks/a{index}.png: values up to 3" in text for index in range(9)) and "more" not in text
+
+
+def test_an_unexpected_error_of_one_pair_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(tmp_path)
+    real = pair_inspection.open_mask
+
+    def open_mask(path: str) -> np.ndarray:
+        if "good1" in path:
+            raise KeyError("a bug")
+        return real(path)
+
+    monkeypatch.setattr(pair_inspection, "open_mask", open_mask)
+    (problem,) = check(tmp_path).problems
+    assert problem.summary == "files that cannot be read as image or mask: 1"
+    assert problem.examples[0].endswith("or its label cannot be read (KeyError: 'a bug'; --debug true shows where).")
+
+
+@pytest.mark.parametrize("quality", [5, 16, 22, 46, 64, 90])
+def test_the_noise_of_jpeg_is_no_third_value(quality: int) -> None:
+    rows, columns = np.mgrid[0:301, 0:403]
+    disk = (((columns - 200) / 90) ** 2 + ((rows - 150) / 60) ** 2 <= 1).astype(np.uint8) * 255
+    for mask in (Image.fromarray(disk), Image.fromarray(disk).resize((200, 150))):
+        file = io.BytesIO()
+        mask.save(file, "JPEG", quality=quality)
+        read = np.asarray(Image.open(file).resize((403, 301), Image.Resampling.NEAREST))
+        assert find_binary_problem(read) is None

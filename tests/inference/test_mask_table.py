@@ -24,6 +24,7 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 
+from bundle.inference.failures import Failures
 from bundle.inference.mask_files import MaskLayout
 from bundle.inference.mask_table import MaskTable
 
@@ -68,14 +69,14 @@ def test_areas_and_pieces_of_exclusive_classes(tmp_path: Path) -> None:
     empty = prediction(torch.zeros(1, 5, 5), presence=[0.25, 1.0], predicted_dice=[float("nan")] * 2)
     run(table, {"b.jpg": prediction(labels, presence=[0.5, 0.125], predicted_dice=[0.9, 0.8])}, {}, {"a.jpg": empty})
     expected = [
-        ["name", "class", "presence", "predicted_dice", "area", "components"],
-        ["b.png", "polyp", "0.5", "0.9", "28", "2"],
-        ["b.png", "ulcer", "0.125", "0.8", "50", "1"],
-        ["a.png", "polyp", "0.25", "", "0", "0"],
-        ["a.png", "ulcer", "1.0", "", "0", "0"],
+        ["name", "class", "presence", "predicted_dice", "area", "components", "problem"],
+        ["b.png", "polyp", "0.5", "0.9", "28", "2", ""],
+        ["b.png", "ulcer", "0.125", "0.8", "50", "1", ""],
+        ["a.png", "polyp", "0.25", "", "0", "0", ""],
+        ["a.png", "ulcer", "1.0", "", "0", "0", ""],
     ]
     assert rows(tmp_path) == expected
-    table.conclude()
+    table.conclude(Failures())
     assert rows(tmp_path) == expected
 
 
@@ -83,7 +84,7 @@ def test_classes_that_overlap_and_a_network_without_scores(tmp_path: Path) -> No
     masks = torch.zeros(2, 8, 8)
     masks[0, :4], masks[1, 2:4] = 1, 1
     run(make_table(tmp_path, ["a.jpg"], exclusive=False), {"a.jpg": MetaTensor(masks)})
-    assert rows(tmp_path)[1:] == [["a.png", "polyp", "", "", "32", "1"], ["a.png", "ulcer", "", "", "16", "1"]]
+    assert rows(tmp_path)[1:] == [["a.png", "polyp", "", "", "32", "1", ""], ["a.png", "ulcer", "", "", "16", "1", ""]]
 
 
 def test_volumes_are_in_cubic_millimeters_with_diagonal_neighbors_in_three_dimensions(tmp_path: Path) -> None:
@@ -91,14 +92,14 @@ def test_volumes_are_in_cubic_millimeters_with_diagonal_neighbors_in_three_dimen
     labels[0, 1, 1, 1] = labels[0, 2, 2, 2] = labels[0, 5, 5, 5] = 1
     run(make_table(tmp_path, ["a.nii.gz"], volume=True), {"a.nii.gz": MetaTensor(labels)})
     assert rows(tmp_path)[0][4] == "volume_mm3"
-    assert rows(tmp_path)[1] == ["a.nii.gz", "polyp", "", "", "72.0", "2"]  # voxels of 24 cubic millimeters
+    assert rows(tmp_path)[1] == ["a.nii.gz", "polyp", "", "", "72.0", "2", ""]  # voxels of 24 cubic millimeters
 
 
 def test_a_new_inference_begins_a_new_table(tmp_path: Path) -> None:
     for value in (0, 1):
         table = make_table(tmp_path, ["a.jpg"])
         run(table, {"a.jpg": MetaTensor(torch.full((1, 4, 4), value))})
-        table.conclude()
+        table.conclude(Failures())
         assert [row[4] for row in rows(tmp_path)[1:]] == [str(16 * value), "0"]
 
 
@@ -115,15 +116,31 @@ def test_several_processes_that_are_killed_and_go_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 0)
     first = make_table(tmp_path, names, parts=str(parts))
     run(first, {"c.jpg": MetaTensor(torch.ones(1, 3, 3)), "d.jpg": MetaTensor(torch.zeros(1, 3, 3))})
-    first.conclude()  # does not read the half line either
+    first.conclude(Failures())  # does not read the half line either
     assert [row[0] for row in rows(tmp_path)[1::2]] == ["c.png", "a.png", "d.png"]
 
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 1)
     second = make_table(tmp_path, names, parts=str(parts))
     run(second, {"b.jpg": MetaTensor(torch.ones(1, 4, 4)), "a.jpg": MetaTensor(torch.ones(1, 5, 5))})
-    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,16,1\n")
-    second.conclude()  # only the first process writes
+    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,16,1,\n")
+    second.conclude(Failures())  # only the first process writes
     assert len(rows(tmp_path)) == 7
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 0)
-    first.conclude()
+    first.conclude(Failures())
     assert [row[4] for row in rows(tmp_path)[1::2]] == ["9", "25", "16", "0"]
+
+
+def test_inputs_that_failed_have_a_row_with_the_reason(tmp_path: Path) -> None:
+    table, failures = make_table(tmp_path, ["c.jpg", "b.jpg", "a.jpg"]), Failures()
+    run(table, {"b.jpg": MetaTensor(torch.ones(1, 2, 2))}, {"a.jpg": MetaTensor(torch.ones(1, 2, 2))})
+    failures.add("/data/c.jpg", "c.jpg is cut off.")
+    failures.add("/data/a.jpg", "a.seg.dcm of a.jpg is not written.", has_mask=True)
+    table.conclude(failures)
+    assert [(row[0], row[1], row[-1]) for row in rows(tmp_path)[1:]] == [
+        ("c.png", "", "c.jpg is cut off."),
+        ("b.png", "polyp", ""),
+        ("b.png", "ulcer", ""),
+        ("a.png", "polyp", ""),
+        ("a.png", "ulcer", ""),
+        ("a.png", "", "a.seg.dcm of a.jpg is not written."),
+    ]

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -33,6 +34,11 @@ SHARDED = str(ROOT / "configs" / "multi_gpu_inference.json")
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def read_table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "masks.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_image(path: Path, seed: int) -> None:
@@ -60,8 +66,15 @@ def test_images(batch_size: int, num_workers: int, root: Path, tmp_path: Path, c
     assert shown.count("Problem: ") == 2
     command("inferring", INFER, root, dataset_dir=str(good), output_dir=str(tmp_path / "expected"), **options)
     assert names(tmp_path / "out") == names(tmp_path / "expected") == [*(f"c{n}.png" for n in range(3)), "masks.csv"]
-    for name in names(tmp_path / "out"):
+    for number in range(3):
+        name = f"c{number}.png"
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+    table, expected = (read_table(tmp_path / name) for name in ("out", "expected"))
+    assert [row for row in table if not row["problem"]] == expected
+    failed = {row["name"]: row["problem"] for row in table if row["problem"]}
+    assert {name: problem.split()[0] for name, problem in failed.items()} == {
+        f"{stem}.png": str(folder / f"{stem}.png") for stem in ("a", "b")
+    }
 
 
 def test_all_inputs_are_bad(root: Path, tmp_path: Path) -> None:
