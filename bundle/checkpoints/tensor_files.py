@@ -51,10 +51,38 @@ def read_tensors(path: Path) -> Any:
         return _read_safetensors(path)
     try:
         if head.startswith(ZIP):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _require_checksums(path)
+            return content
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is not a checkpoint raises whatever its bytes lead to
         raise BundleError(_reason(path, head, str(error) or type(error).__name__)) from error
+
+
+def _require_checksums(path: Path) -> None:
+    """Raise an error where a part of a zip does not have its checksum, which PyTorch does not compare."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)
+
+
+def require_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise a `BundleError` where a weight is not finite: a file without a sum shows its damage in no other way."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise BundleError(
+            f"{source} holds '{broken[0]}' and {len(broken) - 1} more weights that are not finite: it is damaged, or "
+            "its training failed; download or copy it again, or name another file."
+        )
+
+
+def read_plain(path: Path) -> dict[str, torch.Tensor]:
+    """Return a plain state dict, as ``model.pt`` is one; `BundleError` for anything else."""
+    content = read_tensors(path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise BundleError(f"{path} does not hold a plain state dict of tensors.")
+    return dict(content)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
@@ -86,13 +114,19 @@ def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
     """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
     found: list[str] = []
     if head.startswith(ZIP) and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("data.pkl"):
-                    found += _globals_of(archive.read(name))
+        found = _globals_of(_pickle_in(path))
     else:
         found = re.findall(r"GLOBAL ([\w.]+)", error)
     return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
+
+
+def _pickle_in(path: Path) -> bytes:
+    """Return the pickle of a zip of PyTorch; nothing where the zip is damaged there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except Exception:  # a damaged zip raises whatever its bytes lead to
+        return b""
 
 
 def _globals_of(pickle: bytes) -> list[str]:

@@ -30,6 +30,7 @@ from monai.inferers import Inferer
 from bundle.checkpoints.model_configs import metadata_for
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
+from bundle.core.files import write_sums
 from bundle.core.provenance import is_procedural
 from bundle.core.signs_of_life import Work, working
 from bundle.export.check import Runner, check_export, images_with_different_boxes
@@ -57,7 +58,7 @@ class Exporter:
         network: the network; adapters, if it has any, are merged in a copy.
         weights: its ``model.pt``; the ``model.json`` beside it is embedded in the file.
         format: "torchscript", "onnx" or "torch_export".
-        output_dir: folder of ``model.ts``, ``model.onnx`` or ``model.pt2``.
+        output_dir: folder of ``model.ts``, ``model.onnx`` or ``model.pt2``, and its sha256 in a file beside it.
         bundle_root: folder of the bundle; its ``metadata.json`` and ``inference.json`` are embedded in the file.
 
     Raises:
@@ -99,7 +100,9 @@ class Exporter:
             self.format.write(self.network, Path(folder) / name, self._metadata_files())
             work.note(f"Exporting: checking {name}", begins=True)
             agreements = check_export(self.format.load(Path(folder) / name), self.network, images, name)
-            for path in sorted(Path(folder).iterdir()):  # ONNX beyond 2 GB keeps its weights in a second file
+            files = sorted(Path(folder).iterdir())  # ONNX beyond 2 GB keeps its weights in a second file
+            write_sums(Path(folder) / f"{name}.sha256", files)
+            for path in sorted(Path(folder).iterdir()):
                 os.replace(path, self.output_dir / path.name)
         target = self.output_dir / name
         kind = "procedural images" if is_procedural(records) else "images"
