@@ -52,6 +52,7 @@ RULES: Mapping[str, Form] = {
     "boxes": PROMPTS_OF_A_USER,
     "points": PROMPTS_OF_A_USER,
     "instances": BOOLEAN,
+    "anonymous_names": BOOLEAN,
     # network
     "sam": NETWORK,
     "sam_checkpoint": PATH,

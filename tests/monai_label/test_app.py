@@ -24,6 +24,7 @@ import pytest
 from tests.conftest import ROOT
 
 SERVER = {
+    "fastapi": ("HTTPException",),
     "bundle_main": ("MyApp",),
     "monailabel.interfaces.app": ("MONAILabelApp",),
     "monailabel.interfaces.datastore": ("Datastore",),
