@@ -151,6 +151,9 @@ class LabelServer:
             "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
             "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(self.app / "cache"),
             "MONAI_LABEL_SESSION_PATH": str(self.app / "sessions"),
+            # libraries that report their use otherwise
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
             "SAM_SP_GUARD": json.dumps(self._guard()),
         }
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
