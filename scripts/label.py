@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,13 +119,9 @@ def warnings_of(options: argparse.Namespace) -> list[str]:
 
 def links_out_of(studies: Path) -> list[str]:
     """Return the names of links in the studies, and in the folders of their labels, that lead out of the folder."""
-    root = studies.resolve()
-    candidates = [path for pattern in ("*", "labels/*", "labels/*/*") for path in studies.glob(pattern)]
-    return sorted(
-        str(path.relative_to(studies))
-        for path in candidates
-        if path.is_symlink() and root not in path.resolve().parents
-    )
+    root = os.path.realpath(studies) + os.sep
+    links = (path for pattern in ("*", "labels/*", "labels/*/*") for path in studies.glob(pattern) if path.is_symlink())
+    return sorted(str(link.relative_to(studies)) for link in links if not os.path.realpath(link).startswith(root))
 
 
 def addresses(server: LabelServer, options: argparse.Namespace) -> str:

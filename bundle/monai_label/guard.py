@@ -72,17 +72,11 @@ def require_harmless(request: Mapping[str, Any], folders: Iterable[str]) -> None
 
 
 def _is_path(value: str) -> bool:
-    try:
-        return ".." in value.split(os.sep) or os.path.lexists(value)
-    except ValueError:  # a zero byte
-        return True
+    return "\0" in value or ".." in value.split(os.sep) or os.path.lexists(value)
 
 
 def _lies_in(value: str, roots: Iterable[str]) -> bool:
-    try:
-        real = os.path.realpath(value)
-    except ValueError:
-        return False
+    real = "" if "\0" in value else os.path.realpath(value)
     return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 

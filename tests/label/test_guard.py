@@ -30,10 +30,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.label.client import Client, Server, app_models
+from tests.conftest import ROOT
+from tests.label.client import Client, Server
 
 MODEL = "sam_sp_2d"
 SECRET = "outside"
+PAGE = "https://label.example.org"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place: Path, image_model: Path) -> Iterator[Server]:
-    options = ("--largest_request", "1", "--longest_request", "3")
-    running = Server("--studies", place / "studies", "--model", image_model, "--app", place / "app", *options)
+    """A server with small limits, which no other machine answers."""
+    options = ("--largest_request", "1", "--longest_request", "3", "--origin", PAGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "no_network"))
+        patch.setenv("NETWORK_LOG", str(place / "network.log"))
+        running = Server("--studies", place / "studies", "--model", image_model, "--app", place / "app", *options)
     yield running
     running.stop()
 
@@ -211,6 +217,7 @@ def test_a_client_that_sends_nothing_more_is_not_waited_for(client: Client) -> N
 def test_foreign_pages_and_names_are_refused(client: Client) -> None:
     host = client.url.removeprefix("http://")
     assert status(client, "GET", "/info/", Origin=client.url) == 200
+    assert status(client, "GET", "/info/", Origin=PAGE) == 200
     assert status(client, "GET", "/info/", Origin="https://evil.example.org") == 403
     assert status(client, "GET", "/info/", Origin="null") == 403
     assert status(client, "GET", "/info/", Host=f"evil.example.org:{host.split(':')[1]}") == 403
@@ -230,5 +237,7 @@ def test_uploads_and_sessions_lie_in_the_app_folder_and_are_gone_afterwards(clie
         time.sleep(0.2)
 
 
-def test_the_model_is_that_of_the_start(server: Server) -> None:
-    assert (app_models(server, MODEL) / "model.pt").is_file()
+def test_neither_the_server_nor_a_training_asks_for_another_machine(client: Client, place: Path) -> None:
+    """The trainings above ended early; this one has no label, and ends after everything is imported."""
+    assert client.train(MODEL, max_epochs=1)[0] == "ERROR"
+    assert not (place / "network.log").exists()

@@ -30,6 +30,8 @@ import pydicom
 import pytest
 from PIL import Image, PngImagePlugin
 
+from bundle.checkpoints.model_files import describe_network, write_pair
+from bundle.sam_sp.network import SamSP
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.dicom_files import draw_values, write_slices
@@ -101,6 +103,13 @@ def renamed(dataset: Path, folder: Path) -> Path:
     return folder
 
 
+def embedded_sam(folder: Path) -> Path:
+    """The embedded SAM as a model, because an export is checked on images with different boxes."""
+    network = SamSP(checkpoint=str(ROOT / "models" / "base" / "sam_vit_tiny.pt"), image_size=128, trainable="decoder")
+    described = describe_network(network, labels={"0": "background", "1": "polyp"}, version="test")
+    return write_pair(network.merged_state_dict(), described, folder / "model.pt")
+
+
 @pytest.fixture(scope="module")
 def ran(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Every command of a user once, outside of what libraries know as a test."""
@@ -121,7 +130,10 @@ def ran(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         plan("training", TRAIN, "2d", **of_images, **small, tracking="mlflow"),
         plan("evaluating", EVALUATE, "2d", **of_images, device="cpu", num_workers=0, tracking="mlflow"),
         plan("inferring", INFER, "2d", dataset_dir=str(images), device="cpu", num_workers=0, instances=False),
-        plan("exporting", EXPORT, "2d", dataset_dir=str(images), device="cpu", format="torch_export"),
+        plan(
+            "exporting", [INFER, EXPORT], "2d", dataset_dir=str(images), device="cpu", format="torch_export",
+            weights=str(embedded_sam(data / "sam")),
+        ),
         plan("training", [TRAIN, VOLUME], "3d", dataset_dir=str(volumes), **{**small, "batch_size": 2}),
         plan("inferring", INFER, "3d", dataset_dir=str(volumes), device="cpu", num_workers=0),
         plan(
