@@ -119,11 +119,13 @@ def ran(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
     def plan(run_id: str, config: Any, place: str, **settings: Any) -> tuple[str, dict[str, Any]]:
         (root / place / "configs").mkdir(parents=True, exist_ok=True)
-        shutil.copy(FILES["meta_file"], root / place / "configs")
+        for file in (FILES["meta_file"], INFER):  # an export has them in it
+            shutil.copy(file, root / place / "configs")
         own = {"bundle_root": str(root / place), "config_file": config, **FILES}
         return run_id, {**own, **settings}
 
     of_images = {"dataset_dir": str(images), "split": SPLIT}
+    of_volumes = {"dataset_dir": str(volumes), "labels": {"1": "front", "2": "back"}, "split": {"validation": 1}}
     of_names = {"dataset_dir": str(secret), "anonymous_names": True, "device": "cpu", "num_workers": 0}
     small = {**SMALL, "epochs": 1}
     plans = [
@@ -134,7 +136,7 @@ def ran(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
             "exporting", [INFER, EXPORT], "2d", dataset_dir=str(images), device="cpu", format="torch_export",
             weights=str(embedded_sam(data / "sam")),
         ),
-        plan("training", [TRAIN, VOLUME], "3d", dataset_dir=str(volumes), **{**small, "batch_size": 2}),
+        plan("training", [TRAIN, VOLUME], "3d", **of_volumes, **{**small, "batch_size": 2}),
         plan("inferring", INFER, "3d", dataset_dir=str(volumes), device="cpu", num_workers=0),
         plan(
             "inferring", INFER, "3d", dataset_dir=str(marked_series(data / "dicom")), device="cpu", num_workers=0,
