@@ -168,12 +168,20 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
         self._require_harmless(request)
         return super().next_sample(request)
 
+    def bundle_path(self, model: str) -> str:
+        """Return the folder of a model; where there is none, one of the server, which else takes that of the client.
+
+        The server puts it onto the path of the Python that trains or scores.
+        """
+        return str(super().bundle_path(model) or os.path.join(self.app_dir, "model"))
+
     def _require_harmless(self, request: dict[str, Any]) -> None:
         """Raise an `HTTPException` for a request that leaves the studies, the uploads and the sessions."""
         is_folder = not self.studies.startswith(("http://", "https://"))
         own = [os.path.join(self.app_dir, name) for name in ("uploads", "sessions", "cache")]
+        data = {key: value for key, value in request.items() if key != "bundle_path"}  # see above
         try:
-            require_harmless(request, own + [self.studies] * is_folder)
+            require_harmless(data, own + [self.studies] * is_folder)
         except RefusedError as error:
             raise HTTPException(error.status, error.sentence) from error
 

@@ -31,7 +31,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.label.client import Client, Server
+from tests.label.client import UNDER_WAY, Client, Server
 
 MODEL = "sam_sp_2d"
 SECRET = "outside"
@@ -46,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     for name in ("studies/inside.png", "studies/below/inner.png", f"{SECRET}.png"):
         Image.fromarray(pixels).save(root / name)
+    Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(root / "mask.png")
     (root / "studies" / "link.png").symlink_to(root / f"{SECRET}.png")
     (root / "studies" / "linked").symlink_to(root)
     return root
@@ -140,6 +141,18 @@ def test_a_training_takes_no_code(params: dict, client: Client, place: Path) -> 
     text = json.dumps(params).replace("WITNESS", str(place / "it_ran"))
     ended, log = client.train(MODEL, **json.loads(text))
     assert ended == "ERROR" and not (place / "it_ran").exists(), log
+    assert f"RefusedError: request.{next(iter(params))} is" in log
+
+
+def test_no_folder_of_a_client_gets_onto_the_path_of_python(client: Client, place: Path) -> None:
+    """The server puts "bundle_path" onto the path of the process that trains or scores."""
+    for address in (f"/scoring/{MODEL}", f"/train/{MODEL}"):
+        client.post(address, {"bundle_path": str(place / "studies")})
+        state = client.get(f"/{address.split('/')[1]}/")
+        while state["status"] in UNDER_WAY:
+            time.sleep(0.5)
+            state = client.get(f"/{address.split('/')[1]}/")
+        assert Path(state["request"]["bundle_path"]).is_relative_to(place / "app"), state
 
 
 @pytest.mark.parametrize(
@@ -238,6 +251,6 @@ def test_uploads_and_sessions_lie_in_the_app_folder_and_are_gone_afterwards(clie
 
 
 def test_neither_the_server_nor_a_training_asks_for_another_machine(client: Client, place: Path) -> None:
-    """The trainings above ended early; this one has no label, and ends after everything is imported."""
-    assert client.train(MODEL, max_epochs=1)[0] == "ERROR"
+    sent = client.save_label("inside", place / "mask.png", ["polyp"])
+    assert sent.status == 200 and client.train(MODEL, max_epochs=1, val_split=0)[0] == "DONE"
     assert not (place / "network.log").exists()
