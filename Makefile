@@ -6,6 +6,7 @@
 # make test-label   drives real servers as clients do, with Orthanc and OHIF where apt-get can fetch them
 # make bundle    writes dist/polyp_sam_sp_segmentation_v<version>.zip, what a user needs and nothing else
 # make pretrain  trains the embedded SAM anew from procedural scenes, see docs/results/pretraining.md; after a stop it goes on
+# make audit     prints the known weaknesses of the pinned packages; a report, which fails on nothing
 # make docs      builds the documentation into site/; open site/index.html
 
 PYTHON ?= python3
@@ -13,12 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
+AUDIT := .venv-audit
 LABEL := .venv-label
 LABEL_BIN := $(LABEL)/bin
 LABEL_INSTALLED := $(LABEL)/.installed
 LABEL_CONSTRAINTS := constraints-label.txt
 
-.PHONY: setup setup-label train test test-slow test-label bundle pretrain docs clean
+.PHONY: setup setup-label train test test-slow test-label bundle pretrain audit docs clean
 
 setup: $(INSTALLED)
 
@@ -57,6 +59,11 @@ bundle: setup
 
 pretrain: setup
 	$(BIN)/python -m scripts.pretrain
+
+audit:
+	-$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit
+	-$(AUDIT)/bin/pip-audit --progress-spinner off --disable-pip --no-deps -r constraints.txt
+	-$(AUDIT)/bin/pip-audit --progress-spinner off --disable-pip --no-deps -r constraints-label.txt
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[docs]"

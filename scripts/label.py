@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.setting_forms import add_debug_option, option, whole
 from bundle.monai_label.app_lock import hold_app
 from bundle.monai_label.dicomweb import require_dicomweb
-from bundle.monai_label.server import LabelServer, require_installed
+from bundle.monai_label.server import LARGEST_REQUEST, LONGEST_REQUEST, LabelServer, is_loopback, require_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +60,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--app", type=Path, default=ROOT / "output" / "monai_label", help="app folder of the server")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without any password")
     parser.add_argument("--port", type=option(whole(1, 65535)), default=8000)
+    parser.add_argument(
+        "--largest_request", type=option(whole(1, 2**20)), default=LARGEST_REQUEST, metavar="MIB", help="of an upload"
+    )
+    parser.add_argument(
+        "--longest_request", type=option(whole(1, 86400)), default=LONGEST_REQUEST, metavar="SECONDS", help="to send it"
+    )
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="URL", help="web page that may send requests, as of a proxy"
+    )
     add_debug_option(parser)
     return parser.parse_args(arguments)
 
@@ -80,7 +90,9 @@ def serve(options: argparse.Namespace) -> None:
             print(f"Model {model.name} ({', '.join(model.labels.values())}): {model.weights}")
         names = [model.name for model in models]
         studies = options.dicomweb or str(options.studies.resolve())
-        server = LabelServer(app, names, studies, options.modality, options.host, options.port, lock)
+        limits = (options.largest_request, options.longest_request, options.origin)
+        server = LabelServer(app, names, studies, options.modality, options.host, options.port, lock, *limits)
+        print("\n".join(warnings_of(options)), end="", flush=True)
         print(f"Starting, which takes some seconds; log: {server.log}", flush=True)
         try:
             server.start()
@@ -88,6 +100,30 @@ def serve(options: argparse.Namespace) -> None:
             server.wait()
         finally:
             server.stop()
+
+
+def warnings_of(options: argparse.Namespace) -> list[str]:
+    """Return warnings of what lets others at more than this folder of this machine; each ends its line."""
+    lines = []
+    if not is_loopback(options.host):
+        lines.append(
+            f"Warning: --host {options.host} lets every machine of the network in, without a password and without "
+            "encryption: everyone there reads, changes and deletes images and labels. See "
+            "docs/guides/monai_label.md#other-machines.\n"
+        )
+    if options.studies is not None and (links := links_out_of(options.studies)):
+        lines.append(
+            f"Warning: {len(links)} link(s) in {options.studies} lead out of it, such as {links[0]}: clients read, "
+            "overwrite and delete the files that they lead to.\n"
+        )
+    return lines
+
+
+def links_out_of(studies: Path) -> list[str]:
+    """Return the names of links in the studies, and in the folders of their labels, that lead out of the folder."""
+    root = os.path.realpath(studies) + os.sep
+    links = (path for pattern in ("*", "labels/*", "labels/*/*") for path in studies.glob(pattern) if path.is_symlink())
+    return sorted(str(link.relative_to(studies)) for link in links if not os.path.realpath(link).startswith(root))
 
 
 def addresses(server: LabelServer, options: argparse.Namespace) -> str:

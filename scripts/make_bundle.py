@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -33,12 +34,14 @@ NAME = "polyp_sam_sp_segmentation"
 FOLDERS = ("bundle", "configs", "docs", "models", "scripts")
 FILES = (
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt",
-    "large_files.yml", "pyproject.toml",
+    "SECURITY.md", "large_files.yml", "pyproject.toml",
 )  # fmt: skip
 # Benchmarks and experiments are for developers as well.
 LEFT_OUT = ("scripts/make_bundle.py", "scripts/settings_page.py", "scripts/benchmarks/", "scripts/experiments/")
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"
+# Of the files in the zip, as ``sha256sum -c`` reads them.
+SUMS = "SHA256SUMS"
 # The earliest date a zip can hold: the same files give the same zip.
 DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -118,12 +121,20 @@ def _is_bundled(name: str) -> bool:
 
 def _write(path: Path, root: Path, names: Iterable[str]) -> None:
     of_model = _configs_of_model(root)
+    sums = ""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
-            entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, _content(root / name, of_model.get(name)))
+            content = _content(root / name, of_model.get(name))
+            sums += f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+            _add(archive, name, content)
+        _add(archive, SUMS, sums.encode())
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, content)
 
 
 def _content(path: Path, of_model: dict[str, Any] | None) -> bytes:

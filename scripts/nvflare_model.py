@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bundle.checkpoints.model_files import describe_network, write_pair
+from bundle.checkpoints.tensor_files import read_tensors
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.setting_forms import add_debug_option
 from bundle.sam.input_kinds import get_kind
@@ -61,7 +60,7 @@ def read_global_model(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise BundleError(f"{path} is not a file; expected the FL_global_model.pt of NVFlare's server.")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_tensors(path)
     if not isinstance(content, Mapping) or "model" not in content:
         raise BundleError(f"{path} has no 'model'; expected the FL_global_model.pt of NVFlare's server.")
     return content["model"]

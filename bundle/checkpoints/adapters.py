@@ -14,7 +14,7 @@
 ``adapter_config.json``,        the adapters of the encoder, as peft writes and reads them; under 1 MB for ViT-B
 ``adapter_model.safetensors``
 ``decoder.safetensors``         other trained parameters: parts of prompt encoder and mask decoder, under SAM's names
-``network.json``                the content of ``model.json``, and the sha256 of the base weights of both
+``network.json``                the content of ``model.json``, and the sha256 of the base weights and of both files
 ==============================  =====================================================================================
 """
 
@@ -35,8 +35,9 @@ from bundle.checkpoints.model_json import LEGACY_DEFAULTS
 from bundle.checkpoints.network_builder import described_settings
 from bundle.checkpoints.reader import read_checkpoint
 from bundle.checkpoints.starting_point import require_same_sam
+from bundle.checkpoints.tensor_files import require_finite
 from bundle.core.errors import BundleError
-from bundle.core.files import read_json, write_atomically, write_text
+from bundle.core.files import read_json, sha256_of, write_atomically, write_text
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
 
@@ -46,6 +47,8 @@ CONFIG, ADAPTERS, DECODER, DESCRIPTION = (
     "decoder.safetensors",
     "network.json",
 )
+# Key of the description for the sha256 of the files of tensors.
+SUMS = "files_sha256"
 
 
 def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mapping[str, Any]) -> Path:
@@ -66,8 +69,8 @@ def write_adapters(network: SamSP, folder: str | os.PathLike, description: Mappi
         if parameter.requires_grad and not name.startswith("image_encoder.")
     }
     write_atomically(folder / DECODER, lambda path: save_file(decoder, path, metadata={"format": "pt"}))
-    text = json.dumps({**description, "base_sha256": base_sha256(network)}, indent=4) + "\n"
-    write_text(folder / DESCRIPTION, text)
+    sums = {SUMS: {name: sha256_of(folder / name) for name in (ADAPTERS, DECODER)}, "base_sha256": base_sha256(network)}
+    write_text(folder / DESCRIPTION, json.dumps({**description, **sums}, indent=4) + "\n")
     return folder
 
 
@@ -81,11 +84,12 @@ def read_adapters(folder: str | os.PathLike, sam_checkpoint: str | None, base_fo
         base_folder: folder to look for the base in, if it is not given.
 
     Raises:
-        BundleError: a file is missing or incomplete, or they were trained on another base.
+        BundleError: a file is missing, incomplete or not the one described, or they were trained on another base.
     """
     description = {**LEGACY_DEFAULTS, **_read_json(Path(folder) / DESCRIPTION)}
     config = _read_json(Path(folder) / CONFIG)
-    adapters, decoder = (_read_tensors(Path(folder) / name) for name in (ADAPTERS, DECODER))
+    sums = description.get(SUMS, {})  # files of version 0.14 have none
+    adapters, decoder = (_read_tensors(Path(folder) / name, sums.get(name)) for name in (ADAPTERS, DECODER))
     base = find_base_checkpoint(description["sam"], sam_checkpoint, base_folder)
     network = SamSP(
         checkpoint=None if base is None else _read_base(base, description["sam"]),
@@ -115,7 +119,8 @@ def merge_adapters(
     """Write the pair ``model.pt`` and ``model.json`` of some adapter files; arguments as in `read_adapters`."""
     network = read_adapters(folder, sam_checkpoint, base_folder)
     description = _read_json(Path(folder) / DESCRIPTION)
-    del description["base_sha256"]
+    for key in (SUMS, "base_sha256"):
+        description.pop(key, None)
     pair = write_pair(network.merged_state_dict(), description, Path(output_dir) / "model.pt")
     print(f"\nWrote\n  {pair}\n  {pair.with_suffix('.json')}\nNext, for any command: --weights {pair}", flush=True)
     return pair
@@ -147,11 +152,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
+    """Read a file of tensors, which has the given sha256 where that is known, and finite values."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        if sha256 is not None and sha256_of(path) != sha256:
+            raise BundleError(f"{path} is not the file that {DESCRIPTION} describes: their sha256 differ.")
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path} cannot be read ({error}): expected the folder of adapters of a training.") from error
+    require_finite(tensors, str(path))
+    return tensors

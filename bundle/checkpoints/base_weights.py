@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundle.checkpoints.downloads import download
 from bundle.checkpoints.model_json import require_matching_sha256
 from bundle.checkpoints.packaged_weights import FOREIGN, find_foreign
 from bundle.checkpoints.reader import locate
 from bundle.core.errors import BundleError
+from bundle.core.files import sha256_of
 from bundle.core.signs_of_life import working
 
 RANDOM = "random"
@@ -65,8 +67,8 @@ def find_base_checkpoint(
 
     What ``sam_checkpoint`` names is used as it is, see `bundle.checkpoints.reader.locate`, and "random" means none.
     Otherwise the file is looked for in ``folder``. That of `vit_tiny` is part of the bundle, and checked against the
-    description beside it. The official files are downloaded once, with a progress bar, and checked by sha256; an
-    existing one is checked only by its keys and shapes on loading. Those of other projects are found by `find_foreign`.
+    description beside it. The official files are downloaded once, see `download`, and checked by sha256 each time.
+    Those of other projects are found by `find_foreign`.
 
     Raises:
         BundleError: the file is missing or not the one described, or the download failed; the message says which file
@@ -82,7 +84,9 @@ def find_base_checkpoint(
         return str(find_foreign(sam, path))
     if sam not in OFFICIAL:
         return str(_shipped(sam, path))
-    if not path.is_file():
+    if path.is_file():
+        _require_official(sam, path)
+    else:
         _download(sam, path)
     return str(path)
 
@@ -98,20 +102,24 @@ def _shipped(sam: str, path: Path) -> Path:
     return path
 
 
-def _download(sam: str, path: Path) -> None:
-    from monai.apps.utils import download_url  # imported late: it is slow and seldom needed
+def _require_official(sam: str, path: Path) -> None:
+    """Raise a `BundleError` where a file that has the name of Meta's is another one."""
+    official = OFFICIAL[sam]
+    if sha256_of(path) != official.sha256:
+        raise BundleError(
+            f"{path} is not the official {official.file}, whose sha256 is {official.sha256[:12]}...: delete it, and it "
+            "is downloaded again; to start from other weights name them with --sam_checkpoint PATH."
+        )
 
+
+def _download(sam: str, path: Path) -> None:
     official = OFFICIAL[sam]
     url = BASE_URL + official.file
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with working(f"Downloading {url}"):
-            download_url(url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        partial.unlink(missing_ok=True)
+            download(url, path, official.sha256)
+    except (OSError, BundleError) as error:
         raise BundleError(
             f"The weights of sam '{sam}' could not be downloaded ({error}): get {url} ({official.megabytes} MB) on a "
             f"machine with internet access and put it at {path}, or name a copy with --sam_checkpoint PATH."
         ) from error
-    os.replace(partial, path)

@@ -30,11 +30,11 @@ from bundle.checkpoints.model_json import (
     require_matching_sha256,
 )
 from bundle.checkpoints.reader import read_checkpoint
+from bundle.checkpoints.tensor_files import read_plain
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of, write_atomically
 from bundle.core.signs_of_life import working
 from bundle.data.datalists import stems_sha256
-from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
 
 
@@ -51,7 +51,7 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
             "configs/train.json --dataset_dir FOLDER), or name trained ones with --weights PATH."
         )
     require_matching_sha256(weights)
-    network.load_base(read_state_dict(weights), str(weights))
+    network.load_base(read_plain(Path(weights)), str(weights))
     return network
 
 
@@ -78,7 +78,7 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
     They are a ``model.pt``, or any file that `bundle.checkpoints.reader.read_checkpoint` reads.
 
     Raises:
-        BundleError: there is no such file, or it is of another SAM.
+        BundleError: there is no such file, it is of another SAM, or not the one that its ``model.json`` describes.
     """
     if weights is not None:
         if not Path(weights).is_file():
@@ -89,7 +89,8 @@ def start_from(network: SamSP, weights: str | None) -> SamSP:
 
 def _read_start(weights: str) -> dict[str, torch.Tensor]:
     if description_path(weights).is_file():
-        return read_state_dict(weights)
+        require_matching_sha256(weights)
+        return read_plain(Path(weights))
     return read_checkpoint(weights).state
 
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from bundle.checkpoints import formats, hugging_face
-from bundle.checkpoints.model_json import description_path, read_description
-from bundle.checkpoints.tensor_files import read_tensors
+from bundle.checkpoints.model_json import description_path, read_description, require_matching_sha256
+from bundle.checkpoints.tensor_files import read_tensors, require_finite
 from bundle.checkpoints.wrappers import unwrap_state_dict
 from bundle.core.errors import BundleError
 from bundle.core.signs_of_life import working
@@ -105,8 +105,14 @@ def read_checkpoint(source: str | os.PathLike) -> Checkpoint:
 
 
 def read_located(found: Source) -> Checkpoint:
-    """Read a SAM from a file that `locate` found."""
+    """Read a SAM from a file that `locate` found.
+
+    A file of ours is checked by the sha256 in its ``model.json``, every other one for weights that are not finite.
+    """
     text = str(found.path)
+    description = _describing(found.path)
+    if description is not None:
+        require_matching_sha256(found.path)
     state = unwrap_state_dict(read_tensors(found.path), text)
     formats.require_usable(state, text)
     layout = "Meta's"
@@ -114,8 +120,9 @@ def read_located(found: Source) -> Checkpoint:
         state, layout = hugging_face.to_meta(state), "Hugging Face's"
     kind = formats.detect(state, text, found.name)
     state = formats.drop_unused(state, text, found.plain)
-    description = _describing(found.path)
-    if description is not None:
+    if description is None:
+        require_finite(state, text)
+    else:
         kind = formats.Kind(description["sam"], description["input"], "as its model.json says")
     return Checkpoint(state, *kind, layout, found, description)
 

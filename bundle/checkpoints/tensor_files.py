@@ -51,10 +51,43 @@ def read_tensors(path: Path) -> Any:
         return _read_safetensors(path)
     try:
         if head.startswith(ZIP):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _require_checksums(path)
+            return content
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is not a checkpoint raises whatever its bytes lead to
         raise BundleError(_reason(path, head, str(error) or type(error).__name__)) from error
+
+
+def _require_checksums(path: Path) -> None:
+    """Raise an error where a part of a zip does not have its checksum, which PyTorch does not compare."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)
+
+
+def require_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise a `BundleError` where a weight is not finite: a file without a sum shows its damage in no other way."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    if broken:
+        raise BundleError(
+            f"{source} holds '{broken[0]}' and {len(broken) - 1} more weights that are not finite: it is damaged, or "
+            "its training failed; download or copy it again, or name another file."
+        )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Return whether all numbers are finite: the extremes are then, and one look at the file finds them."""
+    return value.numel() == 0 or all(bool(extreme.isfinite()) for extreme in torch.aminmax(value))
+
+
+def read_plain(path: Path) -> dict[str, torch.Tensor]:
+    """Return a plain state dict, as ``model.pt`` is one; `BundleError` for anything else."""
+    content = read_tensors(path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise BundleError(f"{path} does not hold a plain state dict of tensors.")
+    return dict(content)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
@@ -83,7 +116,11 @@ def _reason(path: Path, head: bytes, error: str) -> str:
 
 def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
     """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
-    found = _globals_of(_pickle_in(path)) if head.startswith(ZIP) else re.findall(r"GLOBAL ([\w.]+)", error)
+    found: list[str] = []
+    if head.startswith(ZIP) and zipfile.is_zipfile(path):
+        found = _globals_of(_pickle_in(path))
+    else:
+        found = re.findall(r"GLOBAL ([\w.]+)", error)
     return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
 
 

@@ -187,6 +187,12 @@ def sha256_of(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
+def write_sums(path: str | os.PathLike, files: Iterable[Path]) -> None:
+    """Write the sha256 of files, in the form that ``sha256sum -c`` checks in their folder."""
+    text = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def _digest(file: Any) -> str:
     """Return the sha256 of an open file as ``hashlib.file_digest`` does, for Python 3.10."""
     digest = hashlib.sha256()

@@ -86,6 +86,8 @@ GROUPS: Mapping[str, Mapping[str, Setting]] = {
             evaluate_prompts="the promptable SAM to measure"),
         "publish": _setting(BOOLEAN, "whether the run replaces `models/model.pt`; it never does with procedural data",
             pretrain="whether the result replaces the file in `models/base/`"),
+        "anonymous_names": _setting(BOOLEAN, "give images [names that say "
+            "nothing](../guides/share.md#results-without-names) in every result"),
     },
     "Network": {
         "sam": _setting(NETWORK, "`vit_tiny`, `vit_b`, `vit_l`, `vit_h`, `lite_medsam` or `mobile_sam`; `auto`: that "

@@ -47,12 +47,16 @@ def to_bytes(item: Mapping[Any, Any]) -> bytes:
 def from_bytes(data: bytes) -> dict[Any, Any] | None:
     """Return the item that `to_bytes` wrote, or None where a single bit is another or the end is missing.
 
-    PyTorch does not compare the checksums within its files, hence one of our own.
+    PyTorch does not compare the checksums within its files, hence one of our own. What another program put there, such
+    as code, is no item either, and nothing of it runs.
     """
     content = memoryview(data)[:-CHECKSUM_BYTES]
     if len(data) <= CHECKSUM_BYTES or _checksum(content) != data[-CHECKSUM_BYTES:]:
         return None
-    return _unpack(torch.load(io.BytesIO(content), weights_only=True))
+    try:
+        return _unpack(torch.load(io.BytesIO(content), weights_only=True))
+    except Exception:  # bytes that are not of `to_bytes` raise whatever they lead to
+        return None
 
 
 def _checksum(content: bytes | memoryview) -> bytes:

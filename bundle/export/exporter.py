@@ -29,7 +29,7 @@ from monai.inferers import Inferer
 from bundle.checkpoints.model_configs import metadata_for
 from bundle.checkpoints.model_json import read_description
 from bundle.core.errors import BundleError
-from bundle.core.files import write_together
+from bundle.core.files import write_sums, write_together
 from bundle.core.provenance import is_procedural
 from bundle.core.signs_of_life import Work, working
 from bundle.export.check import Runner, check_export, images_with_different_boxes
@@ -57,7 +57,7 @@ class Exporter:
         network: the network; adapters, if it has any, are merged in a copy.
         weights: its ``model.pt``; the ``model.json`` beside it is embedded in the file.
         format: "torchscript", "onnx" or "torch_export".
-        output_dir: folder of ``model.ts``, ``model.onnx`` or ``model.pt2``.
+        output_dir: folder of ``model.ts``, ``model.onnx`` or ``model.pt2``, and its sha256 in a file beside it.
         bundle_root: folder of the bundle; its ``metadata.json`` and ``inference.json`` are embedded in the file.
 
     Raises:
@@ -99,6 +99,7 @@ class Exporter:
             self.format.write(self.network, folder / name, self._metadata_files())
             work.note(f"Exporting: checking {name}", begins=True)
             agreements.extend(map(str, check_export(self.format.load(folder / name), self.network, images, name)))
+            write_sums(folder / f"{name}.sha256", sorted(folder.iterdir()))
 
         # A TorchScript archive contains its file name, and ONNX beyond 2 GB keeps its weights in a second file.
         write_together(self.output_dir, write)

@@ -27,6 +27,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import bundle_main
+from fastapi import HTTPException
+from guard import RefusedError, require_harmless
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -144,7 +146,52 @@ class LeastCertain(Strategy):
 
 
 class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the second among the direct bases
-    """The server's app for bundles; each model is also offered for clicks, with a scoring method and a strategy."""
+    """The server's app for bundles; each model is also offered for clicks, with a scoring method and a strategy.
+
+    Every request is looked through first, see `bundle.monai_label.guard`, whichever way it came.
+    """
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Return the mask of an image of the studies, or of one that the client sent."""
+        self._require_harmless(request)
+        return super().infer(request, datastore)
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train a model on the final labels."""
+        self._require_harmless(request)
+        return super().train(request)
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Make the masks of all images, or of those without a label."""
+        self._require_harmless(request)
+        return super().batch_infer(request, datastore)
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Score images."""
+        self._require_harmless(request)
+        return super().scoring(request, datastore)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Choose the next image."""
+        self._require_harmless(request)
+        return super().next_sample(request)
+
+    def bundle_path(self, model: str) -> str:
+        """Return the folder of a model; where there is none, one of the server, which else takes that of the client.
+
+        The server puts it onto the path of the Python that trains or scores.
+        """
+        return str(super().bundle_path(model) or os.path.join(self.app_dir, "model"))
+
+    def _require_harmless(self, request: dict[str, Any]) -> None:
+        """Raise an `HTTPException` for a request that leaves the studies, the uploads and the sessions."""
+        is_folder = not self.studies.startswith(("http://", "https://"))
+        own = [os.path.join(self.app_dir, name) for name in ("uploads", "sessions", "cache")]
+        data = {key: value for key, value in request.items() if key != "bundle_path"}  # see above
+        try:
+            require_harmless(data, own + [self.studies] * is_folder)
+        except RefusedError as error:
+            raise HTTPException(error.status, error.sentence) from error
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         require_known(conf)

@@ -65,6 +65,8 @@ class ServedModel:
 def lay_out_app(app: Path, root: Path) -> None:
     """Copy the server's own app for bundles into the folder, with `bundle.monai_label.app` as its ``main.py``.
 
+    The guard, which the server runs behind, lies beside it.
+
     Raises:
         BundleError: the installed server has no such app.
     """
@@ -73,7 +75,8 @@ def lay_out_app(app: Path, root: Path) -> None:
         raise BundleError(f"{sample} is missing, which monailabel brings: install it again (make setup-label).")
     shutil.copytree(sample, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "model", "logs"))
     (app / "main.py").replace(app / "bundle_main.py")
-    shutil.copyfile(root / "bundle" / "monai_label" / "app.py", app / "main.py")
+    for name, copy in (("app", "main"), ("guard", "guard"), ("guarded_server", "guarded_server")):
+        shutil.copyfile(root / "bundle" / "monai_label" / f"{name}.py", app / f"{copy}.py")
 
 
 def add_model(

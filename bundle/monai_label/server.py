@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +49,18 @@ LAST_LINES = 15
 SERIES_EXPIRY = 60
 
 
+# Of a request: MiB, which a CT of 2000 slices takes; seconds.
+LARGEST_REQUEST, LONGEST_REQUEST = 2048, 600
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether nobody but this machine reaches a server that listens on this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
+
+
 def require_installed(root: Path) -> None:
     """Raise a `BundleError` that says what to install, unless this Python has all packages of the server."""
     tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (root / CONSTRAINTS).read_text(encoding="utf-8"), re.MULTILINE))
@@ -76,7 +90,7 @@ def _version(name: str) -> str | None:
 
 
 class LabelServer:
-    """An unmodified server in its own process group, with all settings for a start without internet access.
+    """An unmodified server behind a guard, in its own process group, set to start without internet access.
 
     Args:
         app: the app folder, see `bundle.monai_label.app_folder`.
@@ -85,6 +99,9 @@ class LabelServer:
         modality: modality of the series of a DICOMweb server to offer, such as "CT".
         host: address to listen on.
         port: port to listen on.
+        largest_request: most MiB of a request.
+        longest_request: most seconds that a client may take to send one.
+        origins: addresses of web pages, beside the server's own, that may send requests.
         lock: descriptor of the lock of the app folder, which the server holds as well, see `app_lock`.
     """
 
@@ -97,9 +114,13 @@ class LabelServer:
         host: str = "127.0.0.1",
         port: int = 8000,
         lock: int | None = None,
+        largest_request: int = LARGEST_REQUEST,
+        longest_request: int = LONGEST_REQUEST,
+        origins: Sequence[str] = (),
     ) -> None:
         self.app, self.models, self.studies, self.modality = app, list(models), studies, modality
         self.host, self.port, self.lock = host, port, lock
+        self.largest_request, self.longest_request, self.origins = largest_request, longest_request, list(origins)
         self.log = app / "logs" / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -113,6 +134,7 @@ class LabelServer:
         conf = {"models": ",".join(self.models), "zoo_source": "local", "sam2": "false"}
         words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(self.app)]
         words += ["--studies", self.studies, "--host", self.host, "--port", str(self.port)]
+        words += ["--uvicorn_app", "guarded_server:app"]
         return words + [word for key, value in conf.items() for word in ("--conf", key, value)]
 
     def environment(self) -> dict[str, str]:
@@ -128,10 +150,25 @@ class LabelServer:
             # images of patients stay in the app folder: a datastore of DICOMweb reads the second, others the first
             "MONAI_LABEL_DATASTORE_CACHE_PATH": str(self.app / "cache"),
             "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(self.app / "cache"),
+            "MONAI_LABEL_SESSION_PATH": str(self.app / "sessions"),
+            # libraries that report their use otherwise
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "SAM_SP_GUARD": json.dumps(self._guard()),
         }
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             settings["CUDA_VISIBLE_DEVICES"] = "0"  # with several GPUs the server needs a config for them to train
         return {**os.environ, **settings}
+
+    def _guard(self) -> dict[str, Any]:
+        """Return the arguments of the guard, see `bundle.monai_label.guard.Guard`."""
+        return {
+            "megabytes": self.largest_request,
+            "seconds": self.longest_request,
+            "is_local": is_loopback(self.host),
+            "has_archive": self.studies.startswith(("http://", "https://")),
+            "origins": self.origins,
+        }
 
     def start(self) -> dict[str, Any]:
         """Start the server, wait until it answers, and return its information on itself.
@@ -141,6 +178,7 @@ class LabelServer:
         """
         self._require_free_port()
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.app / "uploads", ignore_errors=True)  # of a server that was killed
         with open(self.log, "wb") as log:
             # in the app folder, which has no other package `bundle`; in its own session, which ends with its trainings
             self.process = subprocess.Popen(

@@ -55,12 +55,30 @@ def fit_base(
     if new_classes:
         kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
         state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept
+    _require_same_classes(state, reference, source)
     fitted = fit_state_dict(state, reference, network.spec.global_blocks, source)
     if network.has_lora:
         fitted = lora.split_state_dict(network.image_encoder, fitted)
         lora.reset_lora(network.image_encoder)
         fitted = {**network.state_dict(), **fitted}
     return fitted
+
+
+def _require_same_classes(
+    state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Raise a `BundleError` where weights differ from a network in the number of classes, and in no other key."""
+    found, expected = (_num_classes(weights) for weights in (state, reference))
+    if found != expected and not (state.keys() ^ reference.keys()).difference(CLASS_TOKENS):
+        raise BundleError(
+            f"{source}: it holds weights of {found} class(es), this network has {expected}: set num_classes to "
+            f"{found}, or name other weights."
+        )
+
+
+def _num_classes(state: Mapping[str, torch.Tensor]) -> int:
+    """Return the number of classes: a network of one has no class tokens."""
+    return len(state[CLASS_TOKENS[0]]) if CLASS_TOKENS[0] in state else 1
 
 
 def has_adapters(keys: Iterable[str]) -> bool:

@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,14 @@ from bundle.evaluation.panel_saver import PanelSaver
 def run_name() -> str:
     """Return the time as the name of a run: MONAI names all runs alike, and continues one that was interrupted."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def send_no_usage() -> None:
+    """Keep MLflow from reporting to its makers how it is used, which it does from version 3.2 on."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    telemetry = sys.modules.get("mlflow.telemetry")  # MONAI has imported it, if it is installed
+    if telemetry is not None:
+        telemetry.set_telemetry_client()  # it reads the setting again
 
 
 class TrackedRun:
@@ -56,6 +66,7 @@ class TrackedRun:
         panels: PanelSaver | None = None,
         evaluator: Engine | None = None,
     ) -> None:
+        send_no_usage()
         self.files = [Path(output_dir) / file for file in files]
         self.resolved = dict(resolved or {})
         self.all_settings = all_settings

@@ -103,6 +103,11 @@ def test_another_base_or_half_a_folder_is_refused(toy: str, base: Path, tmp_path
     with pytest.raises(BundleError, match=r"trained on another base than .*other.pt"):
         read_adapters(folder, str(other), tmp_path)
     (folder / DECODER).write_bytes(b"half")
+    with pytest.raises(BundleError, match=rf"{DECODER} is not the file that {DESCRIPTION} describes: their sha256"):
+        read_adapters(folder, str(base), tmp_path)
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    del described["files_sha256"]  # as version 0.14 wrote it
+    (folder / DESCRIPTION).write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(BundleError, match=rf"{DECODER} cannot be read"):
         read_adapters(folder, str(base), tmp_path)
     (folder / DESCRIPTION).unlink()

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,9 +140,15 @@ def test_a_click_asks_for_its_slice_alone(server: Server, studies: Path) -> None
     assert encoder_runs(server, MODEL, [{"image": image}, clicked, {"image": image}]) == [slices, 0, 0]
 
 
-def test_a_dicom_folder_gives_nifti(client: Client, series: Path, volume_model: Path, tmp_path: Path) -> None:
+def test_a_dicom_folder_gives_nifti(
+    client: Client, series: Path, studies: Path, volume_model: Path, tmp_path: Path
+) -> None:
     classes, where = by_command(volume_model, series, tmp_path / "command")["series 1"]
-    found, affine = received(client, str(series), tmp_path)
+    copy = shutil.copytree(series, studies / "a series")
+    try:
+        found, affine = received(client, str(copy), tmp_path)
+    finally:
+        shutil.rmtree(copy)
     assert found.any()
     np.testing.assert_array_equal(found, classes)
     np.testing.assert_allclose(affine, where, atol=1e-4)

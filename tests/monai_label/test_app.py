@@ -25,6 +25,8 @@ from bundle.core.errors import BundleError
 from tests.conftest import ROOT
 
 SERVER = {
+    "fastapi": ("HTTPException",),
+    "guard": ("RefusedError", "require_harmless"),
     "bundle_main": ("MyApp",),
     "monailabel.interfaces.app": ("MONAILabelApp",),
     "monailabel.interfaces.datastore": ("Datastore",),

@@ -31,7 +31,8 @@ from bundle.core.errors import BundleError
 from bundle.monai_label import dicomweb
 from bundle.monai_label.app_lock import hold_app
 from bundle.monai_label.dicomweb import PASSWORD, USERNAME, require_dicomweb
-from bundle.monai_label.server import LabelServer
+from bundle.monai_label.server import LabelServer, is_loopback
+from scripts import label
 from tests.conftest import ROOT
 
 JSON = "application/dicom+json"
@@ -181,3 +182,31 @@ def test_a_server_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 60
     assert json.loads(server.environment()["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]) == {"Modality": "CT"}
     assert not os.path.exists(f"/proc/{server.process.pid}/cmdline") or server.process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.3.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.0.7", False), ("archive.example.org", False)],
+)  # fmt: skip
+def test_other_machines_are_let_in_with_a_warning_alone(host: str, local: bool, tmp_path: Path) -> None:
+    assert is_loopback(host) == local
+    lines = label.warnings_of(label.parse(["--studies", str(tmp_path), "--host", host]))
+    assert [line.startswith(f"Warning: --host {host} lets every machine") for line in lines] == (
+        [] if local else [True]
+    )
+    assert label.parse(["--studies", "x"]).host == "127.0.0.1"
+
+
+def test_links_that_lead_out_of_the_studies_are_named(tmp_path: Path) -> None:
+    studies, outside = tmp_path / "studies", tmp_path / "outside.png"
+    (studies / "labels" / "final").mkdir(parents=True)
+    outside.touch()
+    (studies / "inside.png").touch()
+    (studies / "same.png").symlink_to(studies / "inside.png")
+    assert label.links_out_of(studies) == []
+    (studies / "labels" / "final" / "a.png").symlink_to(outside)
+    (studies / "loop").symlink_to(studies / "loop")
+    assert label.links_out_of(studies) == ["labels/final/a.png"]
+    (line,) = label.warnings_of(label.parse(["--studies", str(studies)]))
+    assert "1 link(s)" in line and "labels/final/a.png" in line

@@ -72,6 +72,25 @@ def test_what_is_in_it(archive: Path) -> None:
     assert not any("__pycache__" in name or name.endswith((".pth", ".pyc")) for name in inside)
 
 
+def test_the_sums_in_it_are_those_of_its_files(unzipped: Path) -> None:
+    done = subprocess.run(["sha256sum", "--check", "--quiet", make_bundle.SUMS], cwd=unzipped, capture_output=True)
+    assert done.returncode == 0, done.stdout
+    listed = [line.split("  ", 1)[1] for line in (unzipped / make_bundle.SUMS).read_text(encoding="utf-8").splitlines()]
+    found = sorted(path.relative_to(unzipped).as_posix() for path in unzipped.rglob("*") if path.is_file())
+    assert sorted([*listed, make_bundle.SUMS]) == found and "SECURITY.md" in listed
+
+
+def test_no_link_goes_in_and_nothing_of_the_bundle_unpacks_archives(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "1"}', encoding="utf-8")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    with pytest.raises(BundleError, match=r"README\.md is a link"):
+        make_bundle.make_bundle(tmp_path, tmp_path / "dist")
+    for path in [*(ROOT / "bundle").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not any(word in text for word in ("extractall", "unpack_archive", "tarfile", ".extract(")), path
+
+
 def test_configs_are_formatted_as_the_zoo_wants(unzipped: Path) -> None:
     """Its pre-commit hook is pretty-format-json; in the repository short lists stand on a line."""
     configs = sorted((unzipped / "configs").glob("*.json"))
