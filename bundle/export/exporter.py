@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import shlex
@@ -101,7 +102,7 @@ class Exporter:
             agreements.extend(map(str, check_export(self.format.load(folder / name), self.network, images, name)))
             write_sums(folder / f"{name}.sha256", sorted(folder.iterdir()))
 
-        # A TorchScript archive contains its file name, and ONNX beyond 2 GB keeps its weights in a second file.
+        # ONNX beyond 2 GB keeps its weights in a second file
         write_together(self.output_dir, write)
         target = self.output_dir / name
         kind = "procedural images" if is_procedural(records) else "images"
@@ -177,9 +178,9 @@ def write_torchscript(network: SamSP, path: Path, extra_files: Mapping[str, str]
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = convert_to_torchscript(network, inputs=[_example(network)], use_trace=True, check_trace=False)
         extra = {name: text.encode() for name, text in extra_files.items() if name != "metadata.json"}
-        save_net_with_metadata(
-            traced, str(path), meta_values=json.loads(extra_files["metadata.json"]), more_extra_files=extra
-        )
+        with open(path, "wb") as file:  # given a path, PyTorch ends the process where the disk is full
+            metadata = json.loads(extra_files["metadata.json"])
+            save_net_with_metadata(traced, file, meta_values=metadata, more_extra_files=extra)
 
 
 def load_torchscript(path: Path) -> Runner:
@@ -199,7 +200,9 @@ def write_torch_export(network: SamSP, path: Path, extra_files: Mapping[str, str
     with warnings.catch_warnings():
         # The warning says that q, k and v are parts of one weight; the check shows that it is complete.
         warnings.filterwarnings("ignore", message="No complete tensor found", category=UserWarning)
-        torch.export.save(program, path, extra_files=dict(extra_files))
+        buffer = io.BytesIO()  # given a path, PyTorch ends the process where the disk is full
+        torch.export.save(program, buffer, extra_files=dict(extra_files))
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_torch_export(path: Path) -> Runner:

@@ -25,6 +25,7 @@ from monai.data import load_net_with_metadata
 
 from bundle.checkpoints.model_files import describe_network
 from bundle.core.errors import BundleError
+from bundle.core.faults import WriteError
 from bundle.export import exporter as exports
 from bundle.export.check import BATCHES, check_export, compare, images_with_different_boxes
 from bundle.export.exporter import FORMATS, Exporter, merge_for_export
@@ -34,6 +35,7 @@ from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.presence import ABSENT
 from tests.conftest import ROOT
+from tests.disks import FULL, Disk
 from tests.networks import randomize
 
 PAPERS = {"metadata.json": '{"version": "1"}', "inference.json": "{}", "model.json": '{"sam": "toy"}'}
@@ -169,6 +171,21 @@ def test_what_is_wrong_is_not_written(toy: str, tmp_path: Path, monkeypatch: pyt
         exporter(network, tmp_path / "model.pt", folder).run(dataset, SamSPInferer(), dataset)
     assert [path.name for path in folder.iterdir()] == ["model.ts"]
     assert (folder / "model.ts").read_text(encoding="utf-8") == "earlier"
+
+
+@pytest.mark.parametrize("format", ["torchscript", "torch_export", "onnx"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_disk_that_fills_up(format: str, toy: str, tmp_path: Path, disk: Disk) -> None:
+    """An earlier file stays, and nothing of the new one."""
+    folder, dataset = disk.mount("size=2m"), as_dataset(squares(6))
+    name = f"model{FORMATS[format].suffix}"
+    (folder / name).write_text("earlier", encoding="utf-8")
+    disk.fill(70_000)
+    with pytest.raises(WriteError) as caught:
+        exporter(toy_network(toy), tmp_path / "model.pt", folder, format).run(dataset, SamSPInferer(), dataset)
+    assert str(caught.value).startswith(f"{folder} {FULL}")
+    assert {path.name for path in folder.iterdir()} == {name, "filler"}
+    assert (folder / name).read_text(encoding="utf-8") == "earlier"
 
 
 def test_the_file_says_what_it_is(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
