@@ -116,11 +116,7 @@ def _reason(path: Path, head: bytes, error: str) -> str:
 
 def _foreign_classes(path: Path, head: bytes, error: str) -> list[str]:
     """Return the classes and functions in a pickle that are not of tensors, as far as they can be found."""
-    found: list[str] = []
-    if head.startswith(ZIP) and zipfile.is_zipfile(path):
-        found = _globals_of(_pickle_in(path))
-    else:
-        found = re.findall(r"GLOBAL ([\w.]+)", error)
+    found = _globals_of(_pickle_in(path)) if head.startswith(ZIP) else re.findall(r"GLOBAL ([\w.]+)", error)
     return [name for name in dict.fromkeys(found) if not name.startswith(("torch.", "collections.", "_codecs."))]
 
 

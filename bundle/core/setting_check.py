@@ -43,7 +43,7 @@ def check_settings() -> None:
         return
     configs = setting_names.mixed_in(parser.config)
     known = setting_names.known_values(configs)
-    problems = [*_wrong_names(parser, known)] if configs else []
+    problems = [*_wrong_names(parser, parser.config, known)] if configs else []
     for id, (name, value) in setting_names.overridden_settings(parser, known).items():
         problems += _read_each({name: value}, {}, alias=id.replace("::", "#"))[1]
     given = {name: value for name, value in parser.config.items() if name in RULES}
@@ -82,7 +82,7 @@ def require_settings_of(config: str, given: Mapping[str, Any]) -> dict[str, Any]
     return {**given, **read}
 
 
-def _wrong_names(parser: ConfigParser, known: Mapping[str, list[Any]]) -> Iterator[str]:
+def _wrong_names(parser: ConfigParser, config: Mapping[str, Any], known: Mapping[str, list[Any]]) -> Iterator[str]:
     """Yield a sentence for each id of a config that is not one of its commands, parts or arguments."""
     workflow = _find_caller(ConfigWorkflow)
     run_ids = {} if workflow is None else {"run_id": workflow.run_id, **_optional_ids(workflow)}
@@ -90,10 +90,10 @@ def _wrong_names(parser: ConfigParser, known: Mapping[str, list[Any]]) -> Iterat
         content = parser.get(id)
         if not isinstance(content, list) and not is_expression(content):
             yield f"{argument} is {id!r}, expected the id of something to run: a setting has two dashes in front."
-    yield from _unknown(setting_names.unknown_ids(parser.config, known, set(run_ids.values())), known)
-    for id, value in setting_names.replaced_parts(parser.config, known).items():
+    yield from _unknown(setting_names.unknown_ids(config, known, set(run_ids.values())), known)
+    for id, value in setting_names.replaced_parts(config, known).items():
         yield f"{_say(id, value)}, but that is a part which the config builds, no setting: {_advise(id, known)}"
-    for id, value in setting_names.unknown_arguments(parser.config, known, parser.locator).items():
+    for id, value in setting_names.unknown_arguments(config, known, parser.locator).items():
         yield f"{_say(id, value)}, but no argument has that name: {_advise(id, known)}"
 
 

@@ -93,6 +93,6 @@ def _is_possible(form: Form, value: Any) -> bool:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str | None:
-    meant = SYNONYMS.get(name.lower())
+    meant = SYNONYMS.get(name.lower(), "")
     close = [meant] if meant in known else difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)
     return close[0] if close else None

@@ -151,14 +151,21 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
     Every request is looked through first, see `bundle.monai_label.guard`, whichever way it came.
     """
 
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        require_known(conf)
+        super().__init__(app_dir, studies, conf)
+
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Return the mask of an image of the studies, or of one that the client sent."""
         self._require_harmless(request)
         return super().infer(request, datastore)
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Train a model on the final labels."""
+        """Train a model on the final labels; parameters that it does not take are an error before anything is read."""
+        from bundle.inference.request_parameters import TRAIN, require_parameters
+
         self._require_harmless(request)
+        require_parameters(request, TRAIN)
         return super().train(request)
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -192,17 +199,6 @@ class SamSPApp(bundle_main.MyApp, MONAILabelApp):  # the server looks for the se
             require_harmless(data, own + [self.studies] * is_folder)
         except RefusedError as error:
             raise HTTPException(error.status, error.sentence) from error
-
-    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        require_known(conf)
-        super().__init__(app_dir, studies, conf)
-
-    def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Train a model; parameters that it does not take are an error before anything is read."""
-        from bundle.inference.request_parameters import TRAIN, require_parameters
-
-        require_parameters(request, TRAIN)
-        return super().train(request)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return the inference tasks by the names of the models, and each again for clicks."""
