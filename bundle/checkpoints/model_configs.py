@@ -22,8 +22,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundle.checkpoints.model_files import read_class_labels
-from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_description
+from bundle.checkpoints.model_json import PROMPTING, STRUCTURE, read_class_labels, read_description
 
 
 def is_of_the_bundle(root: Path, weights: Path) -> bool:

@@ -55,17 +55,6 @@ def load_weights(network: SamSP, weights: str) -> SamSP:
     return network
 
 
-def read_class_labels(weights: str) -> dict[str, str]:
-    """Return the names of the classes of a published pair, from "1"."""
-    description = read_description(weights)
-    labels = description.get("labels", _unnamed(description["num_classes"]))
-    return {number: name for number, name in labels.items() if number != "0"}
-
-
-def _unnamed(num_classes: int) -> dict[str, str]:
-    return {"1": "foreground"} if num_classes == 1 else {str(n): f"class {n}" for n in range(1, num_classes + 1)}
-
-
 def read_version(weights: str) -> str:
     """Return the version of the bundle that trained a published pair."""
     return str(read_description(weights).get("version", "unknown"))

@@ -85,6 +85,17 @@ def _read_values(described: Mapping[str, Any], forms: Mapping[str, Form], path: 
     return read
 
 
+def read_class_labels(weights: str) -> dict[str, str]:
+    """Return the names of the classes of a published pair, from "1"."""
+    description = read_description(weights)
+    labels = description.get("labels", _unnamed(description["num_classes"]))
+    return {number: name for number, name in labels.items() if number != "0"}
+
+
+def _unnamed(num_classes: int) -> dict[str, str]:
+    return {"1": "foreground"} if num_classes == 1 else {str(n): f"class {n}" for n in range(1, num_classes + 1)}
+
+
 def require_matching_sha256(weights: str | os.PathLike) -> None:
     """Raise a `BundleError` unless a weights file has the sha256 of its description."""
     if sha256_of(weights) != read_description(weights)["sha256"]:

@@ -15,13 +15,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from monai.config import PathLike
 from PIL import ExifTags, Image, ImageOps
 
 from bundle.core.errors import BundleError, reason_of
 from bundle.data.file_types import VOLUME_EXTENSIONS, extension_of
-from bundle.data.volume_files import LPS_TO_RAS, open_volume
-from bundle.data.volume_views import read_views
 
 # Formats whose pages or frames are images of their own. The further pictures in the JPEG of a camera are previews.
 SEVERAL_PAGES = ("TIFF", "GIF", "PNG", "WEBP")
@@ -128,6 +125,9 @@ def _palette_values(indices: np.ndarray, image: Image.Image, name: str) -> np.nd
 
 def _open_slice(name: str) -> np.ndarray:
     """Read a volume (W, H, 1) as a mask (H, W), if its orientation is that of an image file in ITK and 3D Slicer."""
+    from bundle.data.volume_files import open_volume  # imported late: they need MONAI, which images do not
+    from bundle.data.volume_views import read_views
+
     values, affine = open_volume(name)
     if values.shape[2] != 1:
         raise BundleError(f"{name} has {values.shape[2]} slices; expected the mask of an image, which has one.")
@@ -140,6 +140,8 @@ def _open_slice(name: str) -> np.ndarray:
 
 
 def _is_upright(affine: np.ndarray) -> bool:
+    from bundle.data.volume_files import LPS_TO_RAS
+
     steps = (LPS_TO_RAS @ affine)[:2, :2]
     return bool((np.diag(steps) > 0).all() and np.abs(steps[[0, 1], [1, 0]]).max() <= 1e-6)
 
@@ -202,7 +204,7 @@ def scale_to_uint8(gray: np.ndarray) -> np.ndarray:
     return np.rint((values - low) / (high - low) * 255).astype(np.uint8)
 
 
-def open_rgb(path: PathLike) -> Image.Image:
+def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
     """Open an image file as 8-bit RGB, rotated by its EXIF orientation.
 
     Gray, 1-bit, palette and CMYK images are converted and alpha is dropped. Gray of 16 or 32 bits (integer or float)

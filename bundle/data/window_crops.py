@@ -23,7 +23,7 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.free_windows import Window
-from bundle.sam.preprocessing import resizer, scaled_size
+from bundle.sam.network_input import resizer, scaled_size
 
 
 class RandWindowCropd(RandomizableTransform, MapTransform):

@@ -31,7 +31,8 @@ from bundle.core.files import write_atomically
 from bundle.core.tensors import strip_metadata, unwrap
 from bundle.data.file_types import stem_of
 from bundle.data.image_files import open_rgb
-from bundle.evaluation.panels import draw_panel, draw_sheet, fullest_slice
+from bundle.evaluation.fullest_slice import fullest_slice
+from bundle.evaluation.panels import draw_panel, draw_sheet
 from bundle.inference.inferers import segment
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.output import boxes_of_image

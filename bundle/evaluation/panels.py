@@ -13,39 +13,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
-from monai.transforms import (
-    Orientation,
-)
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 
-from bundle.core.tensors import strip_metadata
-from bundle.data.slices import take_slices
 from bundle.sam.input_kinds import longest_side_size
-
-
-def fullest_slice(
-    image: torch.Tensor, masks: Sequence[torch.Tensor], orientation: str, slice_axis: int, **others: Any
-) -> list[np.ndarray]:
-    """Return the slice where the first masks are largest: the image (H, W, 3) uint8, then masks (K, H, W) bool.
-
-    Args:
-        image: (1, X, Y, Z) of 0..255, reoriented.
-        masks: (K, X, Y, Z) each, 0 or 1, with their affine, not reoriented.
-        orientation: see `bundle.checkpoints.volume_settings.volume_settings`, also for the other arguments.
-    """
-    reorient = Orientation(axcodes=orientation, labels=None)
-    reoriented = [strip_metadata(reorient(mask)).cpu() > 0 for mask in masks]
-    others_axes = [axis for axis in range(4) if axis != slice_axis + 1]
-    index = int(reoriented[0].sum(dim=others_axes).argmax())
-    picture = take_slices(strip_metadata(image).cpu(), [index], slice_axis)[0].permute(1, 2, 0).numpy()
-    slices = (mask.select(slice_axis + 1, index).transpose(1, 2).numpy() for mask in reoriented)
-    return [np.rint(picture).astype(np.uint8), *slices]
-
 
 Color = tuple[int, int, int]
 
@@ -165,6 +138,29 @@ def draw_panel(
     return np.asarray(panel)
 
 
+def draw_result(image: np.ndarray, masks: np.ndarray, boxes_xyxy: Sequence[Sequence[Sequence[float]]]) -> Image.Image:
+    """Draw masks and boxes over an image, at its own size.
+
+    Args:
+        image: (H, W, 3) uint8, upright.
+        masks: (K, H, W) bool.
+        boxes_xyxy: of each class its boxes, in pixels of the image, both ends inclusive.
+    """
+    width = max(LINE_WIDTH, round(max(image.shape[:2]) / TILE_SIZE * LINE_WIDTH))
+    picture = Image.fromarray(image)
+    for index, (mask, boxes) in enumerate(zip(masks, boxes_xyxy, strict=True)):
+        color, box_color = _colors_of(index, len(masks), REFINED_COLOR)
+        picture = Image.fromarray(draw_overlay(np.asarray(picture), mask, color, width))
+        for box_xyxy in boxes:
+            _draw_box(picture, box_xyxy, 1, 1, box_color, width)
+    return picture
+
+
+def _colors_of(index: int, classes: int, color: Color) -> tuple[Color, Color]:
+    """Return the colors of a class and of its boxes: of a single class ``color`` and `BOX_COLOR`."""
+    return (CLASS_COLORS[index % len(CLASS_COLORS)],) * 2 if classes > 1 else (color, BOX_COLOR)
+
+
 def _draw_tile(
     image: np.ndarray,
     masks: np.ndarray | None = None,
@@ -176,23 +172,25 @@ def _draw_tile(
     height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
     size = (width * OVERSAMPLING, height * OVERSAMPLING)
     tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    several = masks is not None and len(masks) > 1
+    classes = 0 if masks is None else len(masks)
     for index, mask in enumerate(() if masks is None else masks):
         scaled = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else color
+        drawn = _colors_of(index, classes, color)[0]
         tile = Image.fromarray(draw_overlay(np.asarray(tile), scaled, drawn, LINE_WIDTH * OVERSAMPLING))
+    scales = size[0] / image.shape[1], size[1] / image.shape[0]
     for index, box_xyxy in zip(box_classes or range(len(boxes_xyxy)), boxes_xyxy, strict=True):
-        drawn = CLASS_COLORS[index % len(CLASS_COLORS)] if several else BOX_COLOR
-        _draw_box(tile, box_xyxy, size[0] / image.shape[1], size[1] / image.shape[0], drawn)
+        _draw_box(tile, box_xyxy, *scales, _colors_of(index, classes, color)[1], LINE_WIDTH * OVERSAMPLING)
     return tile.reduce(OVERSAMPLING)
 
 
-def _draw_box(tile: Image.Image, box_xyxy: Sequence[float], scale_x: float, scale_y: float, color: Color) -> None:
+def _draw_box(
+    tile: Image.Image, box_xyxy: Sequence[float], scale_x: float, scale_y: float, color: Color, line_width: int
+) -> None:
     x0, y0, x1, y1 = box_xyxy
     left, top = round(x0 * scale_x), round(y0 * scale_y)
     right, bottom = round((x1 + 1) * scale_x) - 1, round((y1 + 1) * scale_y) - 1
     corners = (left, top, max(right, left), max(bottom, top))
-    ImageDraw.Draw(tile).rectangle(corners, outline=color, width=LINE_WIDTH * OVERSAMPLING)
+    ImageDraw.Draw(tile).rectangle(corners, outline=color, width=line_width)
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str, color: Color | None) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from bundle.sam.preprocessing import scaled_size
+from bundle.sam.network_input import scaled_size
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import LEAST_SIZE
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from bundle.core.errors import BundleError
-from bundle.sam_sp.user_prompts import BOXES, POINTS
+from bundle.sam.coordinates import InputScale
+from bundle.sam_sp.user_prompts import BOXES, POINTS, UserPrompt
 
 KINDS = {"foreground": 1, "background": 0}
 
@@ -28,6 +29,17 @@ class ClassPrompts(NamedTuple):
 
     boxes: list[np.ndarray]  # (2, D): first and last pixel or voxel
     points: list[tuple[np.ndarray, int]]  # (D,), and 1 for foreground or 0
+
+
+def prompts_of_image(class_prompts: Mapping[int, ClassPrompts], scale: InputScale) -> dict[tuple[int, int], UserPrompt]:
+    """Return the prompts for one image in input pixels, with the image index 0."""
+    return {
+        (0, class_index): UserPrompt(
+            scale.box_to_input(boxes[0]) if boxes else None,
+            tuple((*scale.point_to_input(xy), label) for xy, label in points),
+        )
+        for class_index, (boxes, points) in class_prompts.items()
+    }
 
 
 class PromptParser:

@@ -23,12 +23,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys
 
-from bundle.checkpoints.model_files import read_class_labels
+from bundle.checkpoints.model_json import read_class_labels
 from bundle.core.errors import BundleError
 from bundle.core.files import read_json
 from bundle.data.file_types import stem_of
 from bundle.data.splits import first_names
-from bundle.inference.prompt_parser import KINDS, ClassPrompts, PromptParser
+from bundle.inference.prompt_parser import KINDS, ClassPrompts, PromptParser, prompts_of_image
 from bundle.inference.request_parameters import INFER, require_parameters
 from bundle.inference.requests import is_request, note_request
 from bundle.sam.coordinates import InputScale
@@ -151,14 +151,9 @@ class ReadUserPromptsd(MapTransform):
 
     def to_input(self, class_prompts: Mapping[int, ClassPrompts], image: MetaTensor) -> UserPrompts:
         """Return the prompts in input pixels, with the image index 0."""
-        scale = InputScale(image.shape[-2], image.shape[-1], self.image_size, self.input)
-        return {
-            (0, class_index): UserPrompt(
-                scale.box_to_input(boxes[0]) if boxes else None,
-                tuple((*scale.point_to_input(xy), label) for xy, label in points),
-            )
-            for class_index, (boxes, points) in class_prompts.items()
-        }
+        return prompts_of_image(
+            class_prompts, InputScale(image.shape[-2], image.shape[-1], self.image_size, self.input)
+        )
 
 
 class ReadVolumeUserPromptsd(ReadUserPromptsd):

@@ -32,7 +32,7 @@ from bundle.inference.instance_files import InstanceRecorder
 from bundle.inference.instance_maps import SliceJoiner
 from bundle.inference.requests import is_requested
 from bundle.inference.scores import VolumeScores, attach_scores
-from bundle.sam.preprocessing import scaled_size, to_network_input
+from bundle.sam.network_input import scaled_size, to_network_input
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.user_prompts import UserPrompts, prompts_of_slices, user_prompts_of_volume

@@ -25,9 +25,10 @@ from monai.bundle import ConfigParser
 
 from bundle.checkpoints.base_weights import find_base_checkpoint
 from bundle.checkpoints.model_configs import model_metadata, read_metadata, train_config
-from bundle.checkpoints.model_files import describe_network, publish_pair, read_class_labels, write_pair
+from bundle.checkpoints.model_files import describe_network, publish_pair, write_pair
 from bundle.checkpoints.model_json import (
     description_path,
+    read_class_labels,
     read_description,
     require_matching_sha256,
 )

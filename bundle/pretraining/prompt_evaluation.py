@@ -28,7 +28,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically, write_text
 from bundle.evaluation.panels import draw_panel, draw_sheet
 from bundle.pretraining.prompt_rounds import PromptEvaluation
-from bundle.sam.preprocessing import to_picture
+from bundle.sam.network_input import to_picture
 from bundle.sam_sp.simulated_user import boxes_of_masks, innermost_points
 
 PROMPTS = ("box", "point_single", "point")

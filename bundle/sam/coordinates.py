@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bundle.sam.preprocessing import scaled_size
+from bundle.sam.network_input import scaled_size
 
 
 class InputScale:

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d, spline_filter1d
 
 from bundle.core.errors import BundleError
 
@@ -83,6 +82,8 @@ def resize_spline(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     The same as ``skimage.transform.resize`` with ``order=3`` and ``anti_aliasing``, which MedSAM uses, one axis after
     the other: values stay within those of the image.
     """
+    from scipy.ndimage import gaussian_filter1d  # imported late: it is slow, and other kinds do not need it
+
     values = planes.astype(np.float64)
     for axis, pixels in zip((1, 2), size, strict=True):
         sigma = max(0.0, (planes.shape[axis] / pixels - 1) / 2)
@@ -94,6 +95,8 @@ def resize_spline(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _spline_along(planes: np.ndarray, axis: int, pixels: int) -> np.ndarray:
     """Return the cubic spline along one axis at the centers of `pixels` equal parts; beyond the ends it is mirrored."""
+    from scipy.ndimage import spline_filter1d
+
     length = planes.shape[axis]
     if length == 1:
         return np.repeat(planes, pixels, axis)

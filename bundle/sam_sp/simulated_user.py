@@ -17,7 +17,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.self_prompt import boxes_from_logits
@@ -128,6 +127,8 @@ def corrective_click(predicted: np.ndarray, target: np.ndarray) -> tuple[int, in
     Returns:
         x, y, and 1 where the prediction misses the target, 0 where it goes beyond it; None where nothing differs.
     """
+    from scipy import ndimage  # imported late: it is slow, and a network that segments does not need it
+
     largest, size, label = None, 0, 0
     for wrong, kind in ((target & ~predicted, 1), (predicted & ~target, 0)):
         pieces, count = ndimage.label(wrong)
@@ -141,6 +142,8 @@ def corrective_click(predicted: np.ndarray, target: np.ndarray) -> tuple[int, in
 
 def _innermost(mask: np.ndarray) -> tuple[int, int]:
     """Return x and y of the pixel of a mask (H, W) farthest from its outline; the border of the image counts as one."""
+    from scipy import ndimage
+
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = divmod(int(distance.argmax()), mask.shape[1])
     return x, y

@@ -24,7 +24,8 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.empty_windows import empty_window
 from bundle.data.slices import take_slices
 from bundle.data.transforms import SplitClassesd
-from bundle.sam.preprocessing import ResizeLongestSided, resizer, scaled_size, to_network_input
+from bundle.sam.network_input import resizer, scaled_size, to_network_input
+from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput

@@ -37,9 +37,9 @@ from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import sha256_of, write_atomically
 from bundle.data.datalists import stems_sha256
 from bundle.data.folder_pairs import pair_folder
+from bundle.evaluation.bootstrap import RESAMPLES, Interval, paired_interval, quantiles
 from bundle.inference.uncertainty import uncertainty_scores
 from bundle.sam_sp.network import SamSP
-from scripts.experiments.polyps.bootstrap import RESAMPLES, Interval, paired_interval, quantiles
 from scripts.experiments.polyps.cells import ROOT, write_cell
 from scripts.experiments.polyps.corrected import correct, read_sample
 from scripts.experiments.polyps.report import fill, in_markdown, read_json_files, with_interval

@@ -41,11 +41,11 @@ from bundle.core.command_line import parse_with_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
+from bundle.evaluation.bootstrap import interval, paired_interval
 from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
 from bundle.training.federated import exchanged_bytes, exchanged_weights, federated_average
 from scripts.benchmarks.measure import machine
-from scripts.experiments.polyps.bootstrap import interval, paired_interval
 from scripts.experiments.polyps.cells import ROOT, write_cell
 from scripts.experiments.polyps.data import Polyps, lay_out, sequences_of, write_list
 from scripts.experiments.polyps.report import in_markdown, with_interval

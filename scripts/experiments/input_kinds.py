@@ -34,7 +34,7 @@ from bundle.data.datalists import load_datalists
 from bundle.data.image_files import mask_threshold, open_mask, open_rgb
 from bundle.sam.coordinates import InputScale
 from bundle.sam.input_kinds import KINDS
-from bundle.sam.preprocessing import to_network_input
+from bundle.sam.network_input import to_network_input
 from bundle.sam_sp.network import SamSP
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -41,9 +41,9 @@ from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
 from bundle.data.folder_pairs import pair_folder
+from bundle.evaluation.bootstrap import interval, paired_interval
 from bundle.inference import uncertainty
 from bundle.training.checkpoints import LAST
-from scripts.experiments.polyps.bootstrap import interval, paired_interval
 from scripts.experiments.polyps.cells import ROOT, base_sha256, call, evaluation_settings, printable_command, write_cell
 from scripts.experiments.polyps.corrected import read_sample
 from scripts.experiments.polyps.data import read_list, write_list

@@ -39,9 +39,9 @@ from bundle.core.files import sha256_of
 from bundle.data.datalists import load_datalists, stems_sha256
 from bundle.data.empty_windows import empty_window
 from bundle.data.image_files import mask_threshold, open_mask, open_rgb
-from bundle.sam.preprocessing import to_network_input
+from bundle.evaluation.bootstrap import RESAMPLES, Interval, quantiles
+from bundle.sam.network_input import to_network_input
 from bundle.sam_sp.network import SamSP
-from scripts.experiments.polyps.bootstrap import RESAMPLES, Interval, quantiles
 from scripts.experiments.polyps.cells import write_cell
 from scripts.experiments.polyps.report import in_markdown, with_interval
 

@@ -24,7 +24,7 @@ from bundle.data.slices import RandSlicesd, ReplaceNonFinited, intensity_transfo
 from bundle.inference.requests import PATH, note_request
 from bundle.inference.uncertainty import META_KEY, marked_pixels, ranking_score, score_of_slices
 from bundle.inference.volume_inferer import VolumeInferer
-from bundle.sam.preprocessing import to_network_input
+from bundle.sam.network_input import to_network_input
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from tests.networks import randomize

@@ -33,7 +33,19 @@ from tests.docs.pages import PAGES, STARTERS, blocks, commands, name
 
 # Arguments of MONAI's `run` that are no ids of the configs.
 ARGUMENTS = {"config_file", "meta_file", "logging_file", "bundle_root", "tracking", "tracking_uri", "experiment_name"}
-OTHERS = {".", "apt-get", "curl", "echo", "git", "mlflow", "monailabel", "nvflare", "pre-commit", "tensorboard"}
+OTHERS = {
+    ".",
+    "apt-get",
+    "curl",
+    "docker",
+    "echo",
+    "git",
+    "mlflow",
+    "monailabel",
+    "nvflare",
+    "pre-commit",
+    "tensorboard",
+}
 PASSES_SETTINGS_ON = "and the settings of a training"
 MARKER = re.compile(r"run|run: slow|tested: (\S+)|not run: .+")
 

@@ -30,7 +30,7 @@ from bundle.data.datalists import inference_datalist
 from bundle.data.slices import take_slices
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.inference.user_prompt_reader import add_user_prompts, records_with_prompts
-from bundle.sam.preprocessing import to_network_input
+from bundle.sam.network_input import to_network_input
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.user_prompts import UserPrompt, user_prompts_of_images, user_prompts_of_volume
 from tests.blocks import AFFINE

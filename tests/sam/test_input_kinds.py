@@ -31,14 +31,8 @@ from bundle.inference.instance_maps import ClassObjects, number_objects
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.sam.coordinates import InputScale
 from bundle.sam.input_kinds import KINDS, get_kind, longest_side_size, resize_area, resize_spline
-from bundle.sam.preprocessing import (
-    ResizeLongestSided,
-    ToNetworkInputd,
-    normalize_and_pad,
-    scaled_size,
-    to_network_input,
-    to_picture,
-)
+from bundle.sam.network_input import normalize_and_pad, scaled_size, to_network_input, to_picture
+from bundle.sam.preprocessing import ResizeLongestSided, ToNetworkInputd
 from bundle.sam_sp.classes import label_map
 from bundle.sam_sp.network import SamSP
 from scripts.onnx_demo import prepare

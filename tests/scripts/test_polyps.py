@@ -22,8 +22,8 @@ import pytest
 
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
+from bundle.evaluation.bootstrap import interval, paired_interval
 from scripts.experiments.polyps import data
-from scripts.experiments.polyps.bootstrap import interval, paired_interval
 from scripts.experiments.polyps.cells import (
     EVALUATED,
     Cell,

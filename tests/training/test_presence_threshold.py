@@ -21,7 +21,8 @@ from monai.transforms import Lambdad
 
 from bundle.data.empty_windows import empty_window
 from bundle.sam.input_kinds import longest_side_size
-from bundle.sam.preprocessing import ResizeLongestSided, resizer, to_network_input
+from bundle.sam.network_input import resizer, to_network_input
+from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.training.presence_threshold import PresenceThreshold, choose_threshold

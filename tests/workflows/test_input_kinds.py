@@ -25,7 +25,8 @@ from monai.utils import convert_to_dst_type
 from PIL import Image
 
 from bundle.data.image_files import open_mask
-from bundle.sam.preprocessing import ResizeLongestSided, to_network_input
+from bundle.sam.network_input import to_network_input
+from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.network import SamSP
 from tests.networks import randomize
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, command, images_of_each_way, load, refused

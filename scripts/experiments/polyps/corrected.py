@@ -24,7 +24,7 @@ from bundle.data.image_files import mask_threshold, open_mask, open_rgb
 from bundle.inference.expert_prompt import expert_boxes
 from bundle.sam.coordinates import InputScale
 from bundle.sam.input_kinds import longest_side_size, resize_bilinear
-from bundle.sam.preprocessing import normalize_and_pad
+from bundle.sam.network_input import normalize_and_pad
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.simulated_user import corrective_click

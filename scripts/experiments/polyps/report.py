@@ -22,8 +22,8 @@ import numpy as np
 
 from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
+from bundle.evaluation.bootstrap import Interval, interval, paired_interval
 from bundle.evaluation.saliency import SALIENCY
-from scripts.experiments.polyps.bootstrap import Interval, interval, paired_interval
 from scripts.experiments.polyps.data import TESTS
 from scripts.experiments.polyps.rows import GROUPS, ROWS, Row
 

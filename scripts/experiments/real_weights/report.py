@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bundle.core.files import write_atomically
-from scripts.experiments.polyps.bootstrap import interval, paired_interval
+from bundle.evaluation.bootstrap import interval, paired_interval
 from scripts.experiments.polyps.report import Cells, fill, in_markdown, read_cells, values_of, with_interval
 from scripts.experiments.polyps.rows import Row
 from scripts.experiments.real_weights.rows import GROUPS, ROWS, TABLE
