@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bundle.checkpoints.model_files import read_class_labels, read_lineage
-from bundle.checkpoints.model_json import read_description
+from bundle.checkpoints.model_files import read_lineage
+from bundle.checkpoints.model_json import read_class_labels, read_description
 from bundle.checkpoints.network_builder import described_settings
 from bundle.checkpoints.reader import read_checkpoint
 from bundle.checkpoints.volume_settings import volume_settings
