@@ -87,14 +87,17 @@ def run_stage(settings: Mapping[str, Any], further: Sequence[str]) -> None:
     command = [sys.executable, "-m", "monai.bundle", "run", "pretraining", "--config_file", "configs/pretrain.json"]
     for key, value in settings.items():
         command += [] if value is None else [f"--{key}", str(value)]
-    process = subprocess.Popen([*command, *further], cwd=ROOT)
+    processes: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        for process in processes:
+            process.send_signal(number)
 
+    # before the process starts: it would ignore what this one ignores, as Ctrl-C in what a shell runs in the background
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        status = process.wait()
+        processes.append(subprocess.Popen([*command, *further], cwd=ROOT))
+        status = processes[0].wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

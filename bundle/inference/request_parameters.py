@@ -44,6 +44,7 @@ INFER: Mapping[str, Form] = {
     "images": ANY, "max_workers": whole(0), "max_batch_size": whole(0), "timeout": number(above=0),
     # of the server itself
     "image": ANY, PATH: ANY, "description": ANY, "labels": ANY, "image_meta_dict": ANY, "image_transforms": ANY,
+    "latencies": ANY, "annotations": ANY,
     "cache_transforms": BOOLEAN, "cache_transforms_in_memory": BOOLEAN, "cache_transforms_ttl": number(least=0),
 }  # fmt: skip
 TRAIN: Mapping[str, Form] = {

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What must be the same where a training is resumed: its images, and the settings that no shape of a weight shows."""
+"""Check that a resumed training is the same one: its images, and the settings that no shape of a weight shows."""
 
 from __future__ import annotations
 

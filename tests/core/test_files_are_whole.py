@@ -41,6 +41,7 @@ MEMORY = "no file: memory"
 ALLOWED = {
     "bundle/checkpoints/base_weights.py:_download": "a temporary name until its sha256 is checked",
     "bundle/core/files.py:append_text": ADDED,
+    "bundle/data/anonymous_names.py:_key": "a name of its own, then a link, which the first of several processes makes",
     "bundle/data/cached_items.py:to_bytes": MEMORY,
     "bundle/data/dicom_pixels.py:_decode": "in a temporary folder of this process alone",
     "bundle/data/disk_cache.py:_note": "one number, under a lock, of a fixed length that is checked",
@@ -57,6 +58,7 @@ ALLOWED = {
     "bundle/procedural/scenes/camera.py:to_image": MEMORY,
     "scripts/benchmarks/data_cache.py:make_images": FOLDER,
     "scripts/benchmarks/gpu/__main__.py:run_all": LOG,
+    "scripts/benchmarks/long_runs/runs.py:run": LOG,
     "scripts/benchmarks/measure.py:peak_memory_mib": "no file: a switch of the kernel",
     "scripts/benchmarks/pack_gpu.py:_write_mask": "a folder that is made anew as a whole",
     "scripts/benchmarks/pack_gpu.py:pack": "a folder that is made anew as a whole",

@@ -97,7 +97,7 @@ def test_the_mask_of_a_nifti_lies_where_each_reader_puts_the_image(
 ) -> None:
     sform = sform / sform[3, 3]
     source = write(tmp_path / "images" / "a.nii.gz", sform, sform_code, qform, qform_code, unit)
-    mask = save_mask(source, open_volume(source)[1], tmp_path / "masks")
+    mask = save_mask(source, open_volume(source)[1], tmp_path / "out")
     image, written = nibabel.load(source), nibabel.load(mask)
     np.testing.assert_array_equal(written.affine, image.affine)
     np.testing.assert_array_equal(written.header.get_zooms(), image.header.get_zooms())
@@ -123,7 +123,7 @@ def test_the_mask_of_another_format_lies_where_itk_puts_the_image(affine: np.nda
     source = tmp_path / "images" / "a.nrrd"
     source.parent.mkdir()
     sitk.WriteImage(image, str(source))
-    mask = save_mask(source, open_volume(source)[1], tmp_path / "masks")
+    mask = save_mask(source, open_volume(source)[1], tmp_path / "out")
     np.testing.assert_allclose(itk_affine(mask), itk_affine(source), atol=1e-5)
     header = nibabel.load(mask).header
     assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
@@ -134,7 +134,7 @@ def test_a_mask_with_sheared_axes_has_no_qform_that_lies_elsewhere(tmp_path: Pat
     """CT with a tilted gantry: ITK refuses the file, and nibabel reads its place."""
     series = tmp_path / "series"
     series.mkdir()
-    mask = save_mask(series, SHEARED, tmp_path / "masks")
+    mask = save_mask(series, SHEARED, tmp_path / "out")
     written = nibabel.load(mask)
     np.testing.assert_allclose(written.affine, SHEARED, atol=1e-6)
     assert int(written.header["qform_code"]) == 0
@@ -147,7 +147,7 @@ def test_axes_that_are_rounded_keep_their_qform(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
     rounded = np.diag([0.7, 0.8, 2.5, 1.0])
     rounded[:3, :3] = np.round(TURNED[:3, :3] / [0.7, 0.8, 2.5], 3) * [0.7, 0.8, 2.5]
-    mask = save_mask(tmp_path / "series", rounded, tmp_path / "masks")
+    mask = save_mask(tmp_path / "series", rounded, tmp_path / "out")
     np.testing.assert_allclose(itk_affine(mask), rounded, atol=0.01)
 
 

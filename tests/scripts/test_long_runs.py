@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from ignite.engine import Engine
 
@@ -33,7 +33,9 @@ def test_what_an_engine_keeps_is_seen(tmp_path: Path) -> None:
 
     def keep(engine: Engine, batch: int) -> None:
         if batch >= 40:
-            kept.append((np.ones(2**17), open(__file__, encoding="utf-8")))  # noqa: SIM115
+            memory = mmap.mmap(-1, 2**20)  # of its own: an allocator may have room left
+            memory.write(b"1" * 2**20)
+            kept.append((memory, open(__file__, encoding="utf-8")))  # noqa: SIM115
 
     engine = Engine(keep)
     RecordFigures(str(tmp_path / "figures.jsonl"), every=4).attach(engine)

@@ -126,7 +126,7 @@ def train(
     metrics = {"train_loss": Average(output_transform=loss_of_step)}
     evaluator = SupervisedEvaluator(
         device=device, val_data_loader=[make_dataset(range(2))[0]], network=network, decollate=False,
-        prepare_batch=lambda batch, *_: default_prepare_batch({k: v[None] for k, v in batch.items()}),
+        prepare_batch=lambda batch, *_: default_prepare_batch({k: batch[k][None] for k in ("image", "label")}),
         key_val_metric={"val_loss": Average(output_transform=lambda o: ((o["pred"] - o["label"]) ** 2).mean())},
     )  # fmt: skip
     stop = StopSignals()

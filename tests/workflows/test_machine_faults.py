@@ -97,7 +97,7 @@ def test_disk_full_during_inference(root: Path, tmp_path: Path, disk: Disk) -> N
     for mask in masks:
         assert np.asarray(Image.open(mask)).shape == (40, 50)
     rows = (output / MASK_TABLE).read_text(encoding="utf-8")
-    assert rows.endswith("\n") and {len(row.split(",")) for row in rows.splitlines()} == {6}
+    assert rows.endswith("\n") and {len(row.split(",")) for row in rows.splitlines()} == {7}
     assert {row.split(",")[0] for row in rows.splitlines()[1:]} <= {mask.name for mask in masks}
     assert not partial_files(output)
     disk.empty()

@@ -22,12 +22,14 @@ from typing import NamedTuple
 import numpy as np
 from ignite.engine import Engine, Events
 
+from bundle.core.files import append_text
+
 FIGURES = ("memory", "threads", "handles")
 UNITS = {"memory": "MiB", "threads": "threads", "handles": "open files"}
 
 
 class Slope(NamedTuple):
-    """What a figure was at first and last, and how it grew over the second half of a run, by least squares."""
+    """First and last value of a figure, and its growth over the second half of a run, by least squares."""
 
     first: float
     last: float
@@ -67,8 +69,7 @@ class RecordFigures:
         """Append a line."""
         gc.collect()  # what only the collector frees is not kept
         at = engine.state.epoch if self.epochs else engine.state.iteration
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": at, **figures_of(os.getpid())}) + "\n")
+        append_text(self.path, json.dumps({"at": at, **figures_of(os.getpid())}) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

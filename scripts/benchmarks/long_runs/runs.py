@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from bundle.core.errors import BundleError
+from bundle.core.files import write_atomically
 from bundle.core.signs_of_life import follow
 from bundle.procedural.demo_set import draw_scene
 from scripts.benchmarks.long_runs.figures import read_rows
@@ -39,11 +41,11 @@ def run_inference(folder: Path, images: int, settings: Mapping[str, Any]) -> lis
         BundleError: the command failed, or an image has no mask.
     """
     write_images(folder / "images", images)
-    places = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "masks")}
+    places = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "output")}
     rows = run("inferring", ["configs/inference.json", f"{MIXINS}/inference.json"], folder, {**places, **settings})
-    written = len(list((folder / "masks").glob("*.png")))
+    written = len(list((folder / "output").glob("*.png")))
     if written != images:
-        raise BundleError(f"{folder / 'masks'} has {written} masks, expected {images}.")
+        raise BundleError(f"{folder / 'output'} has {written} masks, expected {images}.")
     return rows
 
 
@@ -53,8 +55,10 @@ def run_training(folder: Path, epochs: int, settings: Mapping[str, Any]) -> list
     Raises:
         BundleError: the command failed.
     """
-    told = {"epochs": epochs, "val_interval": 1, "output_dir": str(folder / "training"), "publish": False}
-    return run("training", ["configs/train.json", f"{MIXINS}/training.json"], folder, {**told, **settings})
+    settings = {"epochs": epochs, "val_interval": 1, "output_dir": str(folder / "training"), "publish": False} | dict(
+        settings
+    )
+    return run("training", ["configs/train.json", f"{MIXINS}/training.json"], folder, settings)
 
 
 def run(run_id: str, configs: list[str], folder: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -78,4 +82,7 @@ def write_images(folder: Path, count: int) -> None:
     scenes = [draw_scene(0, index)[0] for index in range(SCENES)]
     for index in follow(range(count), "Drawing", count):
         turn, scene = divmod(index, SCENES)
-        Image.fromarray(np.roll(scenes[scene], turn, axis=1)).save(folder / f"{index:05d}.png", compress_level=1)
+        picture = Image.fromarray(np.roll(scenes[scene], turn, axis=1))
+        write_atomically(
+            folder / f"{index:05d}.png", partial(picture.save, format="PNG", compress_level=1), flush=False
+        )
