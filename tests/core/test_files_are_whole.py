@@ -39,7 +39,6 @@ COPY = "a copy of code that every start makes anew before anything reads it"
 TOGETHER = "fills the folder that write_together gave Exporter._run"
 MEMORY = "no file: memory"
 ALLOWED = {
-    "bundle/checkpoints/base_weights.py:_download": "a temporary name until its sha256 is checked",
     "bundle/core/files.py:append_text": ADDED,
     "bundle/data/anonymous_names.py:_key": "a name of its own, then a link, which the first of several processes makes",
     "bundle/data/cached_items.py:to_bytes": MEMORY,

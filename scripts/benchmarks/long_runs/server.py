@@ -45,7 +45,7 @@ ASKED: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class Tally:
-    """What the clients saw, and the figures of the server meanwhile; ``at`` is in seconds."""
+    """Answers as the clients saw them, and the figures of the server meanwhile; ``at`` is in seconds."""
 
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
