@@ -57,6 +57,16 @@ def check_settings() -> None:
             _replace(parser, name, value)
 
 
+def changed_settings() -> dict[str, Any]:
+    """Return the settings of the config that calls this, raw, whose values are not those of the bundle's configs."""
+    parser = _find_caller(ConfigParser)
+    if parser is None or not isinstance(parser.config, Mapping):
+        return {}
+    known = setting_names.known_values(setting_names.mixed_in(parser.config))
+    given = {name: value for name, value in parser.config.items() if name in RULES}
+    return {name: value for name, value in given.items() if value != known.get(name, [value])[-1]}
+
+
 def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return settings in the types that they have in Python; expressions stay as they are.
 

@@ -78,7 +78,7 @@ class Failures:
         Raises:
             BundleError: there are some. It is raised in the first process, the others exit with status 1.
         """
-        failures = self._gather()
+        failures = self.gather()
         if not failures:
             return
         if rank() > 0:
@@ -94,7 +94,8 @@ class Failures:
             f"{count} of {total} inputs are not finished, the others have their masks: {'; '.join(reasons)}{more}."
         )
 
-    def _gather(self) -> list[Failure]:
+    def gather(self) -> list[Failure]:
+        """Return the inputs of all processes that were not finished; all processes call it."""
         if not dist.is_initialized():
             return self.items
         shares: list[list[Failure] | None] = [None] * dist.get_world_size()
