@@ -57,14 +57,24 @@ def check_settings() -> None:
             _replace(parser, name, value)
 
 
-def changed_settings() -> dict[str, Any]:
-    """Return the settings of the config that calls this, raw, whose values are not those of the bundle's configs."""
+def changed_settings(*configs: str) -> dict[str, Any]:
+    """Return the settings, raw, of the config that calls this whose values are not the defaults.
+
+    Args:
+        configs: those of the bundle that the command has without mixins, such as "train.json": they have the defaults.
+            A setting that they do not have has that of the configs that do.
+    """
     parser = _find_caller(ConfigParser)
     if parser is None or not isinstance(parser.config, Mapping):
         return {}
-    known = setting_names.known_values(setting_names.mixed_in(parser.config))
-    given = {name: value for name, value in parser.config.items() if name in RULES}
-    return {name: value for name, value in given.items() if value != known.get(name, [value])[-1]}
+    bundled = setting_names.bundled_configs()
+    defaults = {name: value for config in configs for name, value in bundled[config].items()}
+    known = setting_names.known_values(list(bundled.values()))
+    return {
+        name: value
+        for name, value in parser.config.items()
+        if name in RULES and value not in ([defaults[name]] if name in defaults else known.get(name, []))
+    }
 
 
 def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

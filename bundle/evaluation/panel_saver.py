@@ -166,7 +166,9 @@ class PanelSaver:
             picture, *drawn = fullest_slice(data["image"], (label, initial, refined), **self.volume)
         return stem_of(path), draw_panel(
             picture,
-            *drawn,
+            label=drawn[0],
+            initial=drawn[1],
+            refined=drawn[2],
             boxes_xyxy=[box for _, box in boxes],
             captions=captions,
             box_classes=[index for index, _ in boxes],

@@ -136,10 +136,12 @@ def draw_panel(
         _draw_tile(image, refined, REFINED_COLOR),
     ]
     colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR) if len(label) == 1 else (None,) * 4
-    legends = [((caption, color),) for caption, color in zip(captions, colors, strict=True)]
+    legends: list[Sequence[tuple[str, Color | None]]] = [
+        [(caption, color)] for caption, color in zip(captions, colors, strict=True)
+    ]
     if differences:
         tiles.append(draw_differences(image, label, refined))
-        legends.append((("missed", MISSED_COLOR), ("false", FALSE_COLOR)))
+        legends.append([("missed", MISSED_COLOR), ("false", FALSE_COLOR)])
     height = tiles[0].height
     panel = Image.new("RGB", (len(tiles) * (TILE_SIZE + GAP) - GAP, height + STRIP_HEIGHT), PAGE_COLOR)
     for column, (tile, legend) in enumerate(zip(tiles, legends, strict=True)):

@@ -52,24 +52,25 @@ def draw_history(history: Sequence[Mapping[str, Any]], best: int | None) -> Iter
         yield draw_curves(series, "score", 0, 1, mark), f"{what}, on the validation data."
 
 
-def draw_case_figures(cases: Sequence[Case], kind: str) -> Iterator[Found]:
+def draw_case_figures(cases: Sequence[Case], what: str, unit: str) -> Iterator[Found]:
     """Yield the distribution of Dice and, where sizes were measured, Dice against the size of the object.
 
     Args:
         cases: at least one.
-        kind: what the cases are of, such as "test images".
+        what: the cases in words, such as "test images".
+        unit: what an object is in, "image" or "volume".
     """
     dice = [case.dice for case in cases if math.isfinite(case.dice)]
     if dice:
-        caption = f"Distribution of the Dice of y1 over {len(dice)} {kind}."
-        yield draw_histogram(dice, float(np.median(dice)), "Dice of y1", kind.split()[-1]), caption
+        caption = f"Distribution of the Dice of y1 over {len(dice)} {what}."
+        yield draw_histogram(dice, float(np.median(dice)), "Dice of y1", "cases"), caption
     sized = [case for case in cases if case.label_percent > 0 and math.isfinite(case.dice)]
     if sized:
         step = math.ceil(len(sized) / MOST_POINTS)
         points = [Point(case.label_percent, case.dice, case.kind is not None, _title(case)) for case in sized[::step]]
-        caption = "Dice of y1 against the area of the object; failures of any kind are orange diamonds."
-        some = f" Every {step}th case." if step > 1 else ""
-        yield draw_scatter(points, "area of the label, % of the image", "Dice of y1"), caption + some
+        caption = "Dice of y1 against the size of the object; failures of any kind are orange diamonds."
+        some = f" One of {step} cases is drawn." if step > 1 else ""
+        yield draw_scatter(points, f"size of the label, % of the {unit}", "Dice of y1"), caption + some
 
 
 def _title(case: Case) -> str:

@@ -74,7 +74,8 @@ class Report:
         facts: the same, names and texts to show.
         figures: curves, distributions.
         measures: the table of metrics, and ``measured_on``, what it is of.
-        panels: the best, median and worst cases.
+        panels: the best, median and worst images.
+        panel_cases: of an evaluation, the cases of their stems.
         kinds: of failures; none where ``detection.csv`` is missing.
         groups: of images.
         cases: of the table of all cases, the lowest Dice first, at most `MOST_ROWS`.
@@ -91,6 +92,7 @@ class Report:
     measures: list[Measure] = field(default_factory=list)
     measured_on: str = ""
     panels: list[Panel] = field(default_factory=list)
+    panel_cases: dict[str, list[Case]] = field(default_factory=dict)
     kinds: list[KindRow] = field(default_factory=list)
     groups: list[GroupRow] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
@@ -133,29 +135,34 @@ def _read_training(folder: Path, record: RunRecord) -> dict[str, Any]:
         headline += f": Dice of y1 {row['val_dice']:.3f} over {record.images.get('validation', 0)} {kind}."
     curves = [Figure(*found) for found in draw_history(history, best)]
     last = history[-1]["epoch"] if history else "?"
-    results = _read_results(folder / "validation", record, "validation")
+    cases = read_cases(folder / "validation", record.labels, record.groups)
+    results = _describe_cases(cases, folder / "validation", record, "validation")
     results["figures"] = curves + results["figures"]
     results["measured_on"] = f"the last validation, after epoch {last}; the published network is that of epoch {best}"
     return {**results, "headline": headline, "panels": read_panels(folder / "panels", PictureBudget())}
 
 
 def _read_evaluation(folder: Path, record: RunRecord) -> dict[str, Any]:
-    results = _read_results(folder, record, "test")
+    cases = read_cases(folder, record.labels, record.groups)
+    results = _describe_cases(cases, folder, record, "test")
     count = record.images.get("test", 0)
     results["measured_on"] = f"{count} {_kind(record, 'test', 'test')}"
     dice = results["measures"][0].value if results["measures"] else Interval(math.nan, math.nan, math.nan)
     between = f" (95 % interval {dice.low:.3f} to {dice.high:.3f})" if count > 1 else ""
-    headline = f"The mean Dice of y1 is {dice.mean:.3f}{between} over {results['measured_on']}."
-    return {**results, "headline": headline, "panels": read_panels(folder / "panels", PictureBudget())}
+    results["headline"] = f"The mean Dice of y1 is {dice.mean:.3f}{between} over {results['measured_on']}."
+    panels = read_panels(folder / "panels", PictureBudget())
+    by_stem = {panel.stem: [case for case in cases if case.stem == panel.stem] for panel in panels}
+    return {**results, "panels": panels, "panel_cases": by_stem}
 
 
-def _read_results(folder: Path, record: RunRecord, part: str) -> dict[str, Any]:
-    """Return what is known of the cases of a folder with the CSV files of an evaluation."""
-    cases = read_cases(folder, record.labels, record.groups)
+def _describe_cases(cases: Sequence[Case], folder: Path, record: RunRecord, part: str) -> dict[str, Any]:
+    """Return what is shown of the cases of a folder with the CSV files of an evaluation."""
     if not cases:
-        return {"figures": []}
+        return {"figures": [], "measures": []}
+    unit = "volume" if record.volumes else "image"
+    what = _kind(record, part, part) if len(record.labels) == 1 else f"classes of {_kind(record, part, part)}"
     return {
-        "figures": [Figure(*found) for found in draw_case_figures(cases, _kind(record, part, part))],
+        "figures": [Figure(*found) for found in draw_case_figures(cases, what, unit)],
         "measures": measure(folder, record.labels),
         "kinds": list(_count_kinds(cases)) if math.isfinite(cases[0].label_percent) else [],
         "groups": list(_by_group(cases)) if record.groups else [],

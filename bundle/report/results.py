@@ -17,7 +17,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,10 @@ def _column(row: Row, index: int) -> str:
 
 
 def _with_detection(case: Case, row: Row) -> Case:
-    percents = float(row["label_percent"]), float(row["marked_percent"])
-    counts = (int(row[name]) for name in ("lesions", "found", "false_positives"))
-    return Case(case.stem, case.label, case.group, case.values, *percents, kind_of(case.dice, *counts, *percents))
+    label, marked = float(row["label_percent"]), float(row["marked_percent"])
+    lesions, found, wrong = (int(row[name]) for name in ("lesions", "found", "false_positives"))
+    kind = kind_of(case.dice, lesions, found, wrong, label, marked)
+    return replace(case, label_percent=label, marked_percent=marked, kind=kind)
 
 
 def measure(folder: Path, labels: Sequence[str]) -> list[Measure]:

@@ -41,7 +41,7 @@ ABOVE = re.compile(r"(?<![\w.…:/])~?/(?:[^/'\",\[\](){}<>|;]+/)+")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What was run.
+    """The facts of a run.
 
     Attributes:
         command: one of `COMMANDS`.

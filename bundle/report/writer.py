@@ -69,7 +69,7 @@ class ReportWriter:
         split: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.bundle_root = Path(output_dir), Path(bundle_root)
-        self.known = {
+        self.known: dict[str, Any] = {
             "command": command, "datalists": datalists, "weights": weights, "device": device, "settings": settings,
             "volumes": volumes, "split": split,
         }  # fmt: skip
