@@ -138,7 +138,9 @@ def _read_training(folder: Path, record: RunRecord) -> dict[str, Any]:
     cases = read_cases(folder / "validation", record.labels, record.groups)
     results = _describe_cases(cases, folder / "validation", record, "validation")
     results["figures"] = curves + results["figures"]
-    results["measured_on"] = f"the last validation, after epoch {last}; the published network is that of epoch {best}"
+    results["measured_on"] = (
+        f"the last validation, after epoch {last}; the network that was kept is that of epoch {best}"
+    )
     return {**results, "headline": headline, "panels": read_panels(folder / "panels", PictureBudget())}
 
 
@@ -181,7 +183,14 @@ def _read_inference(folder: Path, record: RunRecord) -> dict[str, Any]:
     headline += f", and {failed} {'was' if failed == 1 else 'were'} not finished." if failed else "."
     labels, exclusive = len(record.labels), bool(record.model.get("exclusive"))
     overlays = draw_overlays(folder, record.pictures, labels, exclusive, PictureBudget())
-    return {"headline": headline, "masks": rows[:MOST_ROWS], "mask_count": len(rows), "overlays": overlays}
+    return {"headline": headline, "masks": _align(rows[:MOST_ROWS]), "mask_count": len(rows), "overlays": overlays}
+
+
+def _align(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows whose numbers have as many decimals as the longest of their column."""
+    digits = {name: max(len(row[name].partition(".")[2]) for row in rows) for name in (rows[0] if rows else ())}
+    numbers = [name for name in digits if name not in ("name", "class") and digits[name]]
+    return [row | {name: f"{float(row[name]):.{digits[name]}f}" for name in numbers if row[name]} for row in rows]
 
 
 def _kind(record: RunRecord, part: str, word: str) -> str:
@@ -225,8 +234,11 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield f"Data, {part}", f"{count} {kind}, sha256 of the names {record.stems_sha256[part]}"
     if model:
         names = ("sam", "image_size", "input", "prompt", "prompt_component", "presence_threshold")
-        network = ", ".join(f"{name} {model[name]}" for name in names if model.get(name) is not None)
-        yield "Network", f"{network}; classes: {', '.join(record.labels)}"
+        known = {name: model[name] for name in names if model.get(name) is not None}
+        texts = (
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in known.items()
+        )
+        yield "Network", f"{', '.join(texts)}; classes: {', '.join(record.labels)}"
         yield "Weights", f"sha256 {model.get('sha256', 'unknown')}, of version {model.get('version', 'unknown')}"
     yield "Version", record.version
     yield "Machine", "\n".join(record.machine.values())

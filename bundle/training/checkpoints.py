@@ -36,7 +36,19 @@ from bundle.training.random_states import get_random_states, set_random_states
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous"
 
 
-WRITTEN = (LAST, BEST, HISTORY, LOG, "model.pt", "model.json", "adapter", "validation", "panels")
+WRITTEN = (
+    LAST,
+    BEST,
+    HISTORY,
+    LOG,
+    "model.pt",
+    "model.json",
+    "adapter",
+    "validation",
+    "panels",
+    "report.html",
+    "run.json",
+)
 
 
 LOSS = "train_loss"

@@ -28,6 +28,8 @@ from bundle.report.figures import Series, draw_curves, draw_histogram, ticks
 from bundle.report.pictures import read_panels
 from bundle.report.run_record import RunRecord, shorten_paths, shorten_sentence, write_record
 from bundle.report.writer import write_report
+from scripts.make_bundle import bundled_files
+from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BOUND = 5_000_000  # bytes: what mail servers take
@@ -120,6 +122,10 @@ def test_panels_are_cut_into_their_tiles(tmp_path: Path) -> None:
     )
     assert missed[0] > 200 > 100 > missed[2] and wrong[2] > 200 > 100 > wrong[0]
     assert right.mean() == pytest.approx(90, abs=4) and neither.mean() == pytest.approx(0.45 * 90, abs=4)
+
+
+def test_the_template_is_in_the_zip() -> None:
+    assert "bundle/report/report.html.j2" in bundled_files(ROOT)
 
 
 def test_paths_are_their_last_parts() -> None:
