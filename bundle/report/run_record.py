@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from bundle.checkpoints.model_json import description_path
+from bundle.checkpoints.model_json import read_class_labels, read_description
 from bundle.core.errors import BundleError
 from bundle.core.files import read_text, write_atomically
 from bundle.core.provenance import is_procedural
@@ -55,6 +55,7 @@ class RunRecord:
         procedural: whether the images are drawn by a program.
         volumes: whether they are volumes.
         groups: of each stem its group, where ``split`` names some.
+        labels: names of the classes.
         model: ``model.json`` of the weights.
         pictures: of an inference, the image of some masks, by the file name of the mask.
         failures: of an inference, stems of the inputs that are not finished, and why.
@@ -71,14 +72,10 @@ class RunRecord:
     procedural: bool
     volumes: bool
     groups: dict[str, str]
+    labels: list[str]
     model: dict[str, Any]
     pictures: dict[str, str] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def labels(self) -> list[str]:
-        """Return the names of the classes."""
-        return [name for number, name in self.model.get("labels", {}).items() if number != "0"]
 
 
 def describe_run(
@@ -108,7 +105,6 @@ def describe_run(
     records = [record for part in datalists.values() for record in part]
     stems = [stem_of(record["image"]) for record in records]
     groups = (split or {}).get("groups")
-    description = description_path(weights)
     return RunRecord(
         command=command,
         written=time.strftime("%Y-%m-%d %H:%M"),
@@ -121,7 +117,8 @@ def describe_run(
         procedural=is_procedural(records),
         volumes=volumes,
         groups={} if groups is None else read_groups(groups, stems, Path("the data")),
-        model=json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {},
+        labels=list(read_class_labels(weights).values()),
+        model=read_description(weights),
         **inference,
     )
 

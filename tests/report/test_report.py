@@ -52,7 +52,7 @@ def evaluation(folder: Path, dice: dict[str, float], **record: object) -> Path:
     known = {
         "command": "evaluation", "written": "2026-01-01 12:00", "version": "0", "words": [], "settings": {},
         "machine": {}, "images": {"test": len(dice)}, "stems_sha256": {"test": "0"}, "procedural": True,
-        "volumes": False, "groups": {}, "model": {"labels": {"0": "background", "1": "polyp"}},
+        "volumes": False, "groups": {}, "labels": ["polyp"], "model": {},
     }  # fmt: skip
     write_record(RunRecord(**{**known, **record}), folder)
     return folder
