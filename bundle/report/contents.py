@@ -130,9 +130,10 @@ def _read_training(folder: Path, record: RunRecord) -> dict[str, Any]:
     best = record.model.get("best_epoch")
     row = next((row for row in history if row["epoch"] == best), {})
     kind = _kind(record, "validation", "validation")
-    headline = f"There were no {kind}: this is the last network." if best is None else f"Epoch {best} was the best"
+    headline = f"There were no {kind}: this is the last network."
     if row.get("val_dice") is not None:
-        headline += f": Dice of y1 {row['val_dice']:.3f} over {record.images.get('validation', 0)} {kind}."
+        score = f"Dice of y1 {row['val_dice']:.3f} over {record.images.get('validation', 0)} {kind}"
+        headline = f"Epoch {best} was the best: {score}."
     curves = [Figure(*found) for found in draw_history(history, best)]
     last = history[-1]["epoch"] if history else "?"
     cases = read_cases(folder / "validation", record.labels, record.groups)

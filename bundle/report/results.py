@@ -29,7 +29,7 @@ from bundle.evaluation.bootstrap import Interval, interval, ratio_interval
 from bundle.report.failure_kinds import kind_of
 from bundle.training.history import HISTORY
 
-DETECTION = "detection.csv"
+DETECTION, SUMMARY = "detection.csv", "metrics.csv"
 # Metrics with a value for each image, in the order of the table.
 METRICS = {
     "val_dice": "Dice of y1",
@@ -97,11 +97,11 @@ def read_cases(folder: Path, labels: Sequence[str], groups: Mapping[str, str]) -
     """Return every class of every image of an evaluation, in the order of its files; [] where nothing was measured.
 
     Args:
-        folder: with ``val_dice_raw.csv`` and, of an evaluation, ``detection.csv``.
+        folder: with ``metrics.csv``, ``val_dice_raw.csv`` and, of an evaluation, ``detection.csv``.
         labels: names of the classes.
         groups: of stems.
     """
-    measured = {name: rows for name in METRICS if (rows := _read_raw(folder, name))}
+    measured = {name: _read_raw(folder, name) for name in _find_metrics(folder)}
     found = {(row["filename"], row["class"]): row for row in _read_csv(folder / DETECTION)}
     cases = []
     for file in measured.get("val_dice", {}):
@@ -128,8 +128,8 @@ def _with_detection(case: Case, row: Row) -> Case:
 def measure(folder: Path, labels: Sequence[str]) -> list[Measure]:
     """Return the means over images, with intervals, of what was measured in a folder; of several classes each, too."""
     measures = []
-    for name, title in METRICS.items():
-        rows = list(_read_raw(folder, name).values())
+    for name in _find_metrics(folder):
+        rows, title = list(_read_raw(folder, name).values()), METRICS[name]
         columns = {"mean": title}
         if len(labels) > 1:
             columns |= {f"class{index}": f"{title}, {label}" for index, label in enumerate(labels)}
@@ -164,6 +164,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def read_masks(folder: Path, name: str) -> list[dict[str, str]]:
     """Return the rows of the table of an inference."""
     return _read_csv(folder / name)
+
+
+def _find_metrics(folder: Path) -> list[str]:
+    """Return the names of `METRICS` that were measured; a file of another one is left of an earlier evaluation."""
+    path = folder / SUMMARY
+    lines = read_text(path, "Table").splitlines() if path.is_file() else []
+    measured = {line.partition(",")[0] for line in lines}
+    return [name for name in METRICS if name in measured]
 
 
 def _read_raw(folder: Path, metric: str) -> dict[str, dict[str, str]]:

@@ -42,6 +42,7 @@ def evaluation(folder: Path, dice: dict[str, float], **record: object) -> Path:
         with open(folder / f"{metric}_raw.csv", "w", encoding="utf-8", newline="") as file:
             rows = ([f"/data/{stem}.png", value, value] for stem, value in dice.items())
             csv.writer(file).writerows([["filename", "class0", "mean"], *rows])
+    (folder / "metrics.csv").write_text("val_dice,0.5\nval_dice_initial,0.5\nval_iou,0.5\n", encoding="utf-8")
     with open(folder / "detection.csv", "w", encoding="utf-8", newline="") as file:
         counts, percents = ["lesions", "found", "false_positives"], ["label_percent", "marked_percent"]
         header = ["filename", "class", *counts, *percents, "dice", "score"]
@@ -122,6 +123,13 @@ def test_panels_are_cut_into_their_tiles(tmp_path: Path) -> None:
     )
     assert missed[0] > 200 > 100 > missed[2] and wrong[2] > 200 > 100 > wrong[0]
     assert right.mean() == pytest.approx(90, abs=4) and neither.mean() == pytest.approx(0.45 * 90, abs=4)
+
+
+def test_what_an_earlier_evaluation_left_is_not_shown(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path, {"a": 0.5, "b": 0.9})
+    (folder / "val_hd95_raw.csv").write_text("filename,class0,mean\n/other/c.png,3.5,3.5\n", encoding="utf-8")
+    page = page_of(folder)
+    assert "Dice of y1" in page and "HD95" not in page and "Hausdorff" not in page
 
 
 def test_the_template_is_in_the_zip() -> None:
