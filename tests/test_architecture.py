@@ -26,8 +26,8 @@ from tests.conftest import ROOT
 
 # A room imports from itself and from those before it.
 ROOMS = (
-    "core", "sam", "sam_sp", "data", "checkpoints", "inference", "evaluation", "training", "pretraining", "procedural",
-    "export", "monai_label", "predictor",
+    "core", "sam", "sam_sp", "data", "checkpoints", "inference", "evaluation", "training", "report", "pretraining",
+    "procedural", "export", "monai_label", "predictor",
 )  # fmt: skip
 # Names of version 0.9, kept for one release.
 ALIASES = {"network", "losses", "prompts", "readers", "volume_reader"}

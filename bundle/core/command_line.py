@@ -39,10 +39,10 @@ def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, An
     for name, value in options.items():
         if value is not None:
             words += [f"--{name}", str(value)]
-    return " ".join(_quote(word) for word in words)
+    return " ".join(quote(word) for word in words)
 
 
-def _quote(word: str) -> str:
+def quote(word: str) -> str:
     """Quote a word for a shell, with double quotes where it holds single ones: that is easier to read."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\\\!') else shlex.quote(word)
 

@@ -54,6 +54,26 @@ def check_settings() -> None:
             _replace(parser, name, value)
 
 
+def changed_settings(*configs: str) -> dict[str, Any]:
+    """Return the settings, raw, of the config that calls this whose values are not the defaults.
+
+    Args:
+        configs: those of the bundle that the command has without mixins, such as "train.json": they have the defaults.
+            A setting that they do not have has that of the configs that do.
+    """
+    parser = _find_caller(ConfigParser)
+    if parser is None or not isinstance(parser.config, Mapping):
+        return {}
+    bundled = setting_names.bundled_configs()
+    defaults = {name: value for config in configs for name, value in bundled[config].items()}
+    known = setting_names.known_values(list(bundled.values()))
+    return {
+        name: value
+        for name, value in parser.config.items()
+        if name in RULES and value not in ([defaults[name]] if name in defaults else known.get(name, []))
+    }
+
+
 def read_settings(given: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return settings in the types that they have in Python; expressions stay as they are.
 

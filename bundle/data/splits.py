@@ -73,7 +73,7 @@ def split_stems(
     requests = {part: _parse_request(part, split[part]) for part in PARTS if part in split}
     parts = {part: _read_list(path, stems, source) for part, path in requests.items() if isinstance(path, Path)}
     _refuse_shared(parts, requests)
-    groups = _read_groups(split["groups"], stems, source) if "groups" in split else folds
+    groups = read_groups(split["groups"], stems, source) if "groups" in split else folds
     groups = groups or {stem: stem for stem in stems}
     if "train" not in parts:
         named = {stem for part in parts.values() for stem in part}
@@ -157,8 +157,12 @@ def _refuse_shared(parts: Mapping[str, Sequence[str]], requests: Mapping[str, ob
         owner.update(dict.fromkeys(stems, part))
 
 
-def _read_groups(value: object, stems: Sequence[str], source: Path) -> dict[str, str]:
-    """Return the group of each stem."""
+def read_groups(value: object, stems: Sequence[str], source: Path) -> dict[str, str]:
+    """Return the group of each stem; the CSV file may name others too.
+
+    Raises:
+        BundleError: the file cannot be read, has other columns, or names no group, or two, for a stem.
+    """
     if not isinstance(value, (str, os.PathLike)):
         raise BundleError(f"split has {value!r} for groups; expected a CSV file with the columns stem and one other.")
     path = Path(value).expanduser()

@@ -12,12 +12,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 2**22
 
 
 class Interval(NamedTuple):
@@ -36,9 +38,26 @@ def interval(values: np.ndarray) -> Interval:
             hard for the others. Differences between seeds are not part of the interval.
     """
     means = values.mean(axis=0)
-    rng = np.random.default_rng(0)
-    drawn = means[rng.integers(0, len(means), size=(RESAMPLES, len(means)))].mean(axis=1)
+    drawn = np.concatenate([means[places].mean(axis=1) for places in _resamples(len(means))])
     return Interval(float(means.mean()), *quantiles(drawn))
+
+
+def ratio_interval(parts: np.ndarray, wholes: np.ndarray) -> Interval:
+    """Return the sum of ``parts`` over the sum of ``wholes``, each (images,), and its interval over images.
+
+    Images are resampled with both values; a draw whose wholes are all 0 has no ratio and is left out.
+    """
+    sums = [(parts[places].sum(axis=1), wholes[places].sum(axis=1)) for places in _resamples(len(wholes))]
+    part, whole = (np.concatenate(side) for side in zip(*sums, strict=True))
+    return Interval(float(parts.sum() / wholes.sum()), *quantiles(part[whole > 0] / whole[whole > 0]))
+
+
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """Yield `RESAMPLES` rows (count,) of places, some rows at a time: all at once would fill the memory."""
+    rng = np.random.default_rng(0)
+    rows = max(1, DRAWN_AT_ONCE // count)
+    for start in range(0, RESAMPLES, rows):
+        yield rng.integers(0, count, size=(min(rows, RESAMPLES - start), count))
 
 
 def quantiles(drawn: np.ndarray) -> tuple[float, float]:

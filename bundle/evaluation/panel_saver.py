@@ -40,7 +40,7 @@ from bundle.sam_sp.output import boxes_of_image
 GROUPS = ("best", "median", "worst")
 
 
-PANEL_NAME = re.compile(rf"({'|'.join(GROUPS)})_\d+_.*\.png")
+PANEL_NAME = re.compile(rf"({'|'.join(GROUPS)})_(\d+)_(.*)\.png")
 
 
 ClassBox = tuple[int, tuple[float, ...]]  # index of a class, and x0, y0, x1, y1 in pixels of the image
@@ -165,7 +165,14 @@ class PanelSaver:
         else:
             picture, *drawn = fullest_slice(data["image"], (label, initial, refined), **self.volume)
         return stem_of(path), draw_panel(
-            picture, drawn[0], drawn[1], drawn[2], [box for _, box in boxes], captions, [index for index, _ in boxes]
+            picture,
+            label=drawn[0],
+            initial=drawn[1],
+            refined=drawn[2],
+            boxes_xyxy=[box for _, box in boxes],
+            captions=captions,
+            box_classes=[index for index, _ in boxes],
+            differences=True,
         )
 
     def _predict(self, engine: SupervisedEvaluator, place: int) -> tuple[dict[str, Any], list[ClassBox]]:

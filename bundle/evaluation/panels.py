@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Draw panels: image, label, y0 with its box, y1."""
+"""Draw panels: image, label, y0 with its box, y1, and where y1 and the label differ."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ CLASS_COLORS: tuple[Color, ...] = (
     (255, 255, 255),
 )
 
+
+# Where y1 and the label differ, on a dark gray image: light yellow against blue; white where the classes differ.
+MISSED_COLOR: Color = (255, 214, 10)
+FALSE_COLOR: Color = (64, 130, 255)
+CONFUSED_COLOR: Color = (255, 255, 255)
+DIMMED = 0.45  # of the brightness of the image, where no mask is
 
 DARK: Color = (44, 44, 44)  # strips, titles, inner outlines
 
@@ -107,8 +113,9 @@ def draw_panel(
     boxes_xyxy: Sequence[Sequence[float]],
     captions: Sequence[str],
     box_classes: Sequence[int] | None = None,
+    differences: bool = False,
 ) -> np.ndarray:
-    """Draw four tiles side by side: image, label, y0 with its boxes, and y1, with a caption under each.
+    """Draw tiles side by side: image, label, y0 with its boxes, and y1, with a caption under each.
 
     Args:
         image: (H, W, 3) uint8, upright, as are the masks.
@@ -116,10 +123,11 @@ def draw_panel(
         boxes_xyxy: x0, y0, x1, y1 of each box in pixels of the image, both ends inclusive.
         captions: four texts; what is too long for its tile is cut.
         box_classes: index of each box's class; by default there is a box for each class.
+        differences: add a fifth tile, see `draw_differences`.
 
     Returns:
-        (h + STRIP_HEIGHT, 4 * TILE_SIZE + 3 * GAP, 3) uint8, h the height of the image scaled to a long side of
-        TILE_SIZE pixels.
+        (h + STRIP_HEIGHT, n * TILE_SIZE + (n - 1) * GAP, 3) uint8, n the number of tiles and h the height of the image
+        scaled to a long side of TILE_SIZE pixels.
     """
     tiles = [
         _draw_tile(image),
@@ -128,14 +136,43 @@ def draw_panel(
         _draw_tile(image, refined, REFINED_COLOR),
     ]
     colors = (None, LABEL_COLOR, INITIAL_COLOR, REFINED_COLOR) if len(label) == 1 else (None,) * 4
+    legends: list[Sequence[tuple[str, Color | None]]] = [
+        [(caption, color)] for caption, color in zip(captions, colors, strict=True)
+    ]
+    if differences:
+        tiles.append(draw_differences(image, label, refined))
+        legends.append([("missed", MISSED_COLOR), ("false", FALSE_COLOR)])
     height = tiles[0].height
-    panel = Image.new("RGB", (4 * TILE_SIZE + 3 * GAP, height + STRIP_HEIGHT), PAGE_COLOR)
-    for column, (tile, caption, color) in enumerate(zip(tiles, captions, colors, strict=True)):
+    panel = Image.new("RGB", (len(tiles) * (TILE_SIZE + GAP) - GAP, height + STRIP_HEIGHT), PAGE_COLOR)
+    for column, (tile, legend) in enumerate(zip(tiles, legends, strict=True)):
         left = column * (TILE_SIZE + GAP)
         panel.paste(DARK, (left, 0, left + TILE_SIZE, height + STRIP_HEIGHT))
         panel.paste(tile, (left + (TILE_SIZE - tile.width) // 2, 0))
-        _draw_caption(ImageDraw.Draw(panel), left, height, caption, color)
+        width = TILE_SIZE // len(legend)
+        for place, (caption, color) in enumerate(legend):
+            _draw_caption(ImageDraw.Draw(panel), left + place * width, width, height, caption, color)
     return np.asarray(panel)
+
+
+def draw_differences(image: np.ndarray, label: np.ndarray, refined: np.ndarray) -> Image.Image:
+    """Draw a tile of where y1 and the label differ, over the image in dark gray.
+
+    What both mark is as bright as the image, what y1 missed has `MISSED_COLOR`, what it marked wrongly `FALSE_COLOR`,
+    and what it gave another class than the label `CONFUSED_COLOR`.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (K, H, W) bool, as is ``refined``.
+    """
+    tile = _scale_image(image)
+    gray = np.asarray(tile.convert("L").convert("RGB"))
+    missed, wrong, marked = (
+        np.asarray(Image.fromarray(mask.any(axis=0)).resize(tile.size, Image.Resampling.NEAREST))
+        for mask in (label & ~refined, refined & ~label, label & refined)
+    )
+    drawn = np.where(marked[..., None], gray, np.rint(DIMMED * gray)).astype(np.uint8)
+    drawn[missed], drawn[wrong], drawn[missed & wrong] = MISSED_COLOR, FALSE_COLOR, CONFUSED_COLOR
+    return Image.fromarray(drawn).reduce(OVERSAMPLING)
 
 
 def draw_result(image: np.ndarray, masks: np.ndarray, boxes_xyxy: Sequence[Sequence[Sequence[float]]]) -> Image.Image:
@@ -169,9 +206,8 @@ def _draw_tile(
     box_classes: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw an image with masks and boxes; ``color`` is for a single mask, several have `CLASS_COLORS`."""
-    height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
-    size = (width * OVERSAMPLING, height * OVERSAMPLING)
-    tile = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    tile = _scale_image(image)
+    size = tile.size
     classes = 0 if masks is None else len(masks)
     for index, mask in enumerate(() if masks is None else masks):
         scaled = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
@@ -181,6 +217,12 @@ def _draw_tile(
     for index, box_xyxy in zip(box_classes or range(len(boxes_xyxy)), boxes_xyxy, strict=True):
         _draw_box(tile, box_xyxy, *scales, _colors_of(index, classes, color)[1], LINE_WIDTH * OVERSAMPLING)
     return tile.reduce(OVERSAMPLING)
+
+
+def _scale_image(image: np.ndarray) -> Image.Image:
+    """Return an image at the size of a tile, `OVERSAMPLING` times as large."""
+    height, width = longest_side_size(image.shape[0], image.shape[1], TILE_SIZE)
+    return Image.fromarray(image).resize((width * OVERSAMPLING, height * OVERSAMPLING), Image.Resampling.LANCZOS)
 
 
 def _draw_box(
@@ -193,15 +235,17 @@ def _draw_box(
     ImageDraw.Draw(tile).rectangle(corners, outline=color, width=line_width)
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str, color: Color | None) -> None:
-    """Write a caption with a swatch of the color of its mask."""
+def _draw_caption(
+    draw: ImageDraw.ImageDraw, left: int, width: int, top: int, caption: str, color: Color | None
+) -> None:
+    """Write a caption with a swatch of the color of its mask, into a width of pixels."""
     font = ImageFont.load_default(size=FONT_SIZE)
     middle = top + STRIP_HEIGHT // 2
     x = left + 8
     if color is not None:
         draw.rectangle((x, middle - 5, x + 10, middle + 5), fill=color)
         x += 18
-    draw.text((x, middle), _cut(caption, font, left + TILE_SIZE - 8 - x), fill=TEXT_COLOR, font=font, anchor="lm")
+    draw.text((x, middle), _cut(caption, font, left + width - 8 - x), fill=TEXT_COLOR, font=font, anchor="lm")
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:

@@ -42,7 +42,10 @@ from bundle.training.stop_signals import StopSignals
 LAST, BEST, PREVIOUS, FINISHED = "last.pt", "best.pt", "previous", "finished.txt"
 
 
-WRITTEN = (LAST, BEST, FINISHED, HISTORY, LOG, "model.pt", "model.json", "adapter", "validation", "panels")
+WRITTEN = (
+    LAST, BEST, FINISHED, HISTORY, LOG, "model.pt", "model.json", "adapter", "validation", "panels", "report.html",
+    "run.json",
+)  # fmt: skip
 
 
 LOSS = "train_loss"

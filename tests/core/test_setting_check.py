@@ -336,3 +336,17 @@ def test_words_that_are_no_yaml(value: str) -> None:
 
     with pytest.raises(BundleError, match=r"epochs is .+, which is no YAML \("):
         parse_with_settings(argparse.ArgumentParser(), ["--epochs", value])
+
+
+@pytest.mark.parametrize(
+    ("configs", "mixed_in"), [(["train.json"], []), (["train.json", "evaluate.json"], ["volume.json"]), (INFER, [])]
+)
+def test_changed_settings_are_those_that_are_not_the_defaults(configs: list[str], mixed_in: list[str]) -> None:
+    parser = ConfigParser(ConfigParser.load_config_files([str(FOLDER / name) for name in configs + mixed_in]))
+    names = ", ".join(map(repr, configs))
+    parser["imports"].append("$import bundle.core.setting_check as setting_check")
+    parser["changed"] = f"$setting_check.changed_settings({names})"
+    mixed: dict[str, Any] = {"batch_dice": True} if mixed_in else {}  # the default of a training is an expression
+    assert parser.get_parsed_content("changed") == mixed
+    parser.update({"output_dir": "there", "device": "auto", "amp": False})
+    assert parser.get_parsed_content("changed") == {"output_dir": "there", "amp": False, **mixed}

@@ -69,7 +69,7 @@ def by_command(server: StockServer, model: str, image: Path, output: Path) -> Pa
     configs = [INFER, VOLUME] if model == VOLUMES else INFER
     said = {"dataset_dir": str(image), "weights": str(weights), "output_dir": str(output), "device": "cpu"}
     command("inferring", configs, ROOT, num_workers=0, **said)
-    (mask,) = (path for path in output.glob("*.*") if path.name != "masks.csv")
+    (mask,) = (path for path in output.iterdir() if path.suffix in (".png", ".gz", ".dcm"))
     return mask
 
 

@@ -33,7 +33,8 @@ SHARDED = str(ROOT / "configs" / "multi_gpu_inference.json")
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Masks and their table, without the report, which has the time of its run."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("report.html", "run.json"))
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:

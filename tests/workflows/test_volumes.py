@@ -29,6 +29,7 @@ from bundle.data.volume_files import open_volume
 from tests.blocks import AFFINE, draw_blocks, write_blocks
 from tests.conftest import ROOT, SHARED_DATA
 from tests.workflows.commands import EVALUATE, INFER, SMALL, TRAIN, VOLUME, command, refused
+from tests.workflows.test_report import cells_of
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,9 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
     assert len(front.split()) == 5 and "HD95 (mm)" in said
     assert "pieces of at least 10 voxels" in said and said.count(" false positives per volume") == 2
     assert len((root / "output" / "evaluation" / "detection.csv").read_text(encoding="utf-8").splitlines()) == 1 + 4
+    page = (root / "output" / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert "over 2 test volumes" in page and "surface Dice, back" in page and "HD95 mm" in page
+    assert sorted(row[1] for row in cells_of(page, "cases")) == ["back", "back", "front", "front"]
 
     command("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"))
     masks = root / "output" / "masks"
@@ -82,6 +86,8 @@ def test_train_evaluate_infer_with_two_classes(root: Path, brains: Path, capsys:
         assert found.shape == label.shape and found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1, 2}
         dice += [2 * ((found == k) & (label == k)).sum() / ((found == k).sum() + (label == k).sum()) for k in (1, 2)]
     assert np.mean(dice) > 0.5  # a swapped or mirrored axis has less
+    page = (masks / "report.html").read_text(encoding="utf-8")
+    assert len(cells_of(page, "masks")) == 16 and "volume mm3" in page and "<img" not in page
 
     other = refused("inferring", [INFER, VOLUME], root, dataset_dir=str(brains / "images"), slice_axis=0)
     assert "slice_axis is 0, but" in other and "was trained with 2" in other
@@ -176,11 +182,14 @@ def test_images_of_two_classes(root: Path, dataset: Path, tmp_path: Path, capsys
     found = np.asarray(Image.open(next((root / "output" / "masks").glob("*.png"))))
     assert set(np.unique(found)) <= {0, 1, 2} and (found[: len(found) // 4, : found.shape[1] // 3] == 2).mean() > 0.5
 
+    assert (root / "output" / "masks" / "report.html").read_text(encoding="utf-8").count("<img") == 10
+
     # each class for itself: a file for each
     command("training", TRAIN, root, **data, labels=labels, exclusive=False, **{**SMALL, "epochs": 1})
     capsys.readouterr()
     command("inferring", INFER, root, dataset_dir=str(tmp_path / "images"), output_dir=str(root / "each"))
     assert "0/255 PNG, one for each class" in capsys.readouterr().out
+    assert (root / "each" / "report.html").read_text(encoding="utf-8").count("<img") == 10
     stems = [path.stem for path in (tmp_path / "images").iterdir()]
     assert {path.name for path in (root / "each").glob("*.png")} == {
         f"{stem}_{k}.png" for stem in stems for k in (1, 2)
