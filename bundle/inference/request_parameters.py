@@ -76,6 +76,8 @@ def require_parameters(request: Mapping[Any, Any], known: Mapping[str, Form], la
     problems = []
     for name, value in request.items():
         form = known.get(name) or classes.get(str(name).lower())
+        if form is None and isinstance(value, list) and not value:
+            continue  # no clicks, under the label of another model of the server
         if form is None:
             meant = _suggest(str(name), [*known, *classes])
             end = f"did you mean {meant}?" if meant else "docs/guides/monai_label.md has those that it takes."

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
 from bundle.inference.prompt_parser import PromptParser, prompts_of_image
 from bundle.sam.coordinates import InputScale
@@ -148,9 +149,9 @@ class ImageResult:
         Raises:
             BundleError: several classes may overlap, so that a single file cannot hold their masks.
         """
-        from bundle.predictor.saving import png_of
-
-        picture = png_of(self.mask, len(self.labels))
+        if self.mask.ndim != 2:
+            raise BundleError(f"{path} cannot hold masks that may overlap; write the planes of result.mask.")
+        picture = Image.fromarray(self.mask * np.uint8(255) if len(self.labels) == 1 else self.mask)
         write_atomically(path, lambda partial: picture.save(partial, format="PNG"), flush=False)
 
     @cached_property

@@ -75,9 +75,8 @@ def segment_volume(volume: Any, weights: str, device: str, amp: bool) -> VolumeR
     item = parts["preprocessing"]({"image": os.fspath(volume)})
     batch = list_data_collate([item])
     with torch.no_grad():
-        batch["pred"] = parts["inferer"](batch["image"].to(parts["device"]), parts["network"])
-    for step in ("keep_scores", "invert"):
-        item = parts[step]({**item, "pred": batch["pred"][0]} if step == "keep_scores" else item)
+        prediction = parts["inferer"](batch["image"].to(parts["device"]), parts["network"])
+    item = parts["invert"](parts["keep_scores"]({**item, "pred": prediction[0]}))
     prediction = item["pred"]
     values = strip_metadata(prediction).cpu().numpy().astype(np.uint8)
     scores = known_scores(item.get(SCORES, {}), parts["labels"])

@@ -66,3 +66,18 @@ class StopSignals:
         elif now - self._since > SAME:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+class TakeSignals:
+    """The place of `StopSignals` in a list of handlers: MONAI Label takes nothing but mappings there, no references.
+
+    Args:
+        stop: what notes the signals.
+    """
+
+    def __init__(self, stop: StopSignals) -> None:
+        self.stop = stop
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        self.stop.attach(engine)

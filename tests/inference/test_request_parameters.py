@@ -81,3 +81,10 @@ def test_a_request_is_checked_and_an_inference_is_not(tmp_path: Path) -> None:
     read({"image": record["image"], "image_path": "a.png", "TOOL": [[1, 2]]})
     with pytest.raises(BundleError, match=r"label has .+; expected the name or number of a class"):
         read({"image": record["image"], "image_path": "a.png", "foreground": [[1, 2]], "label": ["polyp"]})
+
+
+def test_no_clicks_under_the_label_of_another_model_are_no_mistake() -> None:
+    """A client with several models sends the labels of all of them, most without clicks."""
+    require_parameters({"image": "a", "polyp": []}, INFER, ["front"])
+    with pytest.raises(BundleError, match="polyp is no parameter of this request"):
+        require_parameters({"image": "a", "polyp": [[1, 2, 0]]}, INFER, ["front"])

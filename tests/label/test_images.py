@@ -262,7 +262,7 @@ def test_one_label_then_two_retrain_the_model_that_is_used_next(
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(studies / "plain.png", images)
-    expected = by_command(models / "model.pt", images, tmp_path / "masks")
+    expected = by_command(models / "model.pt", images, tmp_path / "out")
     for name in (MODEL, f"{MODEL}_clicks"):
         np.testing.assert_array_equal(mask_of(client.infer(name, "plain").content), expected["plain"])
 

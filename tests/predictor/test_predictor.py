@@ -89,6 +89,8 @@ def test_masks_are_those_of_the_command(settings: dict[str, Any], pictures: Path
         if settings.get("exclusive") is False:
             for number, plane in enumerate(result.mask, start=1):
                 np.testing.assert_array_equal(plane * 255, expected[f"{path.stem}_{number}"], err_msg=path.name)
+            with pytest.raises(BundleError, match="cannot hold masks that may overlap"):
+                result.save(tmp_path / "one.png")
         else:
             result.save(tmp_path / "one.png")
             np.testing.assert_array_equal(open_mask(tmp_path / "one.png"), expected[path.stem], err_msg=path.name)

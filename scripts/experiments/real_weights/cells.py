@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bundle.checkpoints.model_files import describe_network, write_pair
 from bundle.checkpoints.starting_point import find_start
 from bundle.core.errors import BundleError
@@ -31,6 +33,7 @@ from bundle.data.datalists import stems_sha256
 from bundle.sam_sp.network import SamSP
 from bundle.training.checkpoints import LAST
 from bundle.training.history import HISTORY
+from scripts.benchmarks.gpu.machine import card
 from scripts.benchmarks.measure import machine
 from scripts.experiments.polyps.cells import (
     EVALUATED,
@@ -225,7 +228,8 @@ def run_cell(cell: Cell, plan: Plan) -> None:
 def _run_cell(cell: Cell, plan: Plan) -> None:
     folder, frozen = work_of(cell, plan), is_frozen(cell.row)
     result: dict[str, Any] = {**facts_of(cell, plan), "contamination": CONTAMINATION[plan.name]}
-    result |= {"device": plan.settings["device"], "machine": {**machine(), "threads": plan.threads}}
+    device = torch.device(plan.settings["device"])
+    result |= {"device": str(device), "card": card(device), "machine": {**machine(), "threads": plan.threads}}
     weights, others = plan.base, [RECIPE, *([MIXIN] if frozen else [])]
     if cell.row.seeds:
         weights = folder / "model.pt"
