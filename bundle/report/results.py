@@ -162,8 +162,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_masks(folder: Path, name: str) -> list[dict[str, str]]:
-    """Return the rows of the table of an inference."""
-    return _read_csv(folder / name)
+    """Return the rows of the table of an inference that stand for masks; what has a problem has none."""
+    rows = _read_csv(folder / name)
+    return [{key: row[key] for key in row if key != "problem"} for row in rows if not row.get("problem")]
 
 
 def _find_metrics(folder: Path) -> list[str]:

@@ -94,7 +94,8 @@ def test_training_evaluation_and_inference_write_their_reports(
     )
     folder = root / "output" / "masks"
     page = (folder / "report.html").read_text(encoding="utf-8")
-    written = [list(row.values()) for row in rows_of(folder / "masks.csv")]
+    rows = [row for row in rows_of(folder / "masks.csv") if not row["problem"]]
+    written = [[value for key, value in row.items() if key != "problem"] for row in rows]
     shown = cells_of(page, "masks")
     assert [row[:2] + row[4:] for row in shown] == [row[:2] + row[4:] for row in written] and len(written) == 14
     (failed,) = cells_of(page, "failures")
