@@ -13,11 +13,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 
 def loss_of_step(output: Mapping[str, Any]) -> torch.Tensor:

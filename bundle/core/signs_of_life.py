@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
@@ -164,6 +163,8 @@ class SignsOfLife:
     def _note(self, engine: Engine, begins: bool = False) -> None:
         if self.work is None:
             return
+        from monai.engines import Trainer  # late: not everything that shows signs of life has an engine
+
         length = engine.state.epoch_length or 0
         done = engine.state.iteration
         if isinstance(engine, Trainer):

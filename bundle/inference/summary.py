@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
-from monai.engines import SupervisedEvaluator
 
 from bundle.core.provenance import is_procedural
 from bundle.inference.failures import Failures
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator
 
 
 class InferenceSummary:
@@ -47,6 +49,11 @@ class InferenceSummary:
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print the summary."""
-        kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
-        count = len(self.datalist) - self.failures.without_mask
-        print(f"\nWrote the masks ({self.form}) of {count} {kind} to {self.output_dir}", flush=True)
+        print_summary(self.output_dir, self.datalist, self.failures, self.form)
+
+
+def print_summary(output_dir: Path, datalist: Sequence[Mapping[str, Any]], failures: Failures, form: str) -> None:
+    """Print how many masks were written and where; the arguments are those of `InferenceSummary`."""
+    kind = "procedural inputs" if is_procedural(datalist) else "inputs"
+    count = len(datalist) - failures.without_mask
+    print(f"\nWrote the masks ({form}) of {count} {kind} to {output_dir}", flush=True)
