@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Events
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -41,6 +40,8 @@ class PlainErrors:
 
     def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
         """Attach to any engine."""
+        from ignite.engine import Events  # late: not everything that needs this module has an engine
+
         engine.add_event_handler(Events.EXCEPTION_RAISED, self)
 
     def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:

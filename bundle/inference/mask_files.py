@@ -35,10 +35,10 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, convert_data_type
 
 from bundle.core.files import write_atomically
-from bundle.data.file_types import NIFTI, extension_of
+from bundle.data.file_types import NIFTI, class_file, extension_of
 from bundle.data.nifti_forms import copy_forms, read_affine, set_forms
 from bundle.data.places import are_close
-from bundle.inference.mask_layout import MaskLayout, class_file
+from bundle.inference.mask_layout import MaskLayout
 
 
 class PlanMasks:

@@ -119,11 +119,6 @@ class MaskLayout:
         return mask
 
 
-def class_file(mask: Path, number: int) -> Path:
-    """Return the PNG file of a class, from 1, of several that may overlap: `a_1.png` beside `a.png`, which is none."""
-    return mask.with_name(f"{stem_of(mask)}_{number}.png")
-
-
 def mask_form(num_classes: int, exclusive: bool) -> tuple[str, int | None]:
     """Return what PNG masks hold, in words, and the value to scale 1 to, None for class numbers."""
     if num_classes == 1:

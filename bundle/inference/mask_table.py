@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
-from ignite.engine import Events
 from scipy import ndimage
 
 from bundle.core.distributed import rank
@@ -82,6 +81,8 @@ class MaskTable:
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator, whose postprocessing writes the masks before."""
+        from ignite.engine import Events  # late: the predictor has no engine
+
         engine.add_event_handler(Events.STARTED, lambda engine: self.begin())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Events
-
 from bundle.core.provenance import is_procedural
 from bundle.inference.failures import Failures
 
@@ -45,6 +43,8 @@ class InferenceSummary:
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator of an inference."""
+        from ignite.engine import Events  # late: the predictor has no engine
+
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:

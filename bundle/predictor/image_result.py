@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from bundle.core.files import write_atomically
-from bundle.inference.mask_layout import class_file
+from bundle.data.file_types import class_file
 from bundle.inference.prompt_parser import PromptParser, prompts_of_image
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.classes import label_map, masks, probabilities

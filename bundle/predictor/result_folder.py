@@ -25,10 +25,10 @@ from bundle.core.faults import WriteError
 from bundle.core.files import read_json, write_atomically
 from bundle.core.signs_of_life import follow
 from bundle.core.tensors import strip_metadata
-from bundle.data.file_types import MASK_TABLE
+from bundle.data.file_types import MASK_TABLE, class_file
 from bundle.data.output_folders import require_output_folder
 from bundle.inference.failures import Failures
-from bundle.inference.mask_layout import VOLUME_FORM, MaskLayout, class_file, mask_form
+from bundle.inference.mask_layout import VOLUME_FORM, MaskLayout, mask_form
 from bundle.inference.mask_table import MaskTable
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE
 from bundle.inference.summary import print_summary
