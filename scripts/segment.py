@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.input.exists():
         raise BundleError(f"{options.input} does not exist; expected an image, a volume or a folder.")
     if options.input.suffix == ".json":
-        raise BundleError(f"{options.input} is a datalist; expected an image, a volume or a folder, or run inferring.")
+        raise BundleError(
+            f"{options.input} is a datalist; expected an image, a volume or a folder: run inferring takes datalists."
+        )
     predictor = Predictor(options.weights, options.device)
     images = [record["image"] for record in inference_datalist(options.input, predictor.volumes)]
     prompt = prompt_of(options)
