@@ -33,6 +33,7 @@ from bundle.core.files import read_text
 from bundle.core.setting_forms import add_debug_option
 from bundle.core.threads import share_cores
 from bundle.data.datalists import inference_datalist
+from bundle.data.file_types import INPUT_EXTENSIONS, is_input
 from bundle.predictor import Predictor
 from bundle.predictor.result_folder import ResultFolder
 
@@ -48,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hide_irrelevant_warnings()
     if not options.input.exists():
         raise BundleError(f"{options.input} does not exist; expected an image, a volume or a folder.")
-    if options.input.suffix == ".json":
+    if options.input.is_file() and not is_input(options.input):
         raise BundleError(
-            f"{options.input} is a datalist; expected an image, a volume or a folder: run inferring takes datalists."
+            f"{options.input} is no image or volume; expected a folder or a file that ends in "
+            f"{', '.join(INPUT_EXTENSIONS)}; run inferring takes datalists."
         )
     predictor = Predictor(options.weights, options.device)
     images = [record["image"] for record in inference_datalist(options.input, predictor.volumes)]
@@ -62,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {"weights": options.weights, "device": options.device, **prompt}
     results.record({name: value for name, value in given.items() if value not in (None, "auto")})
     print_rows(results.table.table)
-    print(f"Next, a page to look at: {module_command('scripts.report', str(options.out))}", flush=True)
+    if results.failures.without_mask < len(images):
+        print(f"Next, a page to look at: {module_command('scripts.report', str(options.out))}", flush=True)
     results.failures.conclude(len(images))
 
 
@@ -88,6 +91,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("point", "background"):
         if len(getattr(options, name)) % 2:
             parser.error(f"--{name} takes an x and a y for each point, found {len(getattr(options, name))} numbers")
+    if options.label and not (options.box or options.point or options.background):
+        parser.error("--label is the class of --box, --point or --background; expected one of them")
     return options
 
 
@@ -96,7 +101,7 @@ def prompt_of(options: argparse.Namespace) -> dict[str, Any]:
     points, background = (list(zip(xy[::2], xy[1::2], strict=True)) for xy in (options.point, options.background))
     given = {"box": options.box, "points": points, "background": background}
     shown = {name: value for name, value in given.items() if value}
-    return {**shown, "label": options.label} if shown and options.label else shown
+    return {**shown, "label": options.label} if options.label else shown
 
 
 def print_rows(table: Path) -> None:

@@ -32,6 +32,7 @@ from bundle.sam_sp.network import SamSP
 from scripts import segment
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
+from tests.dicom_files import draw_values, write_slices
 from tests.networks import randomize
 from tests.predictor.test_predictor import by_command, modules_after, write_model
 from tests.workflows.commands import INFER, command
@@ -118,6 +119,7 @@ def test_classes_that_overlap_have_files_of_their_own(images: Path, tmp_path: Pa
 
 def test_volumes_are_those_of_the_command(tmp_path: Path) -> None:
     volumes = write_blocks(tmp_path / "data", count=2) / "images"
+    write_slices(volumes / "series", draw_values())
     torch.manual_seed(0)
     network = randomize(SamSP(image_size=64, num_classes=2, trainable="decoder"))
     described = describe_network(network, version="0", volume=dict(DEFAULTS))
@@ -128,8 +130,10 @@ def test_volumes_are_those_of_the_command(tmp_path: Path) -> None:
     segment.main([str(volumes), *words])
     assert files(tmp_path / "masks") == files(tmp_path / "expected")
     written = rows(tmp_path / "masks")
-    assert len(written) == 4 and any(len(row["box"].split()) == 6 for row in written)
-    assert len(list((tmp_path / "masks" / "overlays").glob("case*.png"))) == 2
+    assert len(written) == 3 * 2 and any(len(row["box"].split()) == 6 for row in written)
+    assert [path.name for path in (tmp_path / "masks").glob("*.dcm")] == ["series.seg.dcm"]
+    overlays = sorted(path.name for path in (tmp_path / "masks" / "overlays").iterdir())
+    assert overlays == ["case0.png", "case1.png", "series.png"]
 
 
 def test_what_a_user_may_get_wrong_has_a_sentence(images: Path, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_what_a_user_may_get_wrong_has_a_sentence(images: Path, tmp_path: Path) 
     (tmp_path / "list.json").write_text("{}", encoding="utf-8")
     for words, sentence in (
         ([tmp_path / "nothing"], "nothing does not exist; expected an image, a volume or a folder"),
-        ([tmp_path / "list.json"], "is a datalist; expected an image"),
+        ([tmp_path / "list.json"], r"list\.json is no image or volume; expected a folder or a file that ends in \.png"),
         ([images, "--weights", tmp_path / "other.pt"], r"There are no weights at .*other\.pt"),
         ([images, "--device", "tpu"], "tpu"),
         ([images, "--weights", weights, "--box", 1, 2, 3, 4], "has 3 inputs; expected one image beside a box"),
@@ -151,8 +155,9 @@ def test_what_a_user_may_get_wrong_has_a_sentence(images: Path, tmp_path: Path) 
         with pytest.raises(BundleError, match=sentence):
             segment.main(list(map(str, words)))
     assert (mine / "a.png").read_bytes() == b"mine" and [path.name for path in mine.iterdir()] == ["a.png"]
-    with pytest.raises(SystemExit):
-        segment.main([str(images / "a.png"), "--point", "1"])
+    for words in (["--point", "1"], ["--label", "foreground"]):
+        with pytest.raises(SystemExit):
+            segment.main([str(images / "a.png"), *words])
 
 
 def test_images_do_not_wait_for_monai(images: Path, tmp_path: Path) -> None:
