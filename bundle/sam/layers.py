@@ -8,38 +8,47 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SAM's layers, from `segment_anything`.
+"""SAM's layers, from the installed `segment_anything`.
 
-Its layers need PyTorch alone, but importing them imports the whole package, whose predictor needs torchvision, and that
-PyTorch's compiler: as long again as PyTorch itself. Here the rest of the package is imported at its first use, with
-Python's own `importlib.util.LazyLoader`.
+They are modules of PyTorch alone. But ``import segment_anything.modeling`` runs the whole package first, which needs
+torchvision, and that PyTorch's compiler: about as long again as PyTorch itself, in every process. So the files of
+``modeling`` are imported under a name of ours, and the package stays as it is for those who import it themselves.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE, PART = "segment_anything", "modeling"
+# A class is found under this name where a whole network is pickled.
+NAME = f"{__name__}.{PART}"
 
 
-def _import_lazily(package: str, part: str) -> None:
-    """Import a part of a package now, and the package itself when something else of it is asked for."""
-    spec = importlib.util.find_spec(package)
-    if package in sys.modules or spec is None or spec.loader is None:
-        return
+def _import_part() -> ModuleType:
+    """Import the part of the package; `ModuleNotFoundError` where that is not installed."""
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named '{PACKAGE}'", name=PACKAGE)
+    folder = Path(package.submodule_search_locations[0]) / PART
+    spec = importlib.util.spec_from_file_location(
+        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[package] = module
-    importlib.import_module(f"{package}.{part}")
-    importlib.util.LazyLoader(spec.loader).exec_module(module)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-_import_lazily("segment_anything", "modeling")
-
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer  # noqa: E402
-from segment_anything.modeling.common import LayerNorm2d, MLPBlock  # noqa: E402
-from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos  # noqa: E402
-
-__all__ = [
-    "Attention", "ImageEncoderViT", "LayerNorm2d", "MLPBlock", "MaskDecoder", "PromptEncoder", "TwoWayTransformer",
-    "add_decomposed_rel_pos",
-]  # fmt: skip
+_modeling = _import_part()
+Attention = _modeling.image_encoder.Attention
+ImageEncoderViT = _modeling.ImageEncoderViT
+LayerNorm2d = _modeling.common.LayerNorm2d
+MaskDecoder = _modeling.MaskDecoder
+MLPBlock = _modeling.common.MLPBlock
+PromptEncoder = _modeling.PromptEncoder
+TwoWayTransformer = _modeling.TwoWayTransformer
+add_decomposed_rel_pos = _modeling.image_encoder.add_decomposed_rel_pos
