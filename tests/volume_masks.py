@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from monai.transforms import SaveImage
 
-from bundle.inference.mask_files import MaskLayout, VolumeWriter
+from bundle.inference.mask_files import VolumeWriter
+from bundle.inference.mask_layout import MaskLayout
 
 
 def volume_saver(image: Path, folder: Path) -> SaveImage:

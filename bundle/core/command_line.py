@@ -23,23 +23,27 @@ from typing import Any
 import yaml
 
 from bundle.core.errors import BundleError, reason_of, shorten
-from bundle.core.setting_check import require_settings_of
 
 
 def bundle_command(run_id: str, configs: Sequence[str], options: Mapping[str, Any], bundle_root: str | Path) -> str:
     """Return a command line for a user to run in the working directory; options that are None are left out."""
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     root = Path(bundle_root)
     if root.resolve() != Path.cwd():
         configs = [str(root / config) for config in configs]
         files = {"meta_file": root / "configs" / "metadata.json", "logging_file": root / "configs" / "logging.conf"}
         options = {"bundle_root": root, **files, **options}
     config_file = configs[0] if len(configs) == 1 else "[" + ",".join(f"'{config}'" for config in configs) + "]"
-    words = [python, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
+    words = ["monai.bundle", "run", run_id, "--config_file", config_file]
     for name, value in options.items():
         if value is not None:
             words += [f"--{name}", str(value)]
-    return " ".join(quote(word) for word in words)
+    return module_command(*words)
+
+
+def module_command(*words: str) -> str:
+    """Return the command line that runs a module, the first word, for a user to run in the working directory."""
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    return " ".join(quote(word) for word in (python, "-m", *words))
 
 
 def quote(word: str) -> str:
@@ -60,6 +64,8 @@ def parse_with_settings(
     Raises:
         BundleError: the config has no such setting, or a value is not possible.
     """
+    from bundle.core.setting_check import require_settings_of  # late: it needs MONAI, which not every script does
+
     options, further = parser.parse_known_args(arguments)
     if len(further) % 2 or not all(word.startswith("--") for word in further[::2]):
         parser.error(f"expected settings as --KEY VALUE, found {' '.join(further)}")

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -62,6 +61,8 @@ def start(device: torch.device) -> None:
     global _between_cpus
     if dist.is_initialized():
         return
+    import ignite.distributed as idist  # late: a single process needs none of it
+
     for name in LAUNCH_VARIABLES:
         _read_launch_variable(name)
     if device.type == "cuda":
@@ -79,6 +80,8 @@ def stop() -> None:
     """Leave the group, if there is one; through ignite, which otherwise would still believe in several processes."""
     global _between_cpus
     if dist.is_initialized():
+        import ignite.distributed as idist
+
         idist.finalize()
     _between_cpus = None
 

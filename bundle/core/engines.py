@@ -13,11 +13,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Events
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 
 def loss_of_step(output: Mapping[str, Any]) -> torch.Tensor:
@@ -39,6 +40,8 @@ class PlainErrors:
 
     def attach(self, engine: SupervisedTrainer | SupervisedEvaluator) -> None:
         """Attach to any engine."""
+        from ignite.engine import Events  # late: not everything that needs this module has an engine
+
         engine.add_event_handler(Events.EXCEPTION_RAISED, self)
 
     def __call__(self, engine: SupervisedTrainer | SupervisedEvaluator, error: Exception) -> None:

@@ -22,13 +22,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
-from ignite.engine import Engine, Events
-from monai.engines import Trainer
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 T = TypeVar("T")
 
@@ -150,12 +151,16 @@ class SignsOfLife:
 
     def attach(self, engine: Engine) -> None:
         """Attach to any engine."""
+        from ignite.engine import Events  # late: not everything that shows signs of life has an engine
+
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._note, True)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         self._end(engine)
         self.work = _pulse.begin(self.what)
         if not engine.has_event_handler(self._end, Events.COMPLETED):
@@ -164,6 +169,8 @@ class SignsOfLife:
     def _note(self, engine: Engine, begins: bool = False) -> None:
         if self.work is None:
             return
+        from monai.engines import Trainer
+
         length = engine.state.epoch_length or 0
         done = engine.state.iteration
         if isinstance(engine, Trainer):

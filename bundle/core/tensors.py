@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 
 
 def strip_metadata(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor without its metadata, which slows every operation down."""
-    return value.as_tensor() if isinstance(value, MetaTensor) else value
+    as_tensor = getattr(value, "as_tensor", None)  # a MetaTensor has it; images need not wait for MONAI
+    return value if as_tensor is None else as_tensor()
 
 
 def unwrap(network: Any) -> Any:

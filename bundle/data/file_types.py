@@ -78,3 +78,8 @@ def stem_of(path: str | os.PathLike[str]) -> str:
         return name
     extension = extension_of(path)
     return name[: len(name) - len(extension)] if extension in VOLUME_EXTENSIONS else os.path.splitext(name)[0]
+
+
+def class_file(mask: Path, number: int) -> Path:
+    """Return the PNG file of a class, from 1, of several that may overlap: `a_1.png` beside `a.png`, which is none."""
+    return mask.with_name(f"{stem_of(mask)}_{number}.png")

@@ -29,7 +29,7 @@ from bundle.data.dicom_series import Series, find_series
 from bundle.data.transforms import SplitClassesd
 from bundle.data.volume_files import is_dicom_volume
 from bundle.inference.failures import Failures
-from bundle.inference.mask_files import MaskLayout
+from bundle.inference.mask_layout import MaskLayout
 from bundle.inference.requests import is_request
 from bundle.inference.seg_sources import read_sources
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
-from monai.data import list_data_collate
-from monai.engines import SupervisedEvaluator
 from torch.utils.data import Dataset
 
 from bundle.core.distributed import rank
 from bundle.core.errors import BundleError, describe_error
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator
 
 # Key of a batch under which the inputs that could not be read are passed on from a worker.
 FAILED = "failed"
@@ -125,6 +126,8 @@ class TolerantDataset(Dataset):
 
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Return the batch of the samples that were read, as MONAI makes it, and under ``failed`` the others."""
+    from monai.data import list_data_collate  # late: the predictor has no loader
+
     failed = [sample for sample in samples if isinstance(sample, Failure)]
     read = [sample for sample in samples if not isinstance(sample, Failure)]
     batch = dict(list_data_collate(read)) if read else {}

@@ -32,7 +32,8 @@ from bundle.core.settings import parse_boolean
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import stem_of
 from bundle.inference.instance_maps import ClassObjects, SliceJoiner, number_objects, objects_of_image
-from bundle.inference.mask_files import MaskLayout, VolumeWriter
+from bundle.inference.mask_files import VolumeWriter
+from bundle.inference.mask_layout import MaskLayout
 from bundle.sam_sp.output import SamSPOutput
 
 MOST_IN_PNG = 2**16 - 1

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``masks.csv`` beside the masks: presence, predicted Dice, area and pieces of each mask, and why an input has none."""
+"""``masks.csv`` beside the masks: scores, area, pieces and box of each mask, and why an input has none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
-from ignite.engine import Events
-from monai.engines import SupervisedEvaluator
 from scipy import ndimage
 
 from bundle.core.distributed import rank
@@ -32,8 +29,11 @@ from bundle.core.files import append_text, write_text
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import MASK_TABLE
 from bundle.inference.failures import Failures
-from bundle.inference.mask_files import MaskLayout
+from bundle.inference.mask_layout import MaskLayout
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator
 
 PART = "{:05d}.masks.csv"
 
@@ -41,13 +41,14 @@ PART = "{:05d}.masks.csv"
 class MaskTable:
     """Write ``masks.csv`` while an inference goes on; a handler after the postprocessing, and a step of the run.
 
-    The lines of a batch are added after its masks are written. A process that is one of several adds them to a file of
+    The lines of an input are added after its masks are written. A process that is one of several adds them to a file of
     its own in ``parts``, which a resumed inference goes on with; `conclude` makes one table of them all, in the order
     of the datalist. Where a mask was made twice, its last row counts.
 
     Columns: the name of the mask's file; the class; its presence and the predicted Dice, empty where the network was
     not trained for them or, of the Dice, has no mask; the area in pixels, of volumes the volume in cubic millimeters;
-    the number of connected components, with diagonal neighbors; a problem. An input that is not finished has a row with
+    the number of connected components, with diagonal neighbors; the box around the mask, its first pixel or voxel and
+    its last one, as a user's box is given; a problem. An input that is not finished has a row with
     its problem and without a class, under the name that its mask would have.
 
     Args:
@@ -76,21 +77,39 @@ class MaskTable:
         self.layout, self.datalist, self.labels = layout, datalist, labels
         self.exclusive, self.volume = exclusive, volume
         size = "volume_mm3" if volume else "area"
-        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, size, "components", "problem")
+        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, size, "components", "box", "problem")
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator, whose postprocessing writes the masks before."""
-        engine.add_event_handler(Events.STARTED, self._begin)
+        from ignite.engine import Events  # late: the predictor has no engine
+
+        engine.add_event_handler(Events.STARTED, lambda engine: self.begin())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Add the lines of a batch."""
-        rows: list[tuple] = []
         for meta, item in zip(image_meta(engine.state.batch), engine.state.output, strict=True):
-            scores = known_scores(item.get(SCORES, {}), self.labels)
-            rows += self._rows(str(meta["filename_or_obj"]), item["pred"], meta, scores)
-        if rows:
-            append_text(self.path, _lines(rows))
+            maps = strip_metadata(item["pred"]).cpu().numpy()
+            unit = abs(np.linalg.det(np.asarray(meta["original_affine"])[:3, :3])) if self.volume else 1
+            self.add(str(meta["filename_or_obj"]), maps, known_scores(item.get(SCORES, {}), self.labels), unit)
+
+    def add(self, image: str, maps: np.ndarray, scores: Mapping[str, Mapping[str, float]], unit: float = 1) -> None:
+        """Add the lines of an input.
+
+        Args:
+            image: its path.
+            maps: a label map (1, ...) of 0..K or K masks (K, ...); the axes after the first are x, y and of volumes z.
+            scores: by their keys and the names of the classes, see `bundle.inference.scores.known_scores`.
+            unit: of volumes the cubic millimeters of a voxel.
+        """
+        rows = []
+        for number, name in sorted((int(number), name) for number, name in self.labels.items()):
+            mask = maps[0] == number if self.exclusive else maps[number - 1] > 0
+            known = (scores.get(key, {}).get(name, "") for key in (PRESENCE, PREDICTED_DICE))
+            size = int(np.count_nonzero(mask)) * unit
+            size = round(float(size), 1) if self.volume else size
+            rows.append((self._name(image), name, *known, size, _pieces(mask), _box(mask), ""))
+        append_text(self.path, _lines(rows))
 
     def conclude(self, failures: Failures) -> None:
         """Make one table of the files of all processes and of what failed; all call it, after the last batch."""
@@ -111,29 +130,13 @@ class MaskTable:
         order = dict.fromkeys([*(name for name in listed if name in found), *sorted(found)])
         write_text(self.table, _lines([self.columns, *(row for name in order for row in found[name].values())]))
 
-    def _begin(self, engine: SupervisedEvaluator) -> None:
+    def begin(self) -> None:
         """Begin a new table; where a process goes on with its file, drop a line that a killed one left unfinished."""
         if self.parts is None or not self.path.is_file():
             write_text(self.path, _lines([self.columns]))
         else:
             content = self.path.read_bytes()
             write_text(self.path, content[: content.rfind(b"\n") + 1].decode())
-
-    def _rows(
-        self, image: str, prediction: torch.Tensor, meta: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]
-    ) -> list[tuple]:
-        """Return the rows of one label map (1, ...) of 0..K or of K masks (K, ...)."""
-        maps = strip_metadata(prediction).cpu().numpy()
-        unit = abs(np.linalg.det(np.asarray(meta["original_affine"])[:3, :3])) if self.volume else 1
-        rows = []
-        for number, name in sorted((int(number), name) for number, name in self.labels.items()):
-            mask = maps[0] == number if self.exclusive else maps[number - 1] > 0
-            size = int(np.count_nonzero(mask)) * unit
-            known = (scores.get(key, {}).get(name, "") for key in (PRESENCE, PREDICTED_DICE))
-            rows.append(
-                (self._name(image), name, *known, round(float(size), 1) if self.volume else size, _pieces(mask), "")
-            )
-        return rows
 
     def _name(self, image: str) -> str:
         return os.path.basename(self.layout.filename(subject=image))
@@ -142,6 +145,13 @@ class MaskTable:
 def _pieces(mask: np.ndarray) -> int:
     """Return the number of connected components of a mask, with diagonal neighbors."""
     return int(ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))[1])
+
+
+def _box(mask: np.ndarray) -> str:
+    """Return the first and the last index of a mask along each axis, none of an empty one."""
+    others = [tuple(other for other in range(mask.ndim) if other != axis) for axis in range(mask.ndim)]
+    marked = [np.flatnonzero(mask.any(axis=other)) for other in others]
+    return " ".join(str(found[end]) for end in (0, -1) for found in marked) if len(marked[0]) else ""
 
 
 def _lines(rows: Sequence[Sequence[Any]]) -> str:

@@ -23,6 +23,7 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.transforms import SplitClassesd
+from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES
 from bundle.sam_sp.classes import label_map, probabilities
 
 PEAKS_KEY = "peak_probabilities"
@@ -46,6 +47,24 @@ class SplitPassesd(MapTransform):
         if channels % 2:
             raise ValueError(f"{key} has {channels} channels; expected an even number, refined then initial.")
         d[key], d[self.initial_key] = d[key][: channels // 2], d[key][channels // 2 :]
+        return d
+
+
+class KeepScoresd(MapTransform):
+    """Copy the scores from the metadata of a prediction to ``scores``: ``Invertd`` gives it those of the image.
+
+    Args:
+        keys: the prediction of one image or volume.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            meta = getattr(d[key], "meta", {})
+            d[SCORES] = {name: meta[name].flatten() for name in (PRESENCE, PREDICTED_DICE) if name in meta}
         return d
 
 

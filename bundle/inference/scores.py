@@ -12,13 +12,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
 
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.output import SamSPOutput
@@ -26,7 +23,7 @@ from bundle.sam_sp.output import SamSPOutput
 # Keys of a prediction's metadata; (B, K) for a batch, (K,) for one image or volume.
 PRESENCE, PREDICTED_DICE = "presence", "predicted_dice"
 Scores = Mapping[str, torch.Tensor]
-# Key of a sample for what `KeepScoresd` keeps.
+# Key of a sample for what `bundle.inference.postprocessing.KeepScoresd` keeps.
 SCORES = "scores"
 
 
@@ -81,27 +78,11 @@ class VolumeScores:
 
 def attach_scores(prediction: torch.Tensor, scores: Scores) -> torch.Tensor:
     """Put scores into the metadata of a prediction, if it has any."""
+    from monai.data import MetaTensor  # late: the table of masks needs the other names alone
+
     if isinstance(prediction, MetaTensor):
         prediction.meta.update(scores)
     return prediction
-
-
-class KeepScoresd(MapTransform):
-    """Copy the scores from the metadata of a prediction to ``scores``: ``Invertd`` gives it those of the image.
-
-    Args:
-        keys: the prediction of one image or volume.
-    """
-
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            meta = getattr(d[key], "meta", {})
-            d[SCORES] = {name: meta[name].flatten() for name in (PRESENCE, PREDICTED_DICE) if name in meta}
-        return d
 
 
 def known_scores(scores: Scores, labels: Mapping[str, str]) -> dict[str, dict[str, float]]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from ignite.engine import Events
-from monai.engines import SupervisedEvaluator
+from typing import TYPE_CHECKING, Any
 
 from bundle.core.provenance import is_procedural
 from bundle.inference.failures import Failures
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedEvaluator
 
 
 class InferenceSummary:
@@ -43,10 +43,17 @@ class InferenceSummary:
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator of an inference."""
+        from ignite.engine import Events  # late: the predictor has no engine
+
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Print the summary."""
-        kind = "procedural inputs" if is_procedural(self.datalist) else "inputs"
-        count = len(self.datalist) - self.failures.without_mask
-        print(f"\nWrote the masks ({self.form}) of {count} {kind} to {self.output_dir}", flush=True)
+        print_summary(self.output_dir, self.datalist, self.failures, self.form)
+
+
+def print_summary(output_dir: Path, datalist: Sequence[Mapping[str, Any]], failures: Failures, form: str) -> None:
+    """Print how many masks were written and where; the arguments are those of `InferenceSummary`."""
+    kind = "procedural inputs" if is_procedural(datalist) else "inputs"
+    count = len(datalist) - failures.without_mask
+    print(f"\nWrote the masks ({form}) of {count} {kind} to {output_dir}", flush=True)

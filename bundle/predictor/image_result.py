@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bundle.core.errors import BundleError
 from bundle.core.files import write_atomically
+from bundle.data.file_types import class_file
 from bundle.inference.prompt_parser import PromptParser, prompts_of_image
 from bundle.sam.coordinates import InputScale
 from bundle.sam_sp.classes import label_map, masks, probabilities
@@ -146,13 +147,13 @@ class ImageResult:
     def save(self, path: str | os.PathLike) -> None:
         """Write the mask as a PNG, as the command does: 0 and 255, or numbers of classes.
 
-        Raises:
-            BundleError: several classes may overlap, so that a single file cannot hold their masks.
+        Of several classes that may overlap each has a file of its own, `a_1.png` to `a_K.png` for `a.png`.
         """
-        if self.mask.ndim != 2:
-            raise BundleError(f"{path} cannot hold masks that may overlap; write the planes of result.mask.")
-        picture = Image.fromarray(self.mask * np.uint8(255) if len(self.labels) == 1 else self.mask)
-        write_atomically(path, lambda partial: picture.save(partial, format="PNG"), flush=False)
+        if self.mask.ndim == 2:
+            _write_png(self.mask * np.uint8(255) if len(self.labels) == 1 else self.mask, Path(path))
+            return
+        for number, plane in enumerate(self.mask, start=1):
+            _write_png(plane * np.uint8(255), class_file(Path(path), number))
 
     @cached_property
     def _output(self) -> SamSPOutput:
@@ -174,3 +175,8 @@ class ImageResult:
 
     def _by_class(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.labels.values(), values, strict=True))
+
+
+def _write_png(values: np.ndarray, path: Path) -> None:
+    picture = Image.fromarray(values)
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG"))

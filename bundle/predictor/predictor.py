@@ -71,6 +71,11 @@ class Predictor:
         network.load_base(read_state_dict(self.weights), self.weights)
         self.network = network.eval().requires_grad_(False).to(self.device)
 
+    @property
+    def volumes(self) -> bool:
+        """Whether the network was trained on volumes, and takes them in place of images."""
+        return self._volume is not None
+
     def __call__(
         self,
         image: Any,
@@ -91,7 +96,7 @@ class Predictor:
         Raises:
             BundleError: the image cannot be read, or a correction is not possible.
         """
-        if self._volume is not None:
+        if self.volumes:
             from bundle.predictor.volume_result import segment_volume  # a volume needs MONAI
 
             if box is not None or points or background:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +23,14 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
+from PIL import Image
 
 from bundle.core.errors import BundleError
 from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import extension_of, is_volume
+from bundle.data.transforms import SplitClassesd
+from bundle.evaluation.fullest_slice import fullest_slice
+from bundle.evaluation.panels import draw_result
 from bundle.inference.mask_files import VolumeWriter
 from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
 
@@ -41,13 +46,23 @@ class VolumeResult:
         affine: from voxels to millimeters, right, anterior, superior, (4, 4).
         presence: the probability that an object of each class is there; {} where the network was not trained for it.
         quality: the Dice that the network predicts for each mask; {} where it was not trained for it.
+        prediction: the mask as MONAI's transforms take it, (1, X, Y, Z) or (K, X, Y, Z), with its metadata.
     """
 
     mask: np.ndarray
     affine: np.ndarray
     presence: dict[str, float]
     quality: dict[str, float]
-    _prediction: MetaTensor
+    prediction: MetaTensor
+    _labels: Mapping[str, str]
+    _image: torch.Tensor  # (1, X, Y, Z), reoriented, 0..255
+    _slices: Mapping[str, Any]
+
+    def overlay(self) -> Image.Image:
+        """Return a picture of the masks over the slice where they are largest."""
+        masks = SplitClassesd("mask", len(self._labels))({"mask": self.prediction})["mask"]
+        picture, drawn = fullest_slice(self._image, [masks], **self._slices)
+        return draw_result(picture, drawn, [()] * len(drawn))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the mask as NIfTI, where every reader puts its image.
@@ -58,8 +73,8 @@ class VolumeResult:
         if extension_of(path) != ".nii.gz":
             raise BundleError(f"{path} is no name of a mask; expected one that ends in .nii.gz.")
         writer = VolumeWriter(output_dtype=np.uint8)
-        writer.set_data_array(self._prediction)
-        writer.set_metadata(self._prediction.meta, resample=False)
+        writer.set_data_array(self.prediction)
+        writer.set_metadata(self.prediction.meta, resample=False)
         writer.write(path)
 
 
@@ -85,7 +100,10 @@ def segment_volume(volume: Any, weights: str, device: str, amp: bool) -> VolumeR
         affine=np.asarray(prediction.affine, dtype=np.float64),
         presence=scores.get(PRESENCE, {}),
         quality=scores.get(PREDICTED_DICE, {}),
-        _prediction=prediction,
+        prediction=prediction,
+        _labels=parts["labels"],
+        _image=item["image"],
+        _slices=parts["slices"],
     )
 
 
@@ -98,7 +116,7 @@ def _parts(weights: str, device: str, amp: bool) -> dict[str, Any]:
     names = {"device": "torch_device", "labels": "server_result#labels"}
     made = {
         name: parser.get_parsed_content(names.get(name, name))
-        for name in ("network", "preprocessing", "inferer", "keep_scores", "invert", "device", "labels")
+        for name in ("network", "preprocessing", "inferer", "keep_scores", "invert", "slices", "device", "labels")
     }
     made["network"].eval()
     return made

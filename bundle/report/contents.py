@@ -31,7 +31,7 @@ from bundle.report.results import CASE_COLUMNS, Case, Measure, measure, read_cas
 from bundle.report.run_record import RunRecord, read_record, shorten_paths
 
 # Rows of a table; all values are in the CSV files. Stems that are named for a kind of failure.
-MOST_ROWS, MOST_GROUPS, MOST_FAILED, MOST_NAMED = 1500, 300, 200, 6
+MOST_ROWS, MOST_GROUPS, MOST_NAMED = 1500, 300, 6
 
 
 @dataclass(frozen=True)

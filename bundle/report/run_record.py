@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import sys
@@ -32,9 +33,13 @@ from bundle.core.provenance import is_procedural
 from bundle.data.datalists import stems_sha256
 from bundle.data.file_types import stem_of
 from bundle.data.splits import read_groups
+from bundle.inference.failures import Failure
+from bundle.inference.mask_layout import MaskLayout
 
 NAME = "run.json"
 COMMANDS = ("training", "evaluation", "inference")
+# Masks of an inference that are shown over their images, and inputs that failed.
+PICTURES, MOST_FAILED = 12, 200
 # Folders above a file or folder may name a patient or a user: a report has the last part of a path alone.
 ABOVE = re.compile(r"(?<![\w.…:/])~?/(?:[^/'\",\[\](){}<>|;]+/)+")
 
@@ -123,6 +128,27 @@ def describe_run(
     )
 
 
+def describe_inputs(
+    layout: MaskLayout, failures: Sequence[Failure], images: Sequence[str], volumes: bool
+) -> dict[str, Any]:
+    """Return ``pictures`` and ``failures`` of an inference, see `RunRecord`.
+
+    Args:
+        layout: of the masks.
+        failures: inputs that are not finished.
+        images: paths of the inputs.
+        volumes: whether they are volumes, which have no pictures.
+    """
+    unfinished = {failure.image for failure in failures if not failure.has_mask}
+    finished = [] if volumes else [image for image in images if image not in unfinished]
+    chosen = finished[:: max(1, math.ceil(len(finished) / PICTURES))]
+    reasons = [(stem_of(failure.image), shorten_sentence(failure.reason, failure.image)) for failure in failures]
+    return {
+        "pictures": {layout.filename(subject=image).name: image for image in chosen},
+        "failures": reasons[:MOST_FAILED],
+    }
+
+
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Return what computed, and with which versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {device.type}"
@@ -145,8 +171,11 @@ def _processor() -> str:
 
 
 def _command_line(words: Sequence[str]) -> list[str]:
-    """Return the words of a ``python -m monai.bundle run``; none where another program called it."""
-    return ["python", "-m", "monai.bundle", *words[1:]] if words[1:2] == ["run"] else []
+    """Return the words of a ``python -m``, of MONAI or a script; none where another program called it."""
+    if words[1:2] == ["run"]:
+        return ["python", "-m", "monai.bundle", *words[1:]]
+    program = Path(words[0])
+    return ["python", "-m", f"scripts.{program.stem}", *words[1:]] if program.parent.name == "scripts" else []
 
 
 def shorten_paths(value: str) -> str:

@@ -25,17 +25,14 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from bundle.core.distributed import rank
 from bundle.core.files import write_atomically
-from bundle.data.file_types import stem_of
 from bundle.inference.failures import Failures
-from bundle.inference.mask_files import MaskLayout
-from bundle.report.contents import MOST_FAILED, Report, read_report
+from bundle.inference.mask_layout import MaskLayout
+from bundle.report.contents import Report, read_report
 from bundle.report.figures import draw_interval
-from bundle.report.run_record import describe_run, shorten_sentence, write_record
+from bundle.report.run_record import describe_inputs, describe_run, write_record
 
 NAME = "report.html"
 TEMPLATE = "report.html.j2"
-# Masks of an inference that are shown over their images.
-PICTURES = 12
 
 
 class ReportWriter:
@@ -111,15 +108,8 @@ class InferenceReport(ReportWriter):
         failures = self.failures.gather()
         if rank() > 0:
             return
-        unfinished = {failure.image for failure in failures if not failure.has_mask}
         images = [str(record["image"]) for record in self.known["datalists"]["inference"]]
-        finished = [] if self.known["volumes"] else [image for image in images if image not in unfinished]
-        chosen = finished[:: max(1, math.ceil(len(finished) / PICTURES))]
-        reasons = [(stem_of(failure.image), shorten_sentence(failure.reason, failure.image)) for failure in failures]
-        self.write(
-            pictures={self.layout.filename(subject=image).name: image for image in chosen},
-            failures=reasons[:MOST_FAILED],
-        )
+        self.write(**describe_inputs(self.layout, failures, images, self.known["volumes"]))
 
 
 def write_report(folder: Path) -> Path:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling.image_encoder import Attention as SamAttention
 
 from bundle.sam.attention_forms import (
     FEW_SCORES,
@@ -25,6 +24,7 @@ from bundle.sam.attention_forms import (
     split_qkv_along,
 )
 from bundle.sam.attention_windows import partition, unpartition
+from bundle.sam.layers import Attention as SamAttention
 from bundle.sam.linear import Linear, linear
 from bundle.sam.projections import QkvProjection
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from torch.utils.checkpoint import checkpoint
 
 from bundle.core.errors import BundleError
+from bundle.sam.layers import add_decomposed_rel_pos
 from bundle.sam.linear import linear
 
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

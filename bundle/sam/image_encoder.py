@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +23,7 @@ from bundle.sam.attention import Attention
 from bundle.sam.attention_forms import require_form
 from bundle.sam.compiled import with_any_batch
 from bundle.sam.conv_stem import ConvStem
+from bundle.sam.layers import ImageEncoderViT
 from bundle.sam.mlp import Mlp
 from bundle.sam.registry import SamSpec
 from bundle.sam.tiny_vit import TinyViT, build_tiny_vit

@@ -13,8 +13,8 @@
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 
+from bundle.sam.layers import MaskDecoder, TwoWayTransformer
 from bundle.sam.registry import SamSpec
 
 

@@ -13,8 +13,8 @@
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling.common import MLPBlock
 
+from bundle.sam.layers import MLPBlock
 from bundle.sam.linear import Linear
 
 # Tokens that go through an MLP at a time: their hidden layer (6 MiB in ViT-B) stays in the cache of a CPU.

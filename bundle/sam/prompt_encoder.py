@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import PromptEncoder
 
+from bundle.sam.layers import PromptEncoder
 from bundle.sam.registry import SamSpec
 
 

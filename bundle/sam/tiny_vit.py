@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bundle.sam.layers import LayerNorm2d
 from bundle.sam.linear import Linear
 from bundle.sam.pieces import by_rows, in_pieces
 from bundle.sam.registry import SamSpec

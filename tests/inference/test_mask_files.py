@@ -26,7 +26,8 @@ from monai.utils import convert_to_tensor
 from PIL import Image
 
 from bundle.core.errors import BundleError
-from bundle.inference.mask_files import MaskLayout, MaskWriter
+from bundle.inference.mask_files import MaskWriter
+from bundle.inference.mask_layout import MaskLayout
 from bundle.inference.postprocessing import SplitPassesd
 from tests.pictures import STORED_AS, preprocessing, save_with_orientation
 from tests.volume_masks import volume_saver

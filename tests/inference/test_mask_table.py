@@ -25,7 +25,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 
 from bundle.inference.failures import Failures
-from bundle.inference.mask_files import MaskLayout
+from bundle.inference.mask_layout import MaskLayout
 from bundle.inference.mask_table import MaskTable
 
 LABELS = {"2": "ulcer", "1": "polyp"}
@@ -69,11 +69,11 @@ def test_areas_and_pieces_of_exclusive_classes(tmp_path: Path) -> None:
     empty = prediction(torch.zeros(1, 5, 5), presence=[0.25, 1.0], predicted_dice=[float("nan")] * 2)
     run(table, {"b.jpg": prediction(labels, presence=[0.5, 0.125], predicted_dice=[0.9, 0.8])}, {}, {"a.jpg": empty})
     expected = [
-        ["name", "class", "presence", "predicted_dice", "area", "components", "problem"],
-        ["b.png", "polyp", "0.5", "0.9", "28", "2", ""],
-        ["b.png", "ulcer", "0.125", "0.8", "50", "1", ""],
-        ["a.png", "polyp", "0.25", "", "0", "0", ""],
-        ["a.png", "ulcer", "1.0", "", "0", "0", ""],
+        ["name", "class", "presence", "predicted_dice", "area", "components", "box", "problem"],
+        ["b.png", "polyp", "0.5", "0.9", "28", "2", "0 0 11 11", ""],
+        ["b.png", "ulcer", "0.125", "0.8", "50", "1", "15 20 19 29", ""],
+        ["a.png", "polyp", "0.25", "", "0", "0", "", ""],
+        ["a.png", "ulcer", "1.0", "", "0", "0", "", ""],
     ]
     assert rows(tmp_path) == expected
     table.conclude(Failures())
@@ -84,7 +84,10 @@ def test_classes_that_overlap_and_a_network_without_scores(tmp_path: Path) -> No
     masks = torch.zeros(2, 8, 8)
     masks[0, :4], masks[1, 2:4] = 1, 1
     run(make_table(tmp_path, ["a.jpg"], exclusive=False), {"a.jpg": MetaTensor(masks)})
-    assert rows(tmp_path)[1:] == [["a.png", "polyp", "", "", "32", "1", ""], ["a.png", "ulcer", "", "", "16", "1", ""]]
+    assert rows(tmp_path)[1:] == [
+        ["a.png", "polyp", "", "", "32", "1", "0 0 3 7", ""],
+        ["a.png", "ulcer", "", "", "16", "1", "2 0 3 7", ""],
+    ]
 
 
 def test_volumes_are_in_cubic_millimeters_with_diagonal_neighbors_in_three_dimensions(tmp_path: Path) -> None:
@@ -92,7 +95,16 @@ def test_volumes_are_in_cubic_millimeters_with_diagonal_neighbors_in_three_dimen
     labels[0, 1, 1, 1] = labels[0, 2, 2, 2] = labels[0, 5, 5, 5] = 1
     run(make_table(tmp_path, ["a.nii.gz"], volume=True), {"a.nii.gz": MetaTensor(labels)})
     assert rows(tmp_path)[0][4] == "volume_mm3"
-    assert rows(tmp_path)[1] == ["a.nii.gz", "polyp", "", "", "72.0", "2", ""]  # voxels of 24 cubic millimeters
+    assert rows(tmp_path)[1] == [
+        "a.nii.gz",
+        "polyp",
+        "",
+        "",
+        "72.0",
+        "2",
+        "1 1 1 5 5 5",
+        "",
+    ]  # voxels of 24 cubic millimeters
 
 
 def test_a_new_inference_begins_a_new_table(tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_several_processes_that_are_killed_and_go_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 1)
     second = make_table(tmp_path, names, parts=str(parts))
     run(second, {"b.jpg": MetaTensor(torch.ones(1, 4, 4)), "a.jpg": MetaTensor(torch.ones(1, 5, 5))})
-    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,16,1,\n")
+    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,16,1,0 0 3 3,\n")
     second.conclude(Failures())  # only the first process writes
     assert len(rows(tmp_path)) == 7
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 0)

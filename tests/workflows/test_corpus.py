@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from bundle.core.errors import DEBUG
-from bundle.inference.mask_files import mask_names
+from bundle.inference.mask_layout import mask_names
 from tests.conftest import ROOT
 from tests.corpus import CASES, Case, of_kind
 from tests.data.test_corpus import Written

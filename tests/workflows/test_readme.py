@@ -17,6 +17,7 @@ filling an environment is left out: that of the tests has all packages. What is 
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
@@ -109,6 +110,8 @@ def execute(line: str) -> None:
         subprocess.run(line, shell=True, check=True)
     elif words[:2] == ["python", "-c"]:
         exec(words[2], {})
+    elif words[2] in ("scripts.segment", "scripts.report"):
+        importlib.import_module(words[2]).main(words[3:])
     else:
         assert words[:4] == ["python", "-m", "monai.bundle", "run"], line
         fire.Fire({"run": run}, command=["run", *shortened(words[4:])])
@@ -141,6 +144,7 @@ def test_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
 # What the commands of a page leave behind.
 RESULTS = {
     "README.md": ["output/masks/a.png", "models/previous/model_*.pt", "output/evaluation/panels/panels.png"],
+    "docs/guides/segment.md": ["output/masks/overlays/b.png", "output/masks/report.html"],
     "docs/guides/train.md": ["output/previous/last.pt", "output/last.pt", "models/model.json"],
     "docs/guides/evaluate.md": ["output/evaluation/measures.json", "output/unet/model.pt"],
     "docs/guides/correct.md": ["output/masks/b.png", "models/previous/model_*.pt"],
