@@ -100,8 +100,8 @@ def prompt_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return what a user shows of an image, as arguments of the predictor."""
     points, background = (list(zip(xy[::2], xy[1::2], strict=True)) for xy in (options.point, options.background))
     given = {"box": options.box, "points": points, "background": background}
-    shown = {name: value for name, value in given.items() if value}
-    return {**shown, "label": options.label} if options.label else shown
+    prompt = {name: value for name, value in given.items() if value}
+    return {**prompt, "label": options.label} if options.label else prompt
 
 
 def print_rows(table: Path) -> None:

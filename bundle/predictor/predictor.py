@@ -73,7 +73,7 @@ class Predictor:
 
     @property
     def volumes(self) -> bool:
-        """Whether the network was trained on volumes, and takes them in place of images."""
+        """Return whether the network was trained on volumes, and takes them in place of images."""
         return self._volume is not None
 
     def __call__(

@@ -136,9 +136,9 @@ class ResultFolder:
         planned = [layout.path_of(record["image"]) for layout in layouts for record in self.datalist]
         classes = range(1, 1 if self.exclusive else len(self.predictor.labels) + 1)
         planned += [class_file(self.masks.path_of(record["image"]), n) for record in self.datalist for n in classes]
-        there = [path for path in planned if path.exists()]
-        if there:
+        existing = [path for path in planned if path.exists()]
+        if existing:
             raise BundleError(
-                f"{there[0]} would be replaced, but {self.folder} has no {MASK_TABLE}, which marks a folder of "
+                f"{existing[0]} would be replaced, but {self.folder} has no {MASK_TABLE}, which marks a folder of "
                 "results; expected another folder."
             )

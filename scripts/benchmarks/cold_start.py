@@ -84,8 +84,8 @@ def programs_of(folder: Path, models: Sequence[str]) -> dict[Case, list[str]]:
     for model in models:
         weights = str(WEIGHTS if model == "shipped" else write_model(folder / model, int(model)))
         predicted = f"from bundle.predictor import Predictor; Predictor({weights!r})({str(image)!r}).mask"
-        told = {"dataset_dir": str(image), "weights": weights, "output_dir": out}
-        settings = [word for name, value in told.items() for word in (f"--{name}", value)]
+        values = {"dataset_dir": str(image), "weights": weights, "output_dir": out}
+        settings = [word for name, value in values.items() for word in (f"--{name}", value)]
         programs |= {
             (model, "predictor"): [python, "-c", predicted],
             (model, "`scripts.segment`"): [
@@ -106,15 +106,15 @@ def write_model(folder: Path, size: int) -> Path:
 
 def time_process(words: Sequence[str]) -> Run:
     """Run a program to its end; `CalledProcessError` where it fails."""
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as log:
         begun = time.perf_counter()
-        process = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said)
+        process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise subprocess.CalledProcessError(process.returncode, list(words), said.read())
+            log.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, list(words), log.read())
     return Run(wall, usage.ru_utime + usage.ru_stime)
 
 
@@ -130,9 +130,9 @@ def table(runs: Mapping[Case, Sequence[Run]]) -> list[str]:
     ]
     for (model, program), found in runs.items():
         walls = [run.wall for run in found]
-        shown = f"{model} px" if model.isdigit() else model
+        title = f"{model} px" if model.isdigit() else model
         figures = f"{median(walls):.1f} | {max(walls):.1f} | {median(run.processor for run in found):.1f}"
-        lines.append(f"| {shown} | {program} | {figures} |")
+        lines.append(f"| {title} | {program} | {figures} |")
     return lines
 
 

@@ -52,6 +52,7 @@ ALLOWED = {
     "bundle/monai_label/app_folder.py:lay_out_app": COPY,
     "bundle/monai_label/app_lock.py:hold_app": "a lock, whose text only tells people who holds it",
     "bundle/monai_label/server.py:start": LOG,
+    "bundle/predictor/result_folder.py:_write": "the results' own save, which is looked at itself",
     "bundle/procedural/demo_set.py:make_demo": FOLDER,
     "bundle/procedural/scene_pool.py:_make_array": FOLDER,
     "bundle/procedural/scenes/camera.py:to_image": MEMORY,
