@@ -37,7 +37,10 @@ FILES = (
     "SECURITY.md", "large_files.yml", "pyproject.toml",
 )  # fmt: skip
 # Benchmarks and experiments are for developers as well.
-LEFT_OUT = ("scripts/make_bundle.py", "scripts/settings_page.py", "scripts/benchmarks/", "scripts/experiments/")
+LEFT_OUT = (
+    "scripts/make_bundle.py", "scripts/settings_page.py", "scripts/tour.py", "scripts/benchmarks/",
+    "scripts/experiments/",
+)  # fmt: skip
 # A trained model is part of the bundle, whether or not it is part of the repository.
 MODEL = "models/model.pt"
 # Of the files in the zip, as ``sha256sum -c`` reads them.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Metrics of an evaluation: Dice and IoU of both passes, IoU of the self-prompt, distances in millimeters."""
+"""Metrics of an evaluation: Dice and IoU of both passes, IoU of the self-prompt, empty y0, distances in millimeters."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def iou_handler(prediction: str) -> IgniteMetricHandler:
 def box_iou_handler() -> IgniteMetricHandler:
     """Return the handler of `BoxIoU` of the initial masks."""
     return IgniteMetricHandler(BoxIoU(), output_transform=from_engine(["pred_initial", "label"]))
+
+
+def empty_handler() -> IgniteMetricHandler:
+    """Return the handler of `Empty` of the initial masks."""
+    return IgniteMetricHandler(Empty(), output_transform=from_engine(["pred_initial", "label"]))
 
 
 def hausdorff_handler() -> IgniteMetricHandler:
@@ -110,6 +115,16 @@ class BoxIoU(_MeanOrNaN):
             boxes_from_mask(remove_specks(label), stride=1),
         )
         return torch.where(label.bool().flatten(2).any(dim=2), iou, torch.nan)
+
+
+class Empty(_MeanOrNaN):
+    """Share of masks that are empty where their labels are not; of y0 those whose self-prompt is the whole image."""
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """Prediction and label, (B, K, ...), 0 or 1 -> 1 or 0 (B, K), NaN where a label is empty."""
+        assert y is not None
+        marked, labeled = (strip_metadata(masks).bool().flatten(2).any(dim=2) for masks in (y_pred, y))
+        return torch.where(labeled, (~marked).float(), torch.nan)
 
 
 class HausdorffMillimeters(_MeanOrNaN, HausdorffDistanceMetric):

@@ -124,7 +124,7 @@ class PanelSaver:
             return
         panels = {}
         for case in cases:
-            name, panel = self._draw(engine, case.place)
+            name, panel = self.draw(engine, case.place)
             panels[f"{case.group}_{case.rank}_{name}.png"] = panel
         sheet = draw_sheet(list(panels.values()), [f"{case.group} {case.rank}" for case in cases])
         for file_name, picture in {**panels, "panels.png": sheet}.items():
@@ -153,8 +153,16 @@ class PanelSaver:
         ordered[places] = scores.mean(dim=1).cpu().numpy()
         return ordered
 
-    def _draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
-        """Segment one image of the dataset again and draw it; return the stem of its file name and the panel."""
+    def draw(self, engine: SupervisedEvaluator, place: int) -> tuple[str, np.ndarray]:
+        """Segment one image of the dataset again and draw it.
+
+        Args:
+            engine: the evaluator.
+            place: index of the image in the dataset.
+
+        Returns:
+            The stem of its file name, and the panel, see `bundle.evaluation.panels.draw_panel`.
+        """
         data, boxes = self._predict(engine, place)
         label, initial, refined = data["label"], data["pred_initial"], data["pred"]
         path = Path(data["image"].meta["filename_or_obj"])

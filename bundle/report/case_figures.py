@@ -23,8 +23,13 @@ from bundle.report.figures import Point, Series, draw_curves, draw_histogram, dr
 from bundle.report.results import Case
 
 MOST_POINTS = 1500
-LOSS = "train_loss"
-SCORES = {"val_dice": ("y1", "y1"), "val_dice_initial": ("y0", "y0"), "val_box_iou": ("box IoU", "box")}
+LOSSES = {"train_loss": ("loss", "loss"), "train_kl": ("KL", "box")}  # metrics, and the name and color of each curve
+SCORES = {
+    "val_dice": ("y1", "y1"),
+    "val_dice_initial": ("y0", "y0"),
+    "val_box_iou": ("box IoU", "box"),
+    "val_empty_initial": ("empty y0", "empty"),
+}
 Found = tuple[Markup, str]
 
 
@@ -35,21 +40,32 @@ def draw_history(history: Sequence[Mapping[str, Any]], best: int | None) -> Iter
         history: its rows.
         best: the epoch of the published network.
     """
-    losses = [(row["epoch"], row[LOSS]) for row in history if row.get(LOSS) is not None]
+    losses = _curves(history, LOSSES)
     if losses:
-        values = [value for _, value in losses]
-        drawn = draw_curves([Series("loss", "loss", losses)], "loss", min(0.0, *values), 1.05 * max(values))
-        yield drawn, "Mean loss of the training in the epochs that were validated."
-    series = [
-        Series(name, color, [(row["epoch"], row.get(metric)) for row in history])
-        for metric, (name, color) in SCORES.items()
-        if any(row.get(metric) is not None for row in history)
-    ]
+        values = [y for one in losses for _, y in one.points if y is not None]
+        drawn = draw_curves(losses, "loss", min(0.0, *values), 1.05 * max(values))
+        divergence = ", and in it KL(y0, y1) before its weight" if len(losses) > 1 else ""
+        yield drawn, f"Mean loss of the training in the epochs that were validated{divergence}."
+    series = _curves(history, SCORES)
     if series:
         mark = None if best is None else (best, f"best, epoch {best}")
-        names = {"y1": "Dice of y1", "y0": "Dice of y0", "box IoU": "IoU of the box of y0 with the label's"}
+        names = {
+            "y1": "Dice of y1",
+            "y0": "Dice of y0",
+            "box IoU": "IoU of the box of y0 with the label's",
+            "empty y0": "share of y0 that is empty where the label is not",
+        }
         what = ", ".join(names[one.name] for one in series)
         yield draw_curves(series, "score", 0, 1, mark), f"{what}, on the validation data."
+
+
+def _curves(history: Sequence[Mapping[str, Any]], metrics: Mapping[str, tuple[str, str]]) -> list[Series]:
+    """Return the curves of those metrics that any row has."""
+    return [
+        Series(name, color, [(row["epoch"], row.get(metric)) for row in history])
+        for metric, (name, color) in metrics.items()
+        if any(row.get(metric) is not None for row in history)
+    ]
 
 
 def draw_case_figures(cases: Sequence[Case], what: str, unit: str) -> Iterator[Found]:

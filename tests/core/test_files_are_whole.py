@@ -56,6 +56,7 @@ ALLOWED = {
     "bundle/procedural/demo_set.py:make_demo": FOLDER,
     "bundle/procedural/scene_pool.py:_make_array": FOLDER,
     "bundle/procedural/scenes/camera.py:to_image": MEMORY,
+    "bundle/report/pictures.py:_encode": MEMORY,
     "scripts/benchmarks/data_cache.py:make_images": FOLDER,
     "scripts/benchmarks/gpu/__main__.py:run_all": LOG,
     "scripts/benchmarks/long_runs/runs.py:run": LOG,
@@ -67,6 +68,7 @@ ALLOWED = {
     "scripts/experiments/nuclei.py:run": LOG,
     "scripts/experiments/polyps/cells.py:call": LOG,
     "scripts/onnx_demo.py:main": "stands alone without the bundle: a temporary name of its own, then a rename",
+    "scripts/tour.py:_to_jpeg": MEMORY,
 }
 # MONAI's classes that write by themselves, as configs name them, and what makes them whole.
 MONAI_WRITERS = {

@@ -20,6 +20,7 @@ from monai.metrics import DiceMetric, MeanIoU
 from bundle.evaluation.metrics import (
     BoxIoU,
     Dice,
+    Empty,
     HausdorffMillimeters,
     IoU,
     SurfaceDiceMillimeters,
@@ -57,6 +58,18 @@ def test_an_empty_label_does_not_count_and_a_speck_does_not_widen_the_box() -> N
     metric([mask((0, 3), (0, 3)), mask((10, 29), (10, 19))], [torch.zeros(1, 40, 30), speck])
     assert metric.aggregate().item() == 1.0
     assert torch.isnan(metric.get_buffer()[0, 0])
+
+
+def test_empty_masks_count_where_the_label_is_not_empty() -> None:
+    metric = Empty()
+    nothing, something = torch.zeros(1, 40, 30), mask((3, 3), (5, 5))
+    pairs = [(nothing, something), (something, something), (nothing, nothing), (something, nothing)]
+    for initial, label in pairs:
+        metric([MetaTensor(initial)], [MetaTensor(label)])
+    torch.testing.assert_close(
+        metric.get_buffer()[:, 0], torch.tensor([1.0, 0.0, torch.nan, torch.nan]), equal_nan=True
+    )
+    assert metric.aggregate().item() == 0.5
 
 
 def test_against_another_library() -> None:
