@@ -19,6 +19,7 @@ from typing import Any
 from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, read_description
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.quality import QualityEstimate
 
 # In place of the name of a SAM: that of the file.
 AUTO = "auto"
@@ -53,7 +54,10 @@ def build_network(weights: str, **settings: Any) -> SamSP:
             f"presence_threshold is {asked['presence_threshold']}, but {weights} was trained without presence: leave "
             "it out, or train with --presence_weight 0.1."
         )
-    return SamSP(trainable="decoder", **described_settings(described) | asked)
+    network = SamSP(trainable="decoder", **described_settings(described) | asked)
+    if "quality" in described and all(getattr(network, key) == described[key] for key in PROMPTING):
+        network.quality = QualityEstimate.from_json(described["quality"])  # of masks that are made as it was fitted
+    return network
 
 
 def described_settings(description: Mapping[str, Any]) -> dict[str, Any]:
