@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, read_description
+from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, description_path, read_description
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.quality import QualityEstimate
@@ -56,8 +56,18 @@ def build_network(weights: str, **settings: Any) -> SamSP:
         )
     network = SamSP(trainable="decoder", **described_settings(described) | asked)
     if "quality" in described and all(getattr(network, key) == described[key] for key in PROMPTING):
-        network.quality = QualityEstimate.from_json(described["quality"])  # of masks that are made as it was fitted
+        network.quality = _read_quality(described["quality"], network, weights)  # it is of masks that are made so
     return network
+
+
+def _read_quality(kept: Mapping[str, Any], network: SamSP, weights: str) -> QualityEstimate:
+    estimate, channels = QualityEstimate.from_json(kept), network.spec.prompt_dim
+    if len(estimate.means) != channels:
+        raise BundleError(
+            f"{description_path(weights)} has {len(estimate.means)} channels as quality; expected {channels}, those of "
+            f"the embedding of {network.sam}."
+        )
+    return estimate
 
 
 def described_settings(description: Mapping[str, Any]) -> dict[str, Any]:

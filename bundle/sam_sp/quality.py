@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How good a mask is, without its label: an estimate of its Dice, and what it is computed from."""
+"""The quality of a mask without its label: an estimate of its Dice, and what it is computed from."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from bundle.sam_sp.output import SamSPOutput
 MEASURES = ("agreement", "certainty", "iou", "presence")
 # The share of labeled masks whose Dice lies in the interval of their estimate, where the estimate was fitted.
 COVERAGE = 0.8
-# Of the image of a strange embedding the estimate is multiplied by this.
-STRANGE_FACTOR = 0.5
 LEAST = 1e-4  # of 1 - Dice, and of the deviation of a channel: both go into a logarithm
 
 
@@ -69,12 +67,18 @@ def _overlap(probability: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return -(1 - dice).clamp(min=LEAST).log()
 
 
+def familiarity(distance: torch.Tensor, limit: float) -> torch.Tensor:
+    """Return the factor of the estimate for a distance (...): 1 up to the limit, then (limit / distance)²."""
+    return (limit / distance).clamp(max=1).square()
+
+
 @dataclass(frozen=True)
 class QualityEstimate:
     """Estimate the Dice of masks from their features; `bundle.training.quality_fit` fits it on validation images.
 
     The estimate is a logistic function of `MEASURES`. An image is strange if the channels of its embedding lie further
-    from those of the validation images than a limit: then the estimate is halved, and its interval begins at 0.
+    from those of the validation images than a limit: then it is multiplied by `familiarity`, and its interval begins at
+    0, because nobody measured how such images fare.
 
     Attributes:
         bias: of the logistic function.
@@ -96,12 +100,11 @@ class QualityEstimate:
         """features (..., 4 + C) -> estimates (...)."""
         logits = self.logits(features)
         low, high = (torch.sigmoid(logits + end) for end in self.interval)
-        strange = self.distance(features) > self.limit
-        dice = torch.sigmoid(logits) * torch.where(strange, STRANGE_FACTOR, 1.0)
-        return Quality(dice, low.masked_fill(strange, 0.0), high)
+        familiar = familiarity(self.distance(features), self.limit)
+        return Quality(torch.sigmoid(logits) * familiar, low.masked_fill(familiar < 1, 0.0), high)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the logit of the estimate (...), before what is strange is halved."""
+        """Return the logit of the estimate (...), as if no image were strange."""
         return features[..., : len(MEASURES)] @ features.new_tensor(self.weights) + self.bias
 
     def distance(self, features: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a trained network says about its own masks: fitted on validation images at the end of a training."""
+"""Fit what a network says about its own masks on validation images, at the end of a training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bundle.training.validation_pass import ValidationPass
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was fitted.
+    """The result of a `Calibration`.
 
     Attributes:
         facts: for ``model.json``: on what it was fitted, and how well it does there.

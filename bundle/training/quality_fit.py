@@ -22,7 +22,7 @@ from scipy.special import expit, logit
 
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
-from bundle.sam_sp.quality import COVERAGE, MEASURES, QualityEstimate
+from bundle.sam_sp.quality import COVERAGE, MEASURES, QualityEstimate, familiarity
 from bundle.training.validation_pass import SegmentedBatch
 
 # Images or volumes with a mask, at least: with fewer nothing is fitted.
@@ -61,8 +61,8 @@ class QualityFit:
     def fit(self, presence_threshold: float) -> tuple[QualityEstimate | None, dict[str, Any]]:
         """Return the estimate, and for ``model.json`` how good it is where it was not fitted.
 
-        The estimate is None where there are too few images, and where its mean error is not below that of a constant;
-        the facts are empty without any mask.
+        The estimate is None where there are too few images, and where its root mean square error is not below that of
+        a constant, the mean Dice; the facts are empty without any mask.
 
         Args:
             presence_threshold: masks of a lower presence are emptied, and count as empty.
@@ -81,8 +81,8 @@ class QualityFit:
         low, high = np.quantile(residuals, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]).tolist()
         limit = float(np.quantile(distances, WITHIN))
         estimate = replace(fit_estimate(features, dice), interval=(low, high), limit=limit)
-        expected = expit(logits) * np.where(distances > limit, 0.5, 1.0)
-        error, constant = np.abs(expected - dice).mean(), np.abs(constants - dice).mean()
+        expected = expit(logits) * familiarity(torch.from_numpy(distances), limit).numpy()
+        error, constant = (np.sqrt(np.mean((values - dice) ** 2)) for values in (expected, constants))
         facts |= {
             "error": round(float(error), 4),
             "error_of_constant": round(float(constant), 4),
@@ -121,15 +121,15 @@ def fit_estimate(features: torch.Tensor, dice: np.ndarray) -> QualityEstimate:
 
 
 def _leave_out(features: torch.Tensor, dice: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return logits, distances and the median Dice for each mask (N,), from the masks of all other folds."""
-    logits, distances, medians = np.empty((3, len(dice)))
+    """Return logits, distances and the mean Dice for each mask (N,), from the masks of all other folds."""
+    logits, distances, means = np.empty((3, len(dice)))
     for fold in np.unique(folds):
         out = folds == fold
         estimate = fit_estimate(features[~out], dice[~out])
         logits[out] = estimate.logits(features[out]).numpy()
         distances[out] = estimate.distance(features[out]).numpy()
-        medians[out] = np.median(dice[~out])
-    return logits, distances, medians
+        means[out] = dice[~out].mean()
+    return logits, distances, means
 
 
 def _logit(dice: Any) -> Any:
@@ -142,7 +142,7 @@ def describe_quality(facts: dict[str, Any]) -> str:
         return (
             f"Estimated Dice: none, with masks in {facts['images']} validation images; it takes {LEAST_IMAGES} to fit."
         )
-    errors = f"mean error {facts['error']:.3f} against {facts['error_of_constant']:.3f} of a constant"
+    errors = f"error {facts['error']:.3f} (root mean square) against {facts['error_of_constant']:.3f} of a constant"
     if not facts["used"]:
         return f"Estimated Dice: none, it would be no better than a constant ({errors})."
     return f"Estimated Dice: {errors}, on {facts['images']} validation images, each left out in turn."

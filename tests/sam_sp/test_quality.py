@@ -61,14 +61,15 @@ def test_features_of_an_image() -> None:
     torch.testing.assert_close(found[4:], torch.tensor([0.0, -9.2103, 1.0]), rtol=1e-4, atol=1e-4)
 
 
-def test_what_agrees_is_expected_to_be_better_and_what_is_strange_is_halved() -> None:
+def test_what_agrees_is_expected_to_be_better_and_what_is_strange_is_worse() -> None:
     poor, good = ESTIMATE(features(0.1, 0.5, 0.5, 0.4)), ESTIMATE(features(3.0, 2.0, 0.9, 1.0))
     assert poor.dice == pytest.approx(torch.sigmoid(torch.tensor(-1 + 0.05 + 0.125 + 1.0 + 0.4)).item())
     assert poor.dice < good.dice and poor.low < poor.dice < poor.high < 1
     far = (4.5, 1.0, -1.0)  # sqrt(4.5² / 3) deviations away, in the root mean square
     strange = ESTIMATE(features(3.0, 2.0, 0.9, 1.0, channels=far))
     assert ESTIMATE.distance(features(0, 0, 0, 0, channels=far)) == pytest.approx(4.5 / 3**0.5)
-    assert strange.dice == pytest.approx(good.dice.item() / 2) and strange.low == 0 and strange.high == good.high
+    pulled = good.dice.item() * (1.5 / (4.5 / 3**0.5)) ** 2
+    assert strange.dice == pytest.approx(pulled) and strange.low == 0 and strange.high == good.high
     near = ESTIMATE(features(3.0, 2.0, 0.9, 1.0, channels=(2.5, 1.0, -1.0)))
     assert near.dice == good.dice
 
