@@ -121,7 +121,9 @@ def warn_of_another_split(weights: str, train_records: Sequence[Mapping[str, Any
 def describe_network(network: SamSP, **extra: Any) -> dict[str, Any]:
     """Return the description of a network for ``model.json``: its own attributes, and ``extra`` of the caller."""
     scores = {key: value for key in SCORES if (value := getattr(network, key, None))}
-    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | scores | extra
+    estimate = getattr(network, "quality", None)
+    quality = {} if estimate is None else {"quality": estimate.to_json()}
+    return {key: getattr(network, key) for key in STRUCTURE + PROMPTING} | scores | quality | extra
 
 
 def write_pair(state: Mapping[str, torch.Tensor], description: Mapping[str, Any], weights: str | os.PathLike) -> Path:

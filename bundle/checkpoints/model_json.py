@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import read_json, sha256_of
 from bundle.core.setting_forms import BOOLEAN, NOTHING, TEXT, Form, mapping, one_of, sequence
 from bundle.core.setting_rules import RULES
+from bundle.sam_sp.quality import QualityEstimate
 
 # Attributes of the network that model.json fixes; a setting that contradicts them is an error.
 STRUCTURE = ("sam", "image_size", "input", "num_classes", "exclusive")
@@ -35,6 +37,11 @@ PROMPTING = ("prompt", "prompt_threshold", "prompt_margin", "prompt_component", 
 SCORES = {"train_iou": False, "train_presence": False, "presence_threshold": 0.0}
 
 
+def _read_quality(kept: Any) -> Any:
+    QualityEstimate.from_json(kept)  # raises what a form raises
+    return kept
+
+
 # Values for files that were written before the key existed.
 LEGACY_DEFAULTS = {"prompt_component": "all", "max_objects": 16, "exclusive": False, "input": "sam"}
 
@@ -47,6 +54,7 @@ FORMS: Mapping[str, Form] = {
     "train_presence": BOOLEAN,
     "sha256": TEXT,
     "volume": one_of("settings of volumes, or null", NOTHING, mapping("", *VOLUME_FORMS)),
+    "quality": Form("an estimate of the Dice as a training writes it", _read_quality),
     "started_from": sequence("a list of the trainings before", mapping("")),
 }
 
@@ -80,8 +88,9 @@ def _read_values(described: Mapping[str, Any], forms: Mapping[str, Form], path: 
     for key in forms.keys() & described.keys():
         try:
             read[key] = forms[key].read(described[key])
-        except (TypeError, ValueError):
-            raise BundleError(f"{path} has {described[key]!r} as {key}; expected {forms[key].words}.") from None
+        except (KeyError, TypeError, ValueError):
+            found = reprlib.repr(described[key])
+            raise BundleError(f"{path} has {found} as {key}; expected {forms[key].words}.") from None
     return read
 
 

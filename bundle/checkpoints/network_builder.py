@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, read_description
+from bundle.checkpoints.model_json import PROMPTING, SCORES, STRUCTURE, description_path, read_description
 from bundle.core.errors import BundleError
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.quality import QualityEstimate
 
 # In place of the name of a SAM: that of the file.
 AUTO = "auto"
@@ -53,7 +54,20 @@ def build_network(weights: str, **settings: Any) -> SamSP:
             f"presence_threshold is {asked['presence_threshold']}, but {weights} was trained without presence: leave "
             "it out, or train with --presence_weight 0.1."
         )
-    return SamSP(trainable="decoder", **described_settings(described) | asked)
+    network = SamSP(trainable="decoder", **described_settings(described) | asked)
+    if "quality" in described and all(getattr(network, key) == described[key] for key in PROMPTING):
+        network.quality = _read_quality(described["quality"], network, weights)  # it is of masks that are made so
+    return network
+
+
+def _read_quality(kept: Mapping[str, Any], network: SamSP, weights: str) -> QualityEstimate:
+    estimate, channels = QualityEstimate.from_json(kept), network.spec.prompt_dim
+    if len(estimate.means) != channels:
+        raise BundleError(
+            f"{description_path(weights)} has {len(estimate.means)} channels as quality; expected {channels}, those of "
+            f"the embedding of {network.sam}."
+        )
+    return estimate
 
 
 def described_settings(description: Mapping[str, Any]) -> dict[str, Any]:

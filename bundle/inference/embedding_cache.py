@@ -124,13 +124,13 @@ class _LruTensors:
 
 def _tensors(output: SamSPOutput) -> tuple[torch.Tensor, ...]:
     """Return the parts of an output that an inference needs, as they are kept."""
-    assert output.presence is not None
-    return output.initial, output.refined, output.boxes_xyxy, output.iou, output.presence
+    assert output.presence is not None and output.features is not None
+    return output.initial, output.refined, output.boxes_xyxy, output.iou, output.presence, output.features
 
 
 def _of_tensors(parts: Iterable[torch.Tensor]) -> SamSPOutput:
-    initial, refined, boxes_xyxy, iou, presence = parts
-    return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
+    initial, refined, boxes_xyxy, iou, presence, features = parts
+    return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence, features=features)
 
 
 def _kept_copy(value: torch.Tensor) -> torch.Tensor:

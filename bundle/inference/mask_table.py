@@ -30,7 +30,7 @@ from bundle.core.tensors import strip_metadata
 from bundle.data.file_types import MASK_TABLE
 from bundle.inference.failures import Failures
 from bundle.inference.mask_layout import MaskLayout
-from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES, known_scores
+from bundle.inference.scores import ALL_SCORES, SCORES, known_scores
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedEvaluator
@@ -45,11 +45,11 @@ class MaskTable:
     its own in ``parts``, which a resumed inference goes on with; `conclude` makes one table of them all, in the order
     of the datalist. Where a mask was made twice, its last row counts.
 
-    Columns: the name of the mask's file; the class; its presence and the predicted Dice, empty where the network was
-    not trained for them or, of the Dice, has no mask; the area in pixels, of volumes the volume in cubic millimeters;
-    the number of connected components, with diagonal neighbors; the box around the mask, its first pixel or voxel and
-    its last one, as a user's box is given; a problem. An input that is not finished has a row with
-    its problem and without a class, under the name that its mask would have.
+    Columns: the name of the mask's file; the class; `ALL_SCORES`, empty where nothing is known, see
+    `bundle.inference.scores`; the area in pixels, of volumes the volume in cubic millimeters; the number of connected
+    components, with diagonal neighbors; the box around the mask, its first pixel or voxel and its last one, as a user's
+    box is given; a problem. An input that is not finished has a row with its problem and without a class, under the
+    name that its mask would have.
 
     Args:
         output_dir: folder of the masks.
@@ -77,7 +77,7 @@ class MaskTable:
         self.layout, self.datalist, self.labels = layout, datalist, labels
         self.exclusive, self.volume = exclusive, volume
         size = "volume_mm3" if volume else "area"
-        self.columns = ("name", "class", PRESENCE, PREDICTED_DICE, size, "components", "box", "problem")
+        self.columns = ("name", "class", *ALL_SCORES, size, "components", "box", "problem")
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Attach to the evaluator, whose postprocessing writes the masks before."""
@@ -105,7 +105,7 @@ class MaskTable:
         rows = []
         for number, name in sorted((int(number), name) for number, name in self.labels.items()):
             mask = maps[0] == number if self.exclusive else maps[number - 1] > 0
-            known = (scores.get(key, {}).get(name, "") for key in (PRESENCE, PREDICTED_DICE))
+            known = (scores.get(key, {}).get(name, "") for key in ALL_SCORES)
             size = int(np.count_nonzero(mask)) * unit
             size = round(float(size), 1) if self.volume else size
             rows.append((self._name(image), name, *known, size, _pieces(mask), _box(mask), ""))

@@ -23,7 +23,7 @@ from monai.utils import convert_to_dst_type
 
 from bundle.core.tensors import strip_metadata
 from bundle.data.transforms import SplitClassesd
-from bundle.inference.scores import PREDICTED_DICE, PRESENCE, SCORES
+from bundle.inference.scores import ALL_SCORES, SCORES
 from bundle.sam_sp.classes import label_map, probabilities
 
 PEAKS_KEY = "peak_probabilities"
@@ -64,7 +64,7 @@ class KeepScoresd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             meta = getattr(d[key], "meta", {})
-            d[SCORES] = {name: meta[name].flatten() for name in (PRESENCE, PREDICTED_DICE) if name in meta}
+            d[SCORES] = {name: meta[name].flatten() for name in ALL_SCORES if name in meta}
         return d
 
 

@@ -19,40 +19,38 @@ import torch
 
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.output import SamSPOutput
+from bundle.sam_sp.quality import predict_dice
 
 # Keys of a prediction's metadata; (B, K) for a batch, (K,) for one image or volume.
 PRESENCE, PREDICTED_DICE = "presence", "predicted_dice"
+PREDICTED_DICE_LOW, PREDICTED_DICE_HIGH = "predicted_dice_low", "predicted_dice_high"
+ALL_SCORES = (PRESENCE, PREDICTED_DICE, PREDICTED_DICE_LOW, PREDICTED_DICE_HIGH)
 Scores = Mapping[str, torch.Tensor]
 # Key of a sample for what `bundle.inference.postprocessing.KeepScoresd` keeps.
 SCORES = "scores"
 
 
 def scores_of(output: SamSPOutput, network: Any) -> dict[str, torch.Tensor]:
-    """Return presence and predicted Dice, probabilities and fractions (B, K); NaN for what is not known.
+    """Return `ALL_SCORES`, probabilities and fractions (B, K); NaN for what is not known.
 
-    The presence is known where its loss was trained; a predicted IoU, Dice = 2 IoU / (1 + IoU), where its was and the
-    mask is not empty.
+    The presence is known where its loss was trained; for the predicted Dice and its interval see `predict_dice`.
 
     Args:
         output: of both passes in evaluation mode; masks may be emptied.
         network: the network, a `bundle.sam_sp.network.SamSP` or what takes its place.
     """
-    unknown = torch.full_like(output.iou, torch.nan, dtype=torch.float32)
-    presence, dice = unknown, unknown
+    presence = torch.full_like(output.iou, torch.nan, dtype=torch.float32)
     if getattr(network, "train_presence", False) and output.presence is not None:
         presence = torch.sigmoid(output.presence.float())
-    if getattr(network, "train_iou", False):
-        iou = output.iou.float().clamp(0, 1)
-        marked = masks(output.refined, network.exclusive).flatten(2).any(dim=2)
-        dice = torch.where(marked, 2 * iou / (1 + iou), unknown)
-    return {PRESENCE: presence, PREDICTED_DICE: dice}
+    return dict(zip(ALL_SCORES, (presence, *predict_dice(output, network)), strict=True))
 
 
 class VolumeScores:
     """Scores of a volume from those of its slices.
 
     Its presence is the highest of a slice: an object is in the volume if it is in any slice. Its predicted Dice is the
-    mean over the slices that have a mask, weighted by the pixels of the mask.
+    mean over the slices that have a mask, weighted by the pixels of the mask. It has no interval: those of the slices
+    say nothing about their mean.
     """
 
     def __init__(self) -> None:

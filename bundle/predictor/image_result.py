@@ -28,10 +28,11 @@ from bundle.core.files import write_atomically
 from bundle.data.file_types import class_file
 from bundle.inference.prompt_parser import PromptParser, prompts_of_image
 from bundle.sam.coordinates import InputScale
-from bundle.sam_sp.classes import label_map, masks, probabilities
+from bundle.sam_sp.classes import label_map, probabilities
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput, boxes_of_image
 from bundle.sam_sp.presence import empty_absent
+from bundle.sam_sp.quality import Quality, predict_dice
 from bundle.sam_sp.user_prompts import BOXES, POINTS
 
 
@@ -97,13 +98,18 @@ class ImageResult:
 
     @cached_property
     def quality(self) -> dict[str, float]:
-        """The Dice that the network predicts for each mask that is not empty; {} where it was not trained for it."""
-        if not self._network.train_iou:
-            return {}
-        iou = self._passes.iou[0].float().clamp(0, 1)
-        marked = masks(self._output.refined, self._network.exclusive)[0].flatten(1).any(dim=1).tolist()
-        predicted = self._by_class((2 * iou / (1 + iou)).tolist())
-        return {name: dice for (name, dice), is_marked in zip(predicted.items(), marked, strict=True) if is_marked}
+        """The Dice that is expected of each mask, without a label: see `bundle.sam_sp.quality.predict_dice`.
+
+        What is not known is left out: empty masks, masks that a user corrected, and all of a network that has no
+        estimate.
+        """
+        return self._known(self._quality.dice)
+
+    @cached_property
+    def quality_interval(self) -> dict[str, tuple[float, float]]:
+        """The interval of each `quality`, (low, high): it held the Dice of 80 % of the masks that it was fitted on."""
+        low, high = self._known(self._quality.low), self._known(self._quality.high)
+        return {name: (low[name], high[name]) for name in low}
 
     def correct(
         self,
@@ -156,6 +162,10 @@ class ImageResult:
             _write_png(plane * np.uint8(255), class_file(Path(path), number))
 
     @cached_property
+    def _quality(self) -> Quality:
+        return predict_dice(self._output, self._network)
+
+    @cached_property
     def _output(self) -> SamSPOutput:
         return empty_absent(self._passes, self._network.presence_threshold)
 
@@ -172,6 +182,10 @@ class ImageResult:
     def _label_map(self, logits: torch.Tensor) -> np.ndarray:
         maps = label_map(logits, self._network.exclusive)[0].cpu().numpy()
         return maps[0] if len(maps) == 1 else maps
+
+    def _known(self, values: torch.Tensor) -> dict[str, float]:
+        """Values (1, K) -> those that are not NaN, by the names of the classes."""
+        return {name: value for name, value in self._by_class(values[0].tolist()).items() if value == value}
 
     def _by_class(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.labels.values(), values, strict=True))

@@ -30,7 +30,7 @@ from bundle.data.output_folders import require_output_folder
 from bundle.inference.failures import Failures
 from bundle.inference.mask_layout import VOLUME_FORM, MaskLayout, mask_form
 from bundle.inference.mask_table import MaskTable
-from bundle.inference.scores import PREDICTED_DICE, PRESENCE
+from bundle.inference.scores import ALL_SCORES
 from bundle.inference.summary import print_summary
 from bundle.predictor.image_result import ImageResult
 from bundle.predictor.predictor import Predictor
@@ -113,9 +113,11 @@ class ResultFolder:
 
     def _write(self, image: str, result: Any) -> None:
         result.save(self.masks.filename(subject=image))
+        intervals = result.quality_interval if isinstance(result, ImageResult) else {}  # volumes have none
+        low, high = ({name: ends[place] for name, ends in intervals.items()} for place in (0, 1))
         scores = {
             key: {name: round(value, 4) for name, value in known.items()}
-            for key, known in ((PRESENCE, result.presence), (PREDICTED_DICE, result.quality))
+            for key, known in zip(ALL_SCORES, (result.presence, result.quality, low, high), strict=True)
         }
         if isinstance(result, ImageResult):
             maps = result.mask.reshape(-1, *result.mask.shape[-2:]).swapaxes(1, 2)  # columns are x

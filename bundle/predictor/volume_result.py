@@ -45,7 +45,7 @@ class VolumeResult:
         mask: the label map on the grid of the file, (X, Y, Z) uint8; (K, X, Y, Z) where several classes may overlap.
         affine: from voxels to millimeters, right, anterior, superior, (4, 4).
         presence: the probability that an object of each class is there; {} where the network was not trained for it.
-        quality: the Dice that the network predicts for each mask; {} where it was not trained for it.
+        quality: the Dice that is expected of each mask, see `bundle.inference.scores`; {} where the network has none.
         prediction: the mask as MONAI's transforms take it, (1, X, Y, Z) or (K, X, Y, Z), with its metadata.
     """
 

@@ -29,9 +29,11 @@ from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp import lora, state_dicts
 from bundle.sam_sp.arguments import require_choice, require_prompting, require_sizes
 from bundle.sam_sp.classes import probabilities
+from bundle.sam_sp.components import is_recorded
 from bundle.sam_sp.each_object import decode_each
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.presence import SCORES, empty_absent, require_presence_threshold
+from bundle.sam_sp.quality import QualityEstimate, quality_features
 from bundle.sam_sp.self_prompt import COMPONENTS, EACH, boxes_from_mask
 from bundle.sam_sp.simulated_user import simulate_correction
 from bundle.sam_sp.trained_parts import TRAINABLE, set_trainable_parameters
@@ -77,6 +79,9 @@ class SamSP(nn.Module):
         presence_threshold: in evaluation mode y1 is emptied where the presence of its class is below; 0 for never.
     """
 
+    # Estimates the Dice of a mask; what builds or fits a network sets it, see `bundle.sam_sp.quality`.
+    quality: QualityEstimate | None = None
+
     def __init__(
         self,
         sam: str = "vit_tiny",
@@ -111,14 +116,11 @@ class SamSP(nn.Module):
         self.image_size = image_size
         self.input = spec.input if input is None else input
         get_kind(self.input)
-        self.num_classes = num_classes
-        self.exclusive = exclusive
+        self.num_classes, self.exclusive = num_classes, exclusive
         self.stride = spec.embedding_stride // 4
         self.prompt = prompt
-        self.prompt_threshold = prompt_threshold
-        self.prompt_margin = prompt_margin
-        self.prompt_component = prompt_component
-        self.max_objects = max_objects
+        self.prompt_threshold, self.prompt_margin = prompt_threshold, prompt_margin
+        self.prompt_component, self.max_objects = prompt_component, max_objects
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
@@ -180,9 +182,14 @@ class SamSP(nn.Module):
         iou, presence = scores.unbind(dim=-1)
         boxes_xyxy = self.self_prompt(initial) if expert_xyxy is None else expert_xyxy
         if self.prompt == "self" and self.prompt_component == EACH and expert_xyxy is None:
-            return decode_each(self, embedding, initial, boxes_xyxy)._replace(presence=presence)
-        refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
-        return SamSPOutput(initial, refined, boxes_xyxy, iou, presence=presence)
+            output = decode_each(self, embedding, initial, boxes_xyxy)
+        else:
+            refined, iou = (initial, iou) if self.prompt == "none" else self.decode(embedding, boxes_xyxy)
+            output = SamSPOutput(initial, refined, boxes_xyxy, iou)
+        output = output._replace(presence=presence)
+        if self.training or expert_xyxy is not None or is_recorded():
+            return output
+        return output._replace(features=quality_features(embedding, output, self.exclusive))
 
     def correct(self, embedding: torch.Tensor, output: SamSPOutput, corrections: UserPrompts) -> SamSPOutput:
         """Decode y1 again where a user gave prompts, see `apply_user_prompts`."""
@@ -200,15 +207,12 @@ class SamSP(nn.Module):
     def decode(
         self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) for each image and class.
+        """Return M(E(x), P(prompt)) for each image and class: logits (B, K, 4H, 4W) and predicted IoU (B, K).
 
         Args:
             embedding: E(x), (B, C, H, W).
             boxes_xyxy: (B, K, 4) in input pixels, or None for no box.
             clicks: points and the mask that they correct, with B * K rows, or None.
-
-        Returns:
-            logits (B, K, 4H, 4W) and predicted IoU (B, K).
         """
         logits, scores = self._decode_classes(embedding, boxes_xyxy, clicks)
         return logits, scores[..., 0]
@@ -229,16 +233,13 @@ class SamSP(nn.Module):
     def decode_class(
         self, embedding: torch.Tensor, class_index: int, box_xyxy: torch.Tensor | None, clicks: Clicks | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) for one image and class.
+        """Return M(E(x), P(prompt)) for one image and class: logits (1, 1, 4H, 4W) and predicted IoU (1, 1).
 
         Args:
             embedding: E(x), (1, C, H, W).
             class_index: index of the class, from 0.
             box_xyxy: (1, 4) in input pixels, or None.
             clicks: with one row, or None.
-
-        Returns:
-            logits (1, 1, 4H, 4W) and predicted IoU (1, 1).
         """
         token = None if self.class_tokens is None else self.class_tokens.weight[class_index : class_index + 1]
         return self.decode_rows(embedding, token, box_xyxy, clicks)

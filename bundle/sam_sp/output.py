@@ -37,6 +37,8 @@ class SamSPOutput(NamedTuple):
     corrected: torch.Tensor | None = None  # in training with a simulated user: the logits after a correction of y1
     presence: torch.Tensor | None = None  # logits that the object is in the image, (B, K), from the pass of y0
     objects: Objects | None = None  # with ``prompt_component: each``
+    # in evaluation mode, see `bundle.sam_sp.quality.quality_features`, (B, K, F); NaN where a user's prompt gave y1
+    features: torch.Tensor | None = None
 
 
 def boxes_of_image(output: SamSPOutput, image: int) -> list[list[list[float]]]:

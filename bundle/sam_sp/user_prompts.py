@@ -105,7 +105,7 @@ def apply_user_prompts(
     prompt keeps the parts of y1 that were right.
 
     A box, or a point in the object, says that the object is there: its presence becomes `SHOWN`, and its mask is not
-    emptied. A point beside it does not.
+    emptied. A point beside it does not. The features of these masks become NaN: nobody fitted an estimate for them.
 
     Args:
         decode_class: decodes prompts for one image and class.
@@ -116,6 +116,7 @@ def apply_user_prompts(
     refined, boxes_xyxy, iou = output.refined.clone(), output.boxes_xyxy.clone(), output.iou.clone()
     presence = None if output.presence is None else output.presence.clone()
     objects = None if output.objects is None else output.objects._replace(valid=output.objects.valid.clone())
+    features = None if output.features is None else output.features.clone()
     for (image, index), prompt in prompts.items():
         row = embedding[image : image + 1]
         box = None if prompt.box_xyxy is None else boxes_xyxy.new_tensor([prompt.box_xyxy])
@@ -132,4 +133,8 @@ def apply_user_prompts(
             presence[image, index] = SHOWN
         if objects is not None:
             objects.valid[image, index] = False  # y1 is no longer theirs
-    return output._replace(refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, presence=presence, objects=objects)
+        if features is not None:
+            features[image, index] = torch.nan  # nor is it one whose Dice can be estimated
+    return output._replace(
+        refined=refined, boxes_xyxy=boxes_xyxy, iou=iou, presence=presence, objects=objects, features=features
+    )

@@ -31,8 +31,8 @@ from bundle.core.tensors import unwrap
 from bundle.data.datalists import load_datalists, stems_sha256
 from bundle.sam.input_kinds import get_kind
 from bundle.sam_sp.network import SamSP
+from bundle.training.calibration import Calibrated, Calibration
 from bundle.training.checkpoints import BEST
-from bundle.training.presence_threshold import PresenceThreshold
 
 
 class Publisher:
@@ -54,7 +54,7 @@ class Publisher:
         labels: names of the classes, from "1".
         volume: settings for volumes, see `bundle.checkpoints.volume_settings.volume_settings`; None for images.
         weights: weights that the training starts from; ``model.json`` then records their trainings.
-        presence: chooses the threshold of the presence, where it was trained.
+        calibration: fits on validation images what a network says about its masks.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Publisher:
         labels: Mapping[str, str] | None = None,
         volume: Mapping[str, Any] | None = None,
         weights: str | None = None,
-        presence: PresenceThreshold | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.bundle_root = Path(bundle_root)
         self.output_dir = Path(output_dir)
@@ -79,7 +79,7 @@ class Publisher:
         self.publish = publish
         self.command = dict(command or {})
         self.labels = dict(labels or {"1": "foreground"})
-        self.volume, self.presence = volume, presence
+        self.volume, self.calibration = volume, calibration
         self.started_from = read_lineage(weights)  # read now: publishing may replace that file
         metadata = self.bundle_root / "configs" / "metadata.json"
         self.version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
@@ -96,8 +96,8 @@ class Publisher:
             raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
         if validated:
             network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
-        presence = self._choose_presence(network)
-        description = self._description(network, engine, presence)
+        fitted = Calibrated() if self.calibration is None else self.calibration.fit(network)
+        description = self._description(network, engine, fitted.facts)
         pair = write_pair(network.merged_state_dict(), description, self.output_dir / "model.pt")
         written = [pair, pair.with_suffix(".json")]
         if network.has_lora:
@@ -107,16 +107,9 @@ class Publisher:
         if published:
             target = publish_pair(pair, self.bundle_root / "models")
             written += [target, target.with_suffix(".json")]
-        self._report(written, validated, procedural, None if published else pair, presence)
+        self._report(written, validated, procedural, None if published else pair, fitted.sentences)
 
-    def _choose_presence(self, network: SamSP) -> dict[str, Any]:
-        """Set the threshold of the network; return what ``model.json`` says of it, {} without presence."""
-        if self.presence is None:
-            return {}
-        network.presence_threshold, facts = self.presence.choose(network)
-        return {"presence_validation": facts}
-
-    def _description(self, network: SamSP, engine: SupervisedTrainer, presence: Mapping[str, Any]) -> dict[str, Any]:
+    def _description(self, network: SamSP, engine: SupervisedTrainer, facts: Mapping[str, Any]) -> dict[str, Any]:
         state = self.evaluator.state
         validated = state.best_metric_epoch > 0
         return describe_network(
@@ -135,7 +128,7 @@ class Publisher:
             best_epoch=state.best_metric_epoch if validated else None,
             validation={state.key_metric_name: round(state.best_metric, 4)} if validated else None,
             version=self.version,
-            **presence,
+            **facts,
         )
 
     def _report(
@@ -144,7 +137,7 @@ class Publisher:
         validated: bool,
         procedural: bool,
         weights: Path | None,
-        presence: Mapping[str, Any],
+        fitted: Sequence[str],
     ) -> None:
         state = self.evaluator.state
         unit = "images" if self.volume is None else "volumes"
@@ -154,8 +147,7 @@ class Publisher:
             lines = [f"Best Dice of y1 on {count} {kind}: {state.best_metric:.4f} (epoch {state.best_metric_epoch})"]
         else:
             lines = [f"There were no validation {unit}: this is the last network, and it was not validated."]
-        lines += [describe_presence(facts, self.network) for facts in presence.values()]
-        lines += ["Wrote", *(f"  {path}" for path in written)]
+        lines += [*fitted, "Wrote", *(f"  {path}" for path in written)]
         if procedural:
             lines.append("The data were procedural, so models/ is unchanged.")
         if procedural or self.command.get("dataset_dir"):  # a MONAI Label server passes records without a folder
@@ -173,15 +165,3 @@ class Publisher:
         options = {"weights": weights, "dataset_dir": "FOLDER"}
         command = bundle_command("inferring", ["configs/inference.json", *volume], options, self.bundle_root)
         return [f"Next, masks of {unit} without labels (none are left for a test):", f"  {command}"]
-
-
-def describe_presence(facts: Mapping[str, Any], network: Any) -> str:
-    """Return a sentence on the threshold of the presence, from the facts of `PresenceThreshold.choose`."""
-    threshold = unwrap(network).presence_threshold
-    if threshold == 0:
-        return "Presence: no threshold separates images with and without the object, so no mask is emptied."
-    kind = "windows without any" if facts["absent_are_windows"] else "without"
-    return (
-        f"Presence: masks are emptied below {threshold:.3g}. That keeps {facts['kept']} of {facts['present']} with the "
-        f"object and empties {facts['emptied']} of {facts['absent']} {kind}."
-    )

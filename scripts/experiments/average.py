@@ -36,8 +36,7 @@ from bundle.checkpoints.network_builder import described_settings
 from bundle.core.errors import BundleError, show_errors_plainly
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
-from bundle.training.presence_threshold import PresenceThreshold
-from bundle.training.publishing import describe_presence
+from bundle.training.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,14 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network.load_state_dict(average(network, options.weights))
     parser = training_config(network, options)
     dice = validate(network, parser)
-    presence: dict[str, Any] = {}
-    if network.train_presence:
-        records, transforms = (
-            parser.get_parsed_content(key) for key in ("datalists", "train#deterministic_transforms")
-        )
-        chooser = PresenceThreshold(records["validation"], transforms)
-        network.presence_threshold, presence["presence_validation"] = chooser.choose(network)
-        print(describe_presence(presence["presence_validation"], network))
+    records, transforms = (parser.get_parsed_content(key) for key in ("datalists", "train#deterministic_transforms"))
+    fitted = Calibration(records["validation"], transforms).fit(network)
+    print("\n".join(fitted.sentences))
     described = ("labels", "volume", "intensity", "trained_on")
     description = describe_network(
         network,
@@ -67,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started_from=lineage(options.weights),
         validation={"val_dice": round(dice, 4)},
         version=json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"],
-        **presence,
+        **fitted.facts,
     )
     pair = write_pair(network.state_dict(), description, options.output_dir / "model.pt")
     print(f"Dice of y1 on the validation images: {dice:.4f}\nWrote\n  {pair}\n  {pair.with_suffix('.json')}")

@@ -31,6 +31,7 @@ from bundle.core.files import write_atomically
 from bundle.data.datalists import stems_sha256
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.quality import QualityEstimate
 from tests.networks import randomize
 
 
@@ -118,6 +119,20 @@ def test_missing_changed_and_incomplete_files(pair: Path, toy: str) -> None:
     pair.with_suffix(".json").unlink()
     with pytest.raises(BundleError, match=r"model.json is missing"):
         build_network(str(pair))
+
+
+def test_an_estimate_of_the_dice_that_cannot_be_one(pair: Path) -> None:
+    path = pair.with_suffix(".json")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    estimate = QualityEstimate(0.0, (0.0,) * 4, (0.0, 0.0), (0.0,) * 3, (1.0,) * 3, 1.0).to_json()
+    for kept, words in (
+        ({**estimate, "limit": "far"}, "expected an estimate of the Dice"),
+        ({"bias": 0}, "expected an estimate of the Dice"),
+        (estimate, "has 3 channels as quality; expected [0-9]+, those of the embedding of toy"),
+    ):
+        path.write_text(json.dumps({**described, "quality": kept}), encoding="utf-8")
+        with pytest.raises(BundleError, match=words):
+            build_network(str(pair))
 
 
 def test_training_starts_from_a_pair_at_another_size(pair: Path, toy: str) -> None:

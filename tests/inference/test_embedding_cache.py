@@ -66,7 +66,7 @@ def assert_same(found: SamSPOutput, expected: SamSPOutput) -> None:
         if value is None:
             assert other is None
         else:
-            torch.testing.assert_close(value, other, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(value, other, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_encoder_sees_an_image_once(network: SamSP) -> None:

@@ -27,6 +27,7 @@ from monai.data import MetaTensor
 from bundle.inference.failures import Failures
 from bundle.inference.mask_layout import MaskLayout
 from bundle.inference.mask_table import MaskTable
+from bundle.inference.scores import ALL_SCORES
 
 LABELS = {"2": "ulcer", "1": "polyp"}
 
@@ -67,13 +68,15 @@ def test_areas_and_pieces_of_exclusive_classes(tmp_path: Path) -> None:
     labels[0, 15:, 20:] = 2
     table = make_table(tmp_path, ["b.jpg", "a.jpg"])
     empty = prediction(torch.zeros(1, 5, 5), presence=[0.25, 1.0], predicted_dice=[float("nan")] * 2)
-    run(table, {"b.jpg": prediction(labels, presence=[0.5, 0.125], predicted_dice=[0.9, 0.8])}, {}, {"a.jpg": empty})
+    intervals = {"predicted_dice_low": [0.75, float("nan")], "predicted_dice_high": [1.0, float("nan")]}
+    marked = prediction(labels, presence=[0.5, 0.125], predicted_dice=[0.9, 0.8], **intervals)
+    run(table, {"b.jpg": marked}, {}, {"a.jpg": empty})
     expected = [
-        ["name", "class", "presence", "predicted_dice", "area", "components", "box", "problem"],
-        ["b.png", "polyp", "0.5", "0.9", "28", "2", "0 0 11 11", ""],
-        ["b.png", "ulcer", "0.125", "0.8", "50", "1", "15 20 19 29", ""],
-        ["a.png", "polyp", "0.25", "", "0", "0", "", ""],
-        ["a.png", "ulcer", "1.0", "", "0", "0", "", ""],
+        ["name", "class", *ALL_SCORES, "area", "components", "box", "problem"],
+        ["b.png", "polyp", "0.5", "0.9", "0.75", "1.0", "28", "2", "0 0 11 11", ""],
+        ["b.png", "ulcer", "0.125", "0.8", "", "", "50", "1", "15 20 19 29", ""],
+        ["a.png", "polyp", "0.25", "", "", "", "0", "0", "", ""],
+        ["a.png", "ulcer", "1.0", "", "", "", "0", "0", "", ""],
     ]
     assert rows(tmp_path) == expected
     table.conclude(Failures())
@@ -85,8 +88,8 @@ def test_classes_that_overlap_and_a_network_without_scores(tmp_path: Path) -> No
     masks[0, :4], masks[1, 2:4] = 1, 1
     run(make_table(tmp_path, ["a.jpg"], exclusive=False), {"a.jpg": MetaTensor(masks)})
     assert rows(tmp_path)[1:] == [
-        ["a.png", "polyp", "", "", "32", "1", "0 0 3 7", ""],
-        ["a.png", "ulcer", "", "", "16", "1", "2 0 3 7", ""],
+        ["a.png", "polyp", "", "", "", "", "32", "1", "0 0 3 7", ""],
+        ["a.png", "ulcer", "", "", "", "", "16", "1", "2 0 3 7", ""],
     ]
 
 
@@ -94,17 +97,9 @@ def test_volumes_are_in_cubic_millimeters_with_diagonal_neighbors_in_three_dimen
     labels = torch.zeros(1, 6, 6, 6)
     labels[0, 1, 1, 1] = labels[0, 2, 2, 2] = labels[0, 5, 5, 5] = 1
     run(make_table(tmp_path, ["a.nii.gz"], volume=True), {"a.nii.gz": MetaTensor(labels)})
-    assert rows(tmp_path)[0][4] == "volume_mm3"
-    assert rows(tmp_path)[1] == [
-        "a.nii.gz",
-        "polyp",
-        "",
-        "",
-        "72.0",
-        "2",
-        "1 1 1 5 5 5",
-        "",
-    ]  # voxels of 24 cubic millimeters
+    assert rows(tmp_path)[0][6] == "volume_mm3"
+    found = ["", "", "", "", "72.0", "2", "1 1 1 5 5 5", ""]  # voxels of 24 cubic millimeters
+    assert rows(tmp_path)[1] == ["a.nii.gz", "polyp", *found]
 
 
 def test_a_new_inference_begins_a_new_table(tmp_path: Path) -> None:
@@ -112,7 +107,7 @@ def test_a_new_inference_begins_a_new_table(tmp_path: Path) -> None:
         table = make_table(tmp_path, ["a.jpg"])
         run(table, {"a.jpg": MetaTensor(torch.full((1, 4, 4), value))})
         table.conclude(Failures())
-        assert [row[4] for row in rows(tmp_path)[1:]] == [str(16 * value), "0"]
+        assert [row[6] for row in rows(tmp_path)[1:]] == [str(16 * value), "0"]
 
 
 def test_several_processes_that_are_killed_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +117,7 @@ def test_several_processes_that_are_killed_and_go_on(tmp_path: Path, monkeypatch
     run(make_table(tmp_path, names, parts=str(parts)), {"a.jpg": MetaTensor(torch.ones(1, 2, 2))})
     part = parts / "00001.masks.csv"
     whole = part.read_text(encoding="utf-8")
-    part.write_text(whole + "b.png,polyp,,,12", encoding="utf-8")  # of 12345
+    part.write_text(whole + "b.png,polyp,,,,,12", encoding="utf-8")  # of 12345
     assert not (tmp_path / "masks.csv").exists()
 
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 0)
@@ -134,12 +129,12 @@ def test_several_processes_that_are_killed_and_go_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 1)
     second = make_table(tmp_path, names, parts=str(parts))
     run(second, {"b.jpg": MetaTensor(torch.ones(1, 4, 4)), "a.jpg": MetaTensor(torch.ones(1, 5, 5))})
-    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,16,1,0 0 3 3,\n")
+    assert part.read_text(encoding="utf-8").startswith(whole + "b.png,polyp,,,,,16,1,0 0 3 3,\n")
     second.conclude(Failures())  # only the first process writes
     assert len(rows(tmp_path)) == 7
     monkeypatch.setattr("bundle.inference.mask_table.rank", lambda: 0)
     first.conclude(Failures())
-    assert [row[4] for row in rows(tmp_path)[1::2]] == ["9", "25", "16", "0"]
+    assert [row[6] for row in rows(tmp_path)[1::2]] == ["9", "25", "16", "0"]
 
 
 def test_inputs_that_failed_have_a_row_with_the_reason(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from bundle.data.file_types import stem_of
 from bundle.data.image_files import open_mask
 from bundle.predictor import Predictor
 from bundle.sam_sp.network import SamSP
+from bundle.sam_sp.quality import QualityEstimate
 from tests.blocks import write_blocks
 from tests.conftest import ROOT
 from tests.networks import randomize
@@ -182,6 +184,34 @@ def test_scores_are_there_where_they_were_trained(dataset: Path, tmp_path: Path)
     emptied = Predictor(weights, device="cpu")(image)
     assert not emptied.mask.any() and emptied.initial.any() and emptied.quality == {}
     assert emptied.correct([10, 10, 100, 100]).mask.any()
+
+
+def test_the_quality_is_that_of_the_command(pictures: Path, tmp_path: Path) -> None:
+    weights = write_model(tmp_path, num_classes=2)
+    path = weights.with_suffix(".json")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    channels = (0.0,) * 128
+    estimate = QualityEstimate(-0.5, (0.5, 0.2, 0.3, 0.1), (-1.0, 1.0), channels, (1.0,) * 128, 1e9)
+    path.write_text(json.dumps({**described, "quality": estimate.to_json()}), encoding="utf-8")
+    by_command(weights, pictures, tmp_path / "masks")
+    with open(tmp_path / "masks" / "masks.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["name"], row["class"]): row for row in csv.DictReader(file)}
+    predictor, known = Predictor(weights, device="cpu"), set()
+    for picture in sorted(pictures.iterdir()):
+        result = predictor(picture)
+        for name in predictor.labels.values():
+            row = rows[f"{picture.stem}.png", name]
+            told = [row[f"predicted_dice{end}"] for end in ("", "_low", "_high")]
+            if name in result.quality:
+                found = [result.quality[name], *result.quality_interval[name]]
+                assert found == pytest.approx([float(value) for value in told], abs=1e-4)
+                assert found[1] < found[0] < found[2]
+                known.add(told[0])
+            else:
+                assert told == ["", "", ""]
+    assert len(known) >= 3
+    corrected = result.correct([10, 10, 40, 40], label="1")
+    assert next(iter(predictor.labels.values())) not in corrected.quality
 
 
 def test_volumes(root: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from bundle.sam.preprocessing import ResizeLongestSided
 from bundle.sam_sp.classes import masks
 from bundle.sam_sp.network import SamSP
 from bundle.training.presence_threshold import PresenceThreshold, choose_threshold
+from bundle.training.validation_pass import ValidationPass
 from tests.networks import randomize
 
 
@@ -71,6 +72,14 @@ def reader(item: dict[str, Any]) -> list[Any]:
             ResizeLongestSided(["image", "label"], 16)]  # fmt: skip
 
 
+def measure(network: SamSP, *arguments: Any) -> PresenceThreshold:
+    """The presences of the images of a `ValidationPass` with these arguments."""
+    found = PresenceThreshold()
+    for batch in ValidationPass(*arguments).batches(network):
+        found.add(network, batch)
+    return found
+
+
 @torch.no_grad()
 def test_images_without_an_object_count_and_windows_only_where_there_are_none(toy: str) -> None:
     network = randomize(SamSP(sam=toy, train_presence=True), scale=0.2).train()
@@ -86,17 +95,17 @@ def test_images_without_an_object_count_and_windows_only_where_there_are_none(to
 
     first, second, third = map(presence, images)
     window = presence(images[0][:, 20:])
-    found = PresenceThreshold(records, transforms).measure(network)
+    found = measure(network, records, transforms)
     assert not network.training
     assert found.present == pytest.approx([first, second]) and found.absent == pytest.approx([third])
     assert found.windows == pytest.approx([window]) and window != pytest.approx(first)
 
-    threshold, facts = PresenceThreshold(records, transforms).choose(network)
+    threshold, facts = found.choose()
     dice = found.dice
     assert len(dice) == 2 and all(0 <= value <= 1 for value in dice)
     assert threshold == choose_threshold([first, second], dice, [third])
     assert (facts["present"], facts["absent"], facts["absent_are_windows"]) == (2, 1, False)
-    threshold, facts = PresenceThreshold(records[:2], transforms).choose(network)
+    threshold, facts = measure(network, records[:2], transforms).choose()
     assert threshold == choose_threshold([first, second], dice, [window])
     assert (facts["absent"], facts["absent_are_windows"]) == (1, True)
     assert facts["kept"] == sum(value >= threshold for value in (first, second))
@@ -115,7 +124,7 @@ def test_of_a_volume_each_slice_and_class_counts(axis: int, toy: str) -> None:
     label[tuple(index)] = 2
     settings = {"slice_axis": axis, "slices_as_rgb": "repeat"}
     transforms = reader({"image": [volume], "label": [label]})
-    found = PresenceThreshold([{"image": 0, "label": 0}], transforms, settings).measure(network)
+    found = measure(network, [{"image": 0, "label": 0}], transforms, settings)
     assert (len(found.present), len(found.absent), found.windows) == (3 + 1, 2 * 12 - 4, [])
     place = volume.select(axis + 1, 10)  # (1, H, W) in the order of the volume; slices are transposed
     image = place.transpose(1, 2).expand(3, -1, -1)[None]

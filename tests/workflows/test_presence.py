@@ -63,7 +63,8 @@ def test_a_training_publishes_the_threshold(root: Path, dataset: Path, capsys: p
     facts = described["presence_validation"]
     assert facts["present"] >= 1 and facts["absent_are_windows"] and facts["absent"] >= 1
     said = capsys.readouterr().out
-    assert "Presence: " in said
+    assert "Presence: " in said and "Estimated Dice: none, with masks in " in said
+    assert described["quality_validation"]["used"] is False and "quality" not in described  # too few images
     threshold = described.get("presence_threshold", 0.0)
     assert (f"emptied below {threshold:.3g}" in said) if threshold else ("no mask is emptied" in said)
 
