@@ -65,7 +65,7 @@ def test_training_evaluation_and_inference_write_their_reports(
     history = json.loads((root / "output" / "history.json").read_text(encoding="utf-8"))
     best = next(row for row in history if row["epoch"] == model["best_epoch"])
     assert f"Epoch {best['epoch']} was the best: Dice of y1 {best['val_dice']:.3f} over 3 validation images." in page
-    assert page.count("<polyline") == 4  # loss, y0, y1, box IoU
+    assert page.count("<polyline") == 6  # loss, KL; y0, y1, box IoU, share of empty y0
     assert model["sha256"] in page and "image_size: 64" in page and "sam_checkpoint: random" in page
     assert "learning_rate" not in page  # as it is by default
 
