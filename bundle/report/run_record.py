@@ -30,6 +30,7 @@ from bundle.checkpoints.model_json import read_class_labels, read_description
 from bundle.core.errors import BundleError
 from bundle.core.files import read_text, write_atomically
 from bundle.core.provenance import is_procedural
+from bundle.core.settings import parse_boolean
 from bundle.data.datalists import stems_sha256
 from bundle.data.file_types import stem_of
 from bundle.data.splits import read_groups
@@ -52,8 +53,8 @@ class RunRecord:
         command: one of `COMMANDS`.
         written: date and time, of this machine.
         version: of the bundle.
-        words: of the command line, none where it was called from Python.
-        settings: those that are not the defaults.
+        words: of the command line, none where it was called from Python, or with anonymous names.
+        settings: those that are not the defaults; with anonymous names no text of them.
         machine: device, versions of the libraries.
         images: of each part of the data, how many there are.
         stems_sha256: of each part, the sha256 of its sorted stems.
@@ -110,12 +111,13 @@ def describe_run(
     records = [record for part in datalists.values() for record in part]
     stems = [stem_of(record["image"]) for record in records]
     groups = (split or {}).get("groups")
+    anonymous = parse_boolean(settings.get("anonymous_names", False), "anonymous_names")
     return RunRecord(
         command=command,
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=bundle_version,
-        words=_command_line(sys.argv),
-        settings=json.loads(json.dumps(settings, default=str)),
+        words=[] if anonymous else _command_line(sys.argv),
+        settings=json.loads(json.dumps(_without_names(settings) if anonymous else settings, default=str)),
         machine=describe_machine(device),
         images={part: len(found) for part, found in datalists.items() if found},
         stems_sha256={part: stems_sha256(found) for part, found in datalists.items() if found},
@@ -168,6 +170,11 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _without_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose texts and lists, which may name a folder of a patient, are an ellipsis."""
+    return {name: value if isinstance(value, (bool, int, float)) else "…" for name, value in settings.items()}
 
 
 def _command_line(words: Sequence[str]) -> list[str]:

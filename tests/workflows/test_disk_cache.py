@@ -56,7 +56,9 @@ def test_images_are_decoded_in_the_first_epoch_of_the_first_training(
     root: Path, dataset: Path, tmp_path: Path, computed: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     plain = train(root, tmp_path / "plain", dataset, [TRAIN], disk_cache=0)
-    assert len(computed) == 2 * (12 + 1)  # each in each epoch, and no file beside
+    assert len(computed) == 2 * (
+        12 + 1 + 1
+    )  # each in each epoch, that for validation again for its panel; no file beside
     assert not (root / "data" / "cache").exists()
     computed.clear()
     assert_equal(train(root, tmp_path / "first", dataset, [TRAIN]), plain)

@@ -210,6 +210,7 @@ def test_anonymous_names_are_in_every_result(ran: Ran) -> None:
     shared = ran.root / "shared"
     for results in ("masks", "evaluation"):
         folder = shared / results
+        assert (folder / "report.html").is_file() and (folder / "run.json").is_file()
         assert not holding(folder, IN_NAMES), results
         assert not [path for path in folder.rglob("*") if IN_NAMES in path.name]
     names = {path.stem for path in (shared / "masks").glob("*.png")}
