@@ -20,6 +20,7 @@ from bundle.data.dicom_geometry import Slice, require_axes
 from bundle.data.dicom_headers import (
     find_differences,
     item_of,
+    items_of,
     numbers_of,
     padding_of,
     require_numbers,
@@ -33,7 +34,7 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 def is_multiframe(header: Any) -> bool:
     """Return whether a file describes each of its frames, or has several."""
     frames = text_of(header, "NumberOfFrames")
-    return bool(header.get(PER_FRAME)) or (frames.isdigit() and int(frames) > 1)
+    return bool(items_of(header, PER_FRAME)) or (frames.isdigit() and int(frames) > 1)
 
 
 def read_frames(header: Any, file: str) -> tuple[list[Slice], Callable[[Slice, Slice], str]]:
@@ -42,7 +43,7 @@ def read_frames(header: Any, file: str) -> tuple[list[Slice], Callable[[Slice, S
     Raises:
         BundleError: frames have no place, or are not as many as the file says.
     """
-    groups = list(header.get(PER_FRAME) or [])
+    groups = items_of(header, PER_FRAME)
     shared = item_of(header, SHARED)
     count = text_of(header, "NumberOfFrames") or "1"
     if not groups:

@@ -68,7 +68,7 @@ def text_of(header: Any, keyword: str) -> str:
     """Return an attribute as text, "" where it is missing or empty or cannot be decoded."""
     try:
         value = header.get(keyword)
-    except Exception:  # pydicom decodes when asked, and a damaged value may raise anything
+    except Exception:  # pydicom decodes when asked, and a damaged value may raise anything, here and below
         return ""
     return "" if value is None else str(value).strip()
 
@@ -84,7 +84,7 @@ def numbers_of(header: Any, keyword: str, count: int, file: str) -> np.ndarray |
         value: Any = header.get(keyword)
         parts: list[Any] = [] if value is None or value == "" else [value] if np.isscalar(value) else list(value)
         numbers = np.array([float(part) for part in parts])
-    except (ValueError, TypeError, OverflowError):
+    except Exception:
         numbers = np.array([np.nan])
     if len(numbers) == 0:
         return None
@@ -108,8 +108,16 @@ def require_numbers(header: Any, keyword: str, count: int, file: str) -> np.ndar
 
 def item_of(header: Any, keyword: str) -> Any:
     """Return the first item of a sequence, None where there is none."""
-    items = header.get(keyword) if header is not None else None
+    items = items_of(header, keyword) if header is not None else []
     return items[0] if items else None
+
+
+def items_of(header: Any, keyword: str) -> list[Any]:
+    """Return the items of a sequence, none where it is missing or cannot be decoded."""
+    try:
+        return list(header.get(keyword) or [])
+    except Exception:
+        return []
 
 
 def thickness_of(header: Any) -> float | None:
@@ -149,7 +157,7 @@ def _stored_value(header: Any, keyword: str, bits: int, is_signed: bool) -> int 
         value = header.get(keyword)
         # without an explicit type pydicom leaves the two bytes as they are
         number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
-    except (ValueError, TypeError, OverflowError):
+    except Exception:
         return None
     number %= 2**bits
     return number - 2**bits if is_signed and number >= 2 ** (bits - 1) else number
@@ -164,7 +172,11 @@ def find_differences(first: Any, second: Any) -> str:
 
 
 def _leaves(header: Any) -> Iterator[tuple[str, str]]:
-    for element in header:
+    for tag in list(header.keys()):  # a loop over the header itself decodes its values
+        try:
+            element = header[tag]
+        except Exception:
+            continue
         if element.VR == "SQ":
             for item in element.value:
                 yield from _leaves(item)
