@@ -96,7 +96,9 @@ class Publisher:
             raise BundleError(f"The best validation is {self.evaluator.state.best_metric}: nothing was published.")
         if validated:
             network.load_state_dict(torch.load(self.output_dir / BEST, map_location="cpu", weights_only=True))
-        fitted = Calibrated() if self.calibration is None else self.calibration.fit(network)
+        fitted = Calibrated()
+        if self.calibration is not None and isinstance(network, SamSP):  # not a U-Net, which is for comparison
+            fitted = self.calibration.fit(network)
         description = self._description(network, engine, fitted.facts)
         pair = write_pair(network.merged_state_dict(), description, self.output_dir / "model.pt")
         written = [pair, pair.with_suffix(".json")]
