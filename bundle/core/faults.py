@@ -22,7 +22,12 @@ KILLED = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
 )
 SHARED_MEMORY = re.compile(r"out of shared memory|unable to (?:write to|resize|allocate) [^\n]*No space left on device")
-NO_MEMORY = re.compile(r"(CUDA|MPS|HIP).* out of memory|can't allocate memory|not enough memory", re.DOTALL)
+# The words of PyTorch, of C++, of the system and of oneDNN, whose layers fail in these two ways for want of memory.
+NO_MEMORY = re.compile(
+    r"(CUDA|MPS|HIP).* out of memory|can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory"
+    r"|could not (create|execute) a primitive(?! descriptor)",
+    re.DOTALL,
+)
 
 
 class WriteError(OSError):
@@ -59,7 +64,8 @@ def explain_fault(error: BaseException) -> str | None:
             f"A worker that loads data was killed (process {killed[1]}, {how}), mostly because the memory of this "
             "machine was full: lower --num_workers; 0 loads without workers."
         )
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+    lacks_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or lacks_memory or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
         return _explain_memory(text)
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" for {error.filename}" if error.filename else ""
