@@ -22,7 +22,7 @@ KILLED = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
 )
 SHARED_MEMORY = re.compile(r"out of shared memory|unable to (?:write to|resize|allocate) [^\n]*No space left on device")
-# The words of PyTorch, of C++, of the system and of oneDNN, whose layers fail in these two ways for want of memory.
+# The words of PyTorch, of C++, of the system, and of oneDNN, which mostly says so for want of memory.
 NO_MEMORY = re.compile(
     r"(CUDA|MPS|HIP).* out of memory|can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory"
     r"|could not (create|execute) a primitive(?! descriptor)",

@@ -34,7 +34,7 @@ from bundle.inference.scores import ALL_SCORES
 from bundle.inference.summary import print_summary
 from bundle.predictor.image_result import ImageResult
 from bundle.predictor.predictor import Predictor
-from bundle.report.run_record import describe_inputs, describe_run, write_record
+from bundle.report.run_record import REPORT, describe_inputs, describe_run, write_record
 
 METADATA = Path(__file__).resolve().parents[2] / "configs" / "metadata.json"
 # Folder of the overlays, in that of the masks.
@@ -108,6 +108,7 @@ class ResultFolder:
             **describe_inputs(self.masks, self.failures.items, images, volumes),
         )
         write_record(run, self.folder)
+        (self.folder / REPORT).unlink(missing_ok=True)  # one of an earlier run shows other masks
         form = VOLUME_FORM if volumes else mask_form(len(self.predictor.labels), self.exclusive)[0]
         print_summary(self.folder, self.datalist, self.failures, form)
 

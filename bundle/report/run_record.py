@@ -37,7 +37,8 @@ from bundle.data.splits import read_groups
 from bundle.inference.failures import Failure
 from bundle.inference.mask_layout import MaskLayout
 
-NAME = "run.json"
+# The record of a run, and the page that is made from it.
+NAME, REPORT = "run.json", "report.html"
 COMMANDS = ("training", "evaluation", "inference")
 # Masks of an inference that are shown over their images, and inputs that failed.
 PICTURES, MOST_FAILED = 12, 200

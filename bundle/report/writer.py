@@ -29,9 +29,8 @@ from bundle.inference.failures import Failures
 from bundle.inference.mask_layout import MaskLayout
 from bundle.report.contents import Report, read_report
 from bundle.report.figures import draw_interval
-from bundle.report.run_record import describe_inputs, describe_run, write_record
+from bundle.report.run_record import REPORT, describe_inputs, describe_run, write_record
 
-NAME = "report.html"
 TEMPLATE = "report.html.j2"
 
 
@@ -119,8 +118,8 @@ def write_report(folder: Path) -> Path:
         BundleError: the folder has no record of a run, or a file in it cannot be read.
     """
     text = render(read_report(folder))
-    write_atomically(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"))
-    return folder / NAME
+    write_atomically(folder / REPORT, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / REPORT
 
 
 def render(report: Report) -> str:

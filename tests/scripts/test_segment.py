@@ -74,7 +74,10 @@ def test_a_folder_is_segmented_as_by_the_command_and_what_fails_is_told(images: 
     broken = images / "c.png"
     broken.write_bytes(b"no picture")
     try:
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "masks" / "report.html").write_text("of an earlier run", encoding="utf-8")
         done = run(images, "--weights", weights, "--out", tmp_path / "masks", "--overlay")
+        assert not (tmp_path / "masks" / "report.html").exists()
     finally:
         broken.unlink()
     expected, found = files(tmp_path / "expected"), files(tmp_path / "masks")
