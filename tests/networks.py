@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import torch
 
-from bundle.sam.registry import SamSpec
+from bundle.sam.families.vit import VitSpec
 from bundle.sam_sp.network import SamSP
 
 # SAM's own layout at a toy size: windowed and global blocks, patch 16.
-TOY = SamSpec(
+TOY = VitSpec(
     embed_dim=32,
     depth=3,
     num_heads=2,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.checkpoints.downloads import download
@@ -24,6 +23,8 @@ from bundle.checkpoints.reader import locate
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from bundle.core.signs_of_life import working
+from bundle.sam import registry
+from bundle.sam.published import OfficialCheckpoint
 
 RANDOM = "random"
 
@@ -31,25 +32,9 @@ RANDOM = "random"
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 
-@dataclass(frozen=True)
-class OfficialCheckpoint:
-    """A file of Meta's release (Apache-2.0)."""
-
-    file: str
-    sha256: str
-    megabytes: int
-
-
+# Files of Meta's releases, by the name of their SAM.
 OFFICIAL: Mapping[str, OfficialCheckpoint] = {
-    "vit_b": OfficialCheckpoint(
-        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375
-    ),
-    "vit_l": OfficialCheckpoint(
-        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250
-    ),
-    "vit_h": OfficialCheckpoint(
-        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565
-    ),
+    sam: spec.published for sam, spec in registry.SPECS.items() if isinstance(spec.published, OfficialCheckpoint)
 }
 
 
@@ -114,7 +99,7 @@ def _require_official(sam: str, path: Path) -> None:
 
 def _download(sam: str, path: Path) -> None:
     official = OFFICIAL[sam]
-    url = BASE_URL + official.file
+    url = (official.base_url or BASE_URL) + official.file
     try:
         with working(f"Downloading {url}"):
             download(url, path, official.sha256)

@@ -20,10 +20,12 @@ import torch
 
 from bundle.core.errors import BundleError
 from bundle.sam import registry
-from bundle.sam.registry import SamSpec, get_spec
+from bundle.sam.families.vit import dimensions
+from bundle.sam.registry import get_spec
 
-# Nothing uses these: MobileSAM's classifier, and SAM's constants in older files.
-UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.|pixel_(mean|std)$")
+META = "Meta's"  # the layout without another name
+# Nothing uses these: SAM's constants in older files.
+UNUSED = re.compile(r"pixel_(mean|std)$")
 # Parts that SAM-HQ adds to SAM, in its own layout and in Hugging Face's.
 HQ = re.compile(
     r"mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature|hq_token|hq_mask_mlp"
@@ -45,7 +47,6 @@ REFUSED = (
     (r"\.lora_[AB]\.", "has adapters apart from their base: take model.pt, or run merging with the folder of adapters"),
 )
 NO_SAM = "is no SAM: expected keys such as image_encoder.patch_embed…, or vision_encoder.… of Hugging Face"
-MEDSAM = re.compile(r"(?<![a-z])medsam(?![a-z0-9])")
 
 
 class Kind(NamedTuple):
@@ -64,11 +65,12 @@ def require_usable(keys: Iterable[str], source: str) -> None:
             raise BundleError(f"{source} {sentence}.")
 
 
-def drop_unused(state: Mapping[str, torch.Tensor], source: str, plain: bool) -> dict[str, torch.Tensor]:
+def drop_unused(state: Mapping[str, torch.Tensor], sam: str, source: str, plain: bool) -> dict[str, torch.Tensor]:
     """Return a state dict without what nothing uses.
 
     Args:
         state: the weights.
+        sam: the name of their SAM.
         source: what to call them in an error.
         plain: also drop the parts of SAM-HQ, so that a plain SAM is left.
 
@@ -80,7 +82,20 @@ def drop_unused(state: Mapping[str, torch.Tensor], source: str, plain: bool) -> 
             f"{source} is a SAM-HQ, whose further parts are not supported: sam_checkpoint 'plain:{source}' takes the "
             "plain SAM in it, and leaves them out."
         )
-    return {key: value for key, value in state.items() if not UNUSED.match(key) and not HQ.match(key)}
+    unused = get_spec(sam).unused
+    return {
+        key: value
+        for key, value in state.items()
+        if not (UNUSED.match(key) or HQ.match(key) or (unused and key.startswith(unused)))
+    }
+
+
+def to_own_layout(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """Return weights in the keys of our modules, and whose layout they had."""
+    for layout in registry.LAYOUTS:
+        if layout.fits(state):
+            return layout.convert(state), layout.name
+    return dict(state), META
 
 
 def detect(state: Mapping[str, torch.Tensor], source: str, name: str) -> Kind:
@@ -97,44 +112,21 @@ def detect(state: Mapping[str, torch.Tensor], source: str, name: str) -> Kind:
     Raises:
         BundleError: it is no SAM, or one of other dimensions.
     """
-    sam = _detect_tiny_vit(state, name) if "image_encoder.patch_embed.seq.0.c.weight" in state else None
-    sam = _detect_vit(state, source) if sam is None else sam
-    if sam not in registry.SPECS:
-        raise BundleError(f"{source} is a {sam}, which is not supported; expected one of {', '.join(registry.SPECS)}.")
-    if get_spec(sam).input == "sam" and sam.startswith("vit_") and MEDSAM.search(name.lower()):
-        return Kind(sam, "medsam", "by its name")
-    return Kind(sam, get_spec(sam).input, f"as for {sam}")
+    sam = next((sam for sam, spec in registry.SPECS.items() if spec.matches(state, name)), None)
+    if sam is None:
+        raise BundleError(f"{source} {_reason(state)}.")
+    spec = get_spec(sam)
+    kind = spec.input_of(name)
+    return Kind(sam, kind, f"as for {sam}" if kind == spec.input else "by its name")
 
 
-def _detect_tiny_vit(state: Mapping[str, torch.Tensor], name: str) -> str:
-    """Return the SAM with a TinyViT: LiteMedSAM's has no classifier, and but for that the same keys as MobileSAM's."""
-    has_classifier = any(key.startswith("image_encoder.norm_head.") for key in state)
-    return "mobile_sam" if has_classifier or "mobile" in name.lower() else "lite_medsam"
-
-
-def _detect_vit(state: Mapping[str, torch.Tensor], source: str) -> str:
+def _reason(state: Mapping[str, torch.Tensor]) -> str:
+    """Return why weights are none of the SAMs, in words: of what SAM with a ViT, or of what else they are."""
     try:
-        found = _dimensions(state)
+        width, depth, heads, prompt_dim, _ = dimensions(state)
     except KeyError as error:
-        raise BundleError(f"{source} {NO_SAM}; it lacks {error.args[0]}.") from error
-    for sam, spec in registry.SPECS.items():
-        if _dimensions_of(spec) == found:
-            return sam
-    width, depth, heads, prompt_dim, _ = found
-    raise BundleError(
-        f"{source} is a SAM with {depth} blocks of width {width}, {heads} heads and prompts of width {prompt_dim}, as "
-        f"none of {', '.join(registry.SPECS)} has them; a pruned SAM, for example, cannot be used."
+        return f"{NO_SAM}; it lacks {error.args[0]}"
+    return (
+        f"is a SAM with {depth} blocks of width {width}, {heads} heads and prompts of width {prompt_dim}, as none of "
+        f"{', '.join(registry.SPECS)} has them; a pruned SAM, for example, cannot be used"
     )
-
-
-def _dimensions(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int, bool]:
-    """Return width, blocks, heads and width of the prompts, and whether patches go through a stem of convolutions."""
-    width = state["image_encoder.blocks.0.norm1.weight"].shape[0]
-    blocks = {match[1] for key in state if (match := re.match(r"image_encoder\.blocks\.(\d+)\.", key))}
-    heads = width // state["image_encoder.blocks.0.attn.rel_pos_h"].shape[1]
-    prompt_dim = state["mask_decoder.iou_token.weight"].shape[1]
-    return width, len(blocks), heads, prompt_dim, "image_encoder.patch_embed.proj.weight" not in state
-
-
-def _dimensions_of(spec: SamSpec) -> tuple[int, int, int, int, bool]:
-    return spec.embed_dim, spec.depth, spec.num_heads, spec.prompt_dim, bool(spec.stem_widths)

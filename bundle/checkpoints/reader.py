@@ -115,11 +115,9 @@ def read_located(found: Source) -> Checkpoint:
         require_matching_sha256(found.path)
     state = unwrap_state_dict(read_tensors(found.path), text)
     formats.require_usable(state, text)
-    layout = "Meta's"
-    if hugging_face.is_hugging_face(state):
-        state, layout = hugging_face.to_meta(state), "Hugging Face's"
+    state, layout = formats.to_own_layout(state)
     kind = formats.detect(state, text, found.name)
-    state = formats.drop_unused(state, text, found.plain)
+    state = formats.drop_unused(state, kind.sam, text, found.plain)
     if description is None:
         require_finite(state, text)
     else:

@@ -146,7 +146,7 @@ class PromptedSam(nn.Module):
         if self.task == "objects":
             return self.network.image_encoder(image)
         side = self.network.image_size // self.network.spec.embedding_stride
-        return image.new_zeros(len(image), self.network.spec.prompt_dim, side, side)
+        return image.new_zeros(len(image), self.network.spec.embedding_dim, side, side)
 
     def _sparse(
         self, by_box: torch.Tensor, boxes_xyxy: torch.Tensor, points_xy: list[torch.Tensor], labels: list[torch.Tensor]

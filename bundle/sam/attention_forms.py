@@ -66,10 +66,11 @@ def choose_form(form: str, x: torch.Tensor, has_few_scores: bool) -> str:
     return "plain" if torch.is_grad_enabled() else "bias"
 
 
-def require_form(form: str) -> None:
-    """Raise a `BundleError` for an unknown form."""
+def require_form(form: str) -> str:
+    """Return a form; raise a `BundleError` for an unknown one."""
     if form not in FORMS:
         raise BundleError(f"attention is '{form}', expected one of {', '.join(FORMS)}.")
+    return form
 
 
 def plain_attention(

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,11 +25,12 @@ from bundle.sam.compiled import with_any_batch
 from bundle.sam.conv_stem import ConvStem
 from bundle.sam.layers import ImageEncoderViT
 from bundle.sam.mlp import Mlp
-from bundle.sam.registry import SamSpec
-from bundle.sam.tiny_vit import TinyViT, build_tiny_vit
+
+if TYPE_CHECKING:
+    from bundle.sam.families.vit import VitSpec
 
 
-def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto") -> ImageEncoder | TinyViT:
+def build_image_encoder(spec: VitSpec, image_size: int, attention: str = "auto") -> ImageEncoder:
     """Build the image encoder E with random weights. Windowed blocks keep SAM's window, global ones see all tokens.
 
     Args:
@@ -38,8 +39,6 @@ def build_image_encoder(spec: SamSpec, image_size: int, attention: str = "auto")
         attention: the form of `bundle.sam.attention_forms.choose_form`.
     """
     require_form(attention)
-    if spec.encoder == "tiny_vit":
-        return build_tiny_vit(spec, attention)
     encoder = ImageEncoder(
         img_size=image_size,
         patch_size=spec.patch_size,

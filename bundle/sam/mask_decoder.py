@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from bundle.sam.layers import MaskDecoder, TwoWayTransformer
-from bundle.sam.registry import SamSpec
+from bundle.sam.spec import SamSpec
 
 
 class BatchedMaskDecoder(MaskDecoder):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from bundle.sam.layers import PromptEncoder
-from bundle.sam.registry import SamSpec
+from bundle.sam.spec import SamSpec
 
 
 class CachedPromptEncoder(PromptEncoder):

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -33,35 +33,26 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def fit_state_dict(
-    state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], global_blocks: Iterable[int], source: str
-) -> dict[str, torch.Tensor]:
-    """Fit weights in Meta's key layout to another image size, or raise.
+Resize = Callable[[str, torch.Tensor, torch.Size], torch.Tensor]
 
-    The absolute position table (1, H, W, C) is resized bicubically. The relative ones (2n - 1, d) are resized linearly
-    in the global blocks, which are named by their index; in windowed blocks they do not depend on the image size.
-    Nothing else may differ.
+
+def fit_state_dict(
+    state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], resize: Resize, source: str
+) -> dict[str, torch.Tensor]:
+    """Fit weights in the key layout of a network to another image size, or raise.
 
     Args:
         state: weights to load.
         reference: names and shapes expected.
-        global_blocks: indices of the blocks with global attention.
+        resize: fits a weight that depends on the image size, see `bundle.sam.spec.SamSpec.resize`. Nothing else may
+            differ.
         source: what to call ``state`` in an error, a path for example.
 
     Raises:
         BundleError: names the missing, unexpected or wrongly shaped keys.
     """
     require_same_keys(state, reference, source)
-    resizable = {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for i in global_blocks for axis in "hw"}
-    fitted: dict[str, torch.Tensor] = {}
-    for key, value in state.items():
-        shape = reference[key].shape
-        if value.shape != shape and value.ndim == len(shape) and value.shape[-1] == shape[-1]:
-            if key == "image_encoder.pos_embed":
-                value = resize_absolute_positions(value, shape[1])
-            elif key in resizable:
-                value = resize_relative_positions(value, shape[0])
-        fitted[key] = value
+    fitted = {key: resize(key, value, reference[key].shape) for key, value in state.items()}
     require_same_shapes(fitted, reference, source)
     return fitted
 

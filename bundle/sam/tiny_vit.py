@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from bundle.sam.layers import LayerNorm2d
 from bundle.sam.linear import Linear
 from bundle.sam.pieces import by_rows, in_pieces
-from bundle.sam.registry import SamSpec
 from bundle.sam.tiny_vit_attention import WindowAttention
 from bundle.sam.tiny_vit_blocks import PIECE_VALUES, ConvBn, MBConv, PatchMerging
+
+if TYPE_CHECKING:
+    from bundle.sam.families.tiny_vit import TinyVitSpec
 
 
 class StageSpec(NamedTuple):
@@ -46,11 +48,9 @@ STAGES = (
     StageSpec(160, 6, 5, 14, reduction=1),
     StageSpec(320, 2, 10, 7),
 )
-# Weights of the classifier that TinyViT was distilled with: a file may have them, and nothing uses them.
-UNUSED = ("image_encoder.norm_head.", "image_encoder.head.")
 
 
-def build_tiny_vit(spec: SamSpec, attention: str = "auto") -> TinyViT:
+def build_tiny_vit(spec: TinyVitSpec, attention: str = "auto") -> TinyViT:
     """Build the encoder with random weights; the image size is no part of it.
 
     Args:

@@ -21,10 +21,10 @@ def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise BundleError(f"{key} is '{value}', expected one of {', '.join(choices)}.")
 
 
-def require_sizes(sam: str, image_size: int, stride: int, num_classes: int, lora_rank: int) -> None:
-    """Raise a `BundleError` unless sizes are possible: ``image_size`` is a multiple of the embedding's ``stride``."""
-    if image_size < stride or image_size % stride:
-        raise BundleError(f"image_size is {image_size}, expected a multiple of {stride} for sam '{sam}'.")
+def require_sizes(sam: str, image_size: int, step: int, num_classes: int, lora_rank: int) -> None:
+    """Raise a `BundleError` unless sizes are possible: ``image_size`` is a multiple of ``step``."""
+    if image_size < step or image_size % step:
+        raise BundleError(f"image_size is {image_size}, expected a multiple of {step} for sam '{sam}'.")
     if num_classes < 1:
         raise BundleError(f"num_classes is {num_classes}, expected 1 or more.")
     if lora_rank < 1:

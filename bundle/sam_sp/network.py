@@ -16,20 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bundle.core.errors import BundleError
-from bundle.sam.image_encoder import build_image_encoder
 from bundle.sam.input_kinds import get_kind
-from bundle.sam.mask_decoder import build_mask_decoder
-from bundle.sam.prompt_encoder import build_prompt_encoder
 from bundle.sam.registry import get_spec
 from bundle.sam.state_dict import read_state_dict
 from bundle.sam_sp import lora, state_dicts
 from bundle.sam_sp.arguments import require_choice, require_prompting, require_sizes
 from bundle.sam_sp.classes import probabilities
 from bundle.sam_sp.components import is_recorded
+from bundle.sam_sp.decoding import Decoding
 from bundle.sam_sp.each_object import decode_each
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.presence import SCORES, empty_absent, require_presence_threshold
@@ -37,12 +34,12 @@ from bundle.sam_sp.quality import QualityEstimate, quality_features
 from bundle.sam_sp.self_prompt import COMPONENTS, EACH, boxes_from_mask
 from bundle.sam_sp.simulated_user import simulate_correction
 from bundle.sam_sp.trained_parts import TRAINABLE, set_trainable_parameters
-from bundle.sam_sp.user_prompts import Clicks, UserPrompts, apply_user_prompts
+from bundle.sam_sp.user_prompts import UserPrompts, apply_user_prompts
 
 PROMPTS = ("self", "none", "expert")
 
 
-class SamSP(nn.Module):
+class SamSP(Decoding):
     """Self-prompting SAM (SAM-SP, arXiv 2408.12364), which segments an image without any prompt.
 
         y0 = M(E(x), P(null));    y1 = M(E(x), P(SP(y0)))
@@ -52,10 +49,10 @@ class SamSP(nn.Module):
     SAM's and the adapters'. With K > 1 classes each has a learned token that is added to the null prompt and the box.
 
     Args:
-        sam: a name of `bundle.sam.registry`: "vit_tiny", "vit_b", "vit_l", "vit_h", "lite_medsam" or "mobile_sam".
+        sam: a name of `bundle.sam.registry`, such as "vit_tiny", "vit_b", "lite_medsam" or "sam2_hiera_tiny".
         checkpoint: weights of SAM in Meta's layout to start from, or the path of such a file; None for random
             weights. `bundle.checkpoints.reader` brings other files into that layout.
-        image_size: S, a multiple of the stride of the embedding; by default that of the SAM's own training.
+        image_size: S, a multiple of the SAM's own step; by default that of the SAM's own training.
         input: what an image becomes on its way into the network, see `bundle.sam.input_kinds`; by default the kind of
             this SAM. It belongs to the weights: MedSAM is a "vit_b" with the input "medsam".
         num_classes: K.
@@ -110,7 +107,7 @@ class SamSP(nn.Module):
         require_choice("trainable", trainable, TRAINABLE)
         require_choice("prompt", prompt, PROMPTS)
         require_choice("prompt_component", prompt_component, COMPONENTS)
-        require_sizes(sam, image_size, spec.embedding_stride, num_classes, lora_rank)
+        require_sizes(sam, image_size, spec.size_step, num_classes, lora_rank)
         require_prompting(prompt_threshold, prompt_margin, max_objects)
         self.sam, self.spec = sam, spec
         self.image_size = image_size
@@ -124,10 +121,10 @@ class SamSP(nn.Module):
         self.train_iou, self.train_presence = train_iou, train_presence
         self.presence_threshold = require_presence_threshold(presence_threshold)
 
-        self.image_encoder: Any = build_image_encoder(spec, image_size, attention)
+        self.image_encoder: Any = spec.build_image_encoder(image_size, attention)
         self.image_encoder.checkpointing = checkpointing
-        self.prompt_encoder = build_prompt_encoder(spec, image_size)
-        self.mask_decoder = build_mask_decoder(spec)
+        self.prompt_encoder = spec.build_prompt_encoder(image_size)
+        self.mask_decoder = spec.build_mask_decoder()
         self.class_tokens = nn.Embedding(num_classes, spec.prompt_dim) if num_classes > 1 else None
         if checkpoint is not None:
             source = "checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
@@ -135,7 +132,7 @@ class SamSP(nn.Module):
             self.load_base(state, source, new_classes=True)
         if trainable == "lora":
             lora.add_lora(self.image_encoder, lora_rank, lora_alpha)
-        set_trainable_parameters(self, trainable, prompt, train_iou or train_presence)
+        set_trainable_parameters(self, trainable, prompt, train_iou, train_presence)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor | None = None) -> SamSPOutput | torch.Tensor:
         """image (B, 3, S, S), prepared as its `input` says -> `SamSPOutput` (training) or logits (B, K, S, S).
@@ -203,68 +200,6 @@ class SamSP(nn.Module):
     def first_mask(self, initial: torch.Tensor) -> torch.Tensor:
         """Return the pixels of y0 (B, K, h, w) that a box is drawn around, bool."""
         return probabilities(initial.detach().float(), self.exclusive) > self.prompt_threshold
-
-    def decode(
-        self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) for each image and class: logits (B, K, 4H, 4W) and predicted IoU (B, K).
-
-        Args:
-            embedding: E(x), (B, C, H, W).
-            boxes_xyxy: (B, K, 4) in input pixels, or None for no box.
-            clicks: points and the mask that they correct, with B * K rows, or None.
-        """
-        logits, scores = self._decode_classes(embedding, boxes_xyxy, clicks)
-        return logits, scores[..., 0]
-
-    def _decode_classes(
-        self, embedding: torch.Tensor, boxes_xyxy: torch.Tensor | None, clicks: Clicks | None = None, scores: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits as `decode`, and the first outputs of the head that predicts the IoU, (B, K, scores)."""
-        b, k = embedding.shape[0], self.num_classes
-        boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(b * k, 4)
-        tokens = None
-        if self.class_tokens is not None:
-            tokens = self.class_tokens.weight.repeat(b, 1)
-            embedding = embedding.repeat_interleave(k, dim=0)
-        logits, values = self.decode_rows(embedding, tokens, boxes, clicks, scores)
-        return logits.reshape(b, k, *logits.shape[-2:]), values.reshape(b, k, scores)
-
-    def decode_class(
-        self, embedding: torch.Tensor, class_index: int, box_xyxy: torch.Tensor | None, clicks: Clicks | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) for one image and class: logits (1, 1, 4H, 4W) and predicted IoU (1, 1).
-
-        Args:
-            embedding: E(x), (1, C, H, W).
-            class_index: index of the class, from 0.
-            box_xyxy: (1, 4) in input pixels, or None.
-            clicks: with one row, or None.
-        """
-        token = None if self.class_tokens is None else self.class_tokens.weight[class_index : class_index + 1]
-        return self.decode_rows(embedding, token, box_xyxy, clicks)
-
-    def decode_rows(
-        self,
-        embedding: torch.Tensor,
-        tokens: torch.Tensor | None,
-        boxes: torch.Tensor | None,
-        clicks: Clicks | None,
-        scores: int = 1,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M(E(x), P(prompt)) of N rows, with class tokens (N, C): logits (N, 1, 4H, 4W), IoU (N, scores)."""
-        points, mask = (None, None) if clicks is None else ((clicks.xy, clicks.label), clicks.mask)
-        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=mask)
-        n = embedding.shape[0]  # not len(): a trace would record it as a constant
-        sparse, dense = sparse.expand(n, -1, -1), dense.expand(n, -1, -1, -1)  # the null prompt has one row
-        if tokens is not None:
-            sparse = torch.cat([tokens[:, None], sparse], dim=1)
-        return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, scores=scores)
-
-    def upsample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Low-resolution logits (B, K, h, w) -> (B, K, S, S), bilinear as in SAM."""
-        size = (self.image_size, self.image_size)
-        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
     @property
     def has_lora(self) -> bool:

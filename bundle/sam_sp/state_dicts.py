@@ -19,7 +19,6 @@ import torch
 
 from bundle.core.errors import BundleError
 from bundle.sam.state_dict import fit_state_dict, require_same_keys, require_same_shapes
-from bundle.sam.tiny_vit import UNUSED
 from bundle.sam_sp import lora
 
 if TYPE_CHECKING:
@@ -51,12 +50,12 @@ def fit_base(
         BundleError: names the keys that are missing, unexpected or of another shape.
     """
     reference = merged_state_dict(network)
-    state = {key: value for key, value in state.items() if key in reference or not key.startswith(UNUSED)}
+    state = {key: value for key, value in state.items() if key in reference or not key.startswith(network.spec.unused)}
     if new_classes:
         kept = {key: value for key, value in reference.items() if key in CLASS_TOKENS}
         state = {key: value for key, value in state.items() if key not in CLASS_TOKENS} | kept
     _require_same_classes(state, reference, source)
-    fitted = fit_state_dict(state, reference, network.spec.global_blocks, source)
+    fitted = fit_state_dict(state, reference, network.spec.resize, source)
     if network.has_lora:
         fitted = lora.split_state_dict(network.image_encoder, fitted)
         lora.reset_lora(network.image_encoder)

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 TRAINABLE = ("lora", "decoder", "full")
 # Parameters outside the encoder that the loss reaches. They include the IoU token because all output tokens attend to
@@ -28,21 +28,27 @@ TRAINED_PARTS = (
 )
 # The two corners of a box; without a self-prompt no loss reaches them.
 TRAINED_WITH_BOX = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
-# The head that predicts the IoU of a mask and the presence; it is trained only if the loss has a term for either.
-TRAINED_WITH_SCORES = ("mask_decoder.iou_prediction_head.",)
+# The head that predicts the IoU of a mask; it is trained only if the loss has a term for it. So is the head of the
+# presence, which may be the same one.
+TRAINED_WITH_IOU = ("mask_decoder.iou_prediction_head.",)
 
 
-def set_trainable_parameters(network: nn.Module, trainable: str, prompt: str, train_scores: bool) -> None:
+def set_trainable_parameters(
+    network: Any, trainable: str, prompt: str, train_iou: bool = False, train_presence: bool = False
+) -> None:
     """Set ``requires_grad`` of each parameter: True where it is to be trained and the loss reaches it.
 
     Args:
         network: a `SamSP`.
         trainable: what to train of the encoder: "lora" its adapters, "decoder" nothing, "full" all of it.
         prompt: "none" leaves out the embeddings of a box's corners.
-        train_scores: the loss has a term for the predicted IoU or the presence.
+        train_iou: the loss has a term for the predicted IoU.
+        train_presence: the loss has a term for the presence.
     """
-    with_box = () if prompt == "none" else TRAINED_WITH_BOX
-    parts = TRAINED_PARTS + with_box + (TRAINED_WITH_SCORES if train_scores else ())
+    parts = TRAINED_PARTS + network.spec.further_trained
+    parts += () if prompt == "none" else TRAINED_WITH_BOX
+    parts += TRAINED_WITH_IOU if train_iou else ()
+    parts += (network.spec.presence_head,) if train_presence else ()
     for name, parameter in network.named_parameters():
         if name.startswith("image_encoder."):
             parameter.requires_grad_(trainable == "full" or (trainable == "lora" and ".lora_" in name))

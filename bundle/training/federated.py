@@ -22,21 +22,28 @@ from monai.fl.utils.filters import Filter
 from torch import nn
 
 from bundle.core.errors import BundleError
+from bundle.sam.registry import SPECS
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.trained_parts import TRAINED_PARTS, TRAINED_WITH_BOX
 
 Weights = Mapping[str, torch.Tensor]
 
 
+# Beginnings of the names of parameters that are trained outside the encoder, of all families.
+EXCHANGED = (
+    *TRAINED_PARTS,
+    *TRAINED_WITH_BOX,
+    *sorted({part for spec in SPECS.values() for part in spec.further_trained}),
+)
+
+
 def is_exchanged(name: str) -> bool:
     """Return whether sites exchange a weight: adapters, and the trained parts of prompt encoder and mask decoder."""
-    return ".lora_" in name or name.startswith((*TRAINED_PARTS, *TRAINED_WITH_BOX))
+    return ".lora_" in name or name.startswith(EXCHANGED)
 
 
 # The names of all other weights as a regular expression, for NVFlare's server.
-NOT_EXCHANGED = (
-    r"^(?!.*\.lora_)(?!" + "|".join(name.replace(".", r"\.") for name in (*TRAINED_PARTS, *TRAINED_WITH_BOX)) + ").*$"
-)
+NOT_EXCHANGED = r"^(?!.*\.lora_)(?!" + "|".join(name.replace(".", r"\.") for name in EXCHANGED) + ").*$"
 
 
 def require_exchanged(network: nn.Module) -> None:

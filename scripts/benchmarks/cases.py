@@ -259,7 +259,7 @@ def initial_logits(network: SamSP, image: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def output_differences(sam: str, image_size: int) -> dict[str, float]:
     """Return the largest absolute difference of merged inference from the reference with the same weights."""
-    if get_spec(sam).encoder == TINY_VIT:
+    if get_spec(sam).family == TINY_VIT:
         return {"embedding": encoder_difference(sam, image_size, random_image(image_size))}
     case, image = Case("difference", sam, image_size, "merged"), random_image(image_size)
     network, reference = build_network(case).merge_lora().eval(), merged_reference(source_network(sam, image_size))

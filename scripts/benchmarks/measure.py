@@ -30,8 +30,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bundle.sam.families import vit
+from bundle.sam.families.vit import VitSpec
 from bundle.sam.linear import linear
-from bundle.sam.registry import SamSpec, get_spec
+from bundle.sam.registry import get_spec
 from scripts.benchmarks.cases import Case, Step, make_step
 from scripts.benchmarks.reference import ReferenceSam
 
@@ -70,7 +72,7 @@ def peak_memory_mib(case: Case) -> float | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    warm = case.sam if get_spec(case.sam).encoder == "tiny_vit" else "vit_tiny"
+    warm = case.sam if get_spec(case.sam).family == "tiny_vit" else "vit_tiny"
     make_step(Case(case.task, warm, 64, case.implementation))()
     step = make_step(case)
     gc.collect()
@@ -215,7 +217,7 @@ def encoder_gflop(sam: str, image_size: int) -> float:
     Stem, projections, MLP, relative positions, scores, weighted values and neck. In a windowed block each real token
     attends to all positions of its window, as in SAM.
     """
-    spec = get_spec(sam)
+    spec = vit.SPECS[sam]
     with torch.device("meta"):
         encoder = ReferenceSam(spec, image_size).image_encoder
         image = torch.empty(1, 3, image_size, image_size)
@@ -226,7 +228,7 @@ def encoder_gflop(sam: str, image_size: int) -> float:
     return (counter.get_total_flops() + blocks) / 1e9
 
 
-def _block_flop(spec: SamSpec, side: int, is_global: bool) -> int:
+def _block_flop(spec: VitSpec, side: int, is_global: bool) -> int:
     reach = side if is_global else spec.window_size  # a token attends to reach x reach others
     layers = 2 * (3 + 1 + 4 + 4) * spec.embed_dim**2
     attention = 2 * 2 * reach**2 * spec.embed_dim

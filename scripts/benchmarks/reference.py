@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from bundle.sam.conv_stem import ConvStem
-from bundle.sam.registry import SamSpec
+from bundle.sam.families.vit import VitSpec
 from bundle.sam_sp import lora
 from bundle.sam_sp.network import SamSP
 
@@ -57,7 +58,7 @@ class ReferenceSam(nn.Module):
         image_size: S.
     """
 
-    def __init__(self, spec: SamSpec, image_size: int) -> None:
+    def __init__(self, spec: VitSpec, image_size: int) -> None:
         super().__init__()
         tokens = image_size // spec.patch_size
         self.image_size = image_size
@@ -132,14 +133,14 @@ class UpsampledDice(nn.Module):
 
 def merged_reference(network: SamSP) -> ReferenceSam:
     """Return the reference with the weights of a network, adapters merged."""
-    reference = ReferenceSam(network.spec, network.image_size)
+    reference = ReferenceSam(cast(VitSpec, network.spec), network.image_size)
     reference.load_state_dict(network.merged_state_dict(), strict=True)
     return reference.eval()
 
 
 def adapted_reference(network: SamSP, rank: int) -> ReferenceSam:
     """Return the reference with the base weights and the adapters of a network, ready for training."""
-    reference = ReferenceSam(network.spec, network.image_size)
+    reference = ReferenceSam(cast(VitSpec, network.spec), network.image_size)
     reference.load_state_dict(base_state_dict(network), strict=True)
     reference.add_lora(rank)
     with torch.no_grad():

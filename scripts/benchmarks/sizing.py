@@ -29,7 +29,7 @@ from functools import cache
 
 import torch
 
-from bundle.sam.registry import get_spec
+from bundle.sam.families import vit
 from bundle.sam_sp.network import SamSP
 from bundle.training.federated import is_exchanged
 from scripts.benchmarks.measure import encoder_gflop
@@ -73,7 +73,7 @@ def parameters(sam: str) -> tuple[int, int]:
 
 def activation_bytes(sam: str, image_size: int, checkpointing: bool = False, half: bool = False) -> float:
     """Return the bytes of the activations of one image in a training step."""
-    spec = get_spec(sam)
+    spec = vit.SPECS[sam]
     tensor = (image_size // spec.patch_size) ** 2 * spec.embed_dim * 4
     kept = spec.depth + KEPT_PER_BLOCK if checkpointing else KEPT_PER_BLOCK * spec.depth
     return (kept * tensor + FIXED_MIB * MIB) * (0.5 if half else 1.0)

@@ -116,7 +116,7 @@ def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, s
     for number, sam in enumerate(options.sam or NETWORKS):
         sizes = options.sizes or (QUICK_SIZES.get(sam, (512,)) if options.quick else SIZES)
         for size in sizes:
-            is_tiny = get_spec(sam).encoder == "tiny_vit"
+            is_tiny = get_spec(sam).family == "tiny_vit"
             tasks = [part for part in parts if part == "difference" or part in IMPLEMENTATIONS]
             tasks = [part for part in tasks if part == "difference" or (part in TINY_TASKS) == is_tiny]
             groups += [(t, sam, size) for t in tasks if t != "forms" or (number == 0 and size == max(sizes))]
@@ -134,7 +134,7 @@ def measure_group(
     if task == "difference":
         report("")
         differences = output_differences(sam, size)
-        if size <= LARGEST_DIFFERENCE and get_spec(sam).encoder == "vit":
+        if size <= LARGEST_DIFFERENCE and get_spec(sam).family == "vit":
             differences |= training_differences(sam, size)
         return [{"task": task, "sam": sam, "image_size": size, "difference": differences}]
     cases = cases_of(task, sam, size)

@@ -179,13 +179,13 @@ def test_official_layout_loads_strictly(name: str) -> None:
     reference = network.state_dict()
     assert {key: value.shape for key, value in reference.items()} == {k: v.shape for k, v in official.items()}
     spec = sam.get_spec(name)
-    assert fit_state_dict(official, reference, spec.global_blocks, "file").keys() == official.keys()
+    assert fit_state_dict(official, reference, spec.resize, "file").keys() == official.keys()
 
     with torch.device("meta"):
         smaller = SamSP(sam=name, image_size=256, trainable="full").state_dict()
     # the tables that are resized hold numbers, the rest stays on the meta device
     tables = {key: torch.zeros(value.shape) for key, value in official.items() if "pos" in key.split(".")[-1]}
-    fitted = fit_state_dict({**official, **tables}, smaller, spec.global_blocks, "file")
+    fitted = fit_state_dict({**official, **tables}, smaller, spec.resize, "file")
     assert {key: value.shape for key, value in fitted.items()} == {key: value.shape for key, value in smaller.items()}
 
 

@@ -22,11 +22,11 @@ from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.output import SamSPOutput
 from bundle.sam_sp.presence import ABSENT, empty_absent
-from bundle.sam_sp.trained_parts import TRAINED_WITH_SCORES
+from bundle.sam_sp.trained_parts import TRAINED_WITH_IOU
 from bundle.sam_sp.user_prompts import UserPrompt
 from tests.networks import randomize
 
-HEAD = TRAINED_WITH_SCORES[0]
+HEAD = TRAINED_WITH_IOU[0]
 
 
 def two_classes(toy: str, **settings: object) -> SamSP:

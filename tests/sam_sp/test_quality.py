@@ -40,7 +40,7 @@ def features(*measures: float, channels: tuple[float, ...] = ESTIMATE.means) -> 
 
 def estimate_for(network: SamSP) -> QualityEstimate:
     """An estimate that finds no image of this network strange."""
-    channels = (0.0,) * network.spec.prompt_dim
+    channels = (0.0,) * network.spec.embedding_dim
     return replace(ESTIMATE, means=channels, deviations=(1.0,) * len(channels), limit=float("inf"))
 
 
@@ -93,7 +93,7 @@ def test_only_masks_of_the_network_itself_have_an_estimate(toy: str) -> None:
     assert of_iou.low.isnan().all() and of_iou.high.isnan().all()
 
     network.quality = estimate_for(network)
-    assert output.features is not None and output.features.shape == (2, 2, len(MEASURES) + network.spec.prompt_dim)
+    assert output.features is not None and output.features.shape == (2, 2, len(MEASURES) + network.spec.embedding_dim)
     known = predict_dice(output, network)
     assert not torch.stack(known).isnan().any() and not torch.equal(known.dice, of_iou.dice)
     output.refined[0, 1] = -1.0  # an empty mask

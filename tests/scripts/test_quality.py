@@ -61,7 +61,7 @@ def test_the_command(
     network = randomize(SamSP(sam=toy), scale=0.2)
     labels = {"0": "background", "1": "polyp"}
     pair = write_pair(network.merged_state_dict(), describe_network(network, labels=labels), tmp_path / "model.pt")
-    channels = (0.0,) * network.spec.prompt_dim
+    channels = (0.0,) * network.spec.embedding_dim
     estimate = QualityEstimate(0.5, (1.0, 0.0, 0.0, 0.0), (-1.0, 1.0), channels, (9.0,) * len(channels), 1.0)
     monkeypatch.setattr(quality.QualityFit, "fit", lambda self, threshold: (estimate, FACTS))
     stems = tmp_path / "stems.txt"

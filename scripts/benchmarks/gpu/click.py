@@ -53,7 +53,7 @@ def make_decode(network: SamSP, name: str, precision: str, batch: int) -> Callab
     click = make_click(network, batch)
     side = network.image_size // network.spec.embedding_stride
     generator = torch.Generator(click.xy.device).manual_seed(0)
-    embedding = torch.randn(batch, network.spec.prompt_dim, side, side, device=click.xy.device, generator=generator)
+    embedding = torch.randn(batch, network.spec.embedding_dim, side, side, device=click.xy.device, generator=generator)
 
     def decode(embedding: torch.Tensor, click: Clicks) -> torch.Tensor:
         with autocast(precision, embedding.device):

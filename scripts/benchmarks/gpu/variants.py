@@ -13,13 +13,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
 from bundle.sam.compiled import compile_blocks
+from bundle.sam.families.vit import VitSpec
 from bundle.sam.image_encoder import build_image_encoder
-from bundle.sam.registry import get_spec
 from bundle.sam_sp.network import SamSP
 from scripts.benchmarks.cases import SEGMENT_ANYTHING
 from scripts.benchmarks.gpu import flex
@@ -89,7 +90,7 @@ def source_network(sam: str, image_size: int, device: torch.device) -> SamSP:
 def build_encoder(variant: Variant, source: SamSP, dtype: torch.dtype, backend: str) -> nn.Module:
     """Return the image encoder of a variant with its own copy of the source's weights."""
     device = source.mask_decoder.iou_token.weight.device
-    spec = get_spec(source.sam)
+    spec = cast(VitSpec, source.spec)
     with torch.device(device):
         if variant.is_reference:
             encoder = ReferenceSam(spec, source.image_size).image_encoder
@@ -106,7 +107,7 @@ def build_whole(variant: Variant, source: SamSP, backend: str) -> SamSP | Refere
     network: SamSP | ReferenceSam
     with torch.device(device):
         if variant.is_reference:
-            network = ReferenceSam(get_spec(source.sam), source.image_size)
+            network = ReferenceSam(cast(VitSpec, source.spec), source.image_size)
         else:
             network = SamSP(sam=source.sam, image_size=source.image_size, trainable="full")
     network.load_state_dict(source.state_dict())
