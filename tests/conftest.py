@@ -70,6 +70,19 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
+def toy2(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Register the toy SAM 2 for one test and return its name."""
+    import torch
+
+    from bundle.sam import registry
+    from tests.sam2 import TOY
+
+    monkeypatch.setattr(registry, "SPECS", {**registry.SPECS, "toy2": TOY})
+    torch.manual_seed(0)
+    return "toy2"
+
+
+@pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands that code starts be forks of a process that has imported what they import."""
     real = subprocess.run

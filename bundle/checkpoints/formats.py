@@ -35,11 +35,6 @@ HQ = re.compile(
 REFUSED = (
     (r"^(detector|tracker)\.|text_encoder|^geometry_encoder|^detr_", "is a SAM 3, which is not supported: take a SAM"),
     (
-        r"image_encoder\.trunk\.|^sam_mask_decoder\.|^memory_(encoder|attention)\.|vision_encoder\.backbone\."
-        r"|^no_memory_(embedding|positional_encoding)",
-        "is a SAM 2, which is not supported yet: take a SAM of the first kind, such as vit_b",
-    ),
-    (
         r"(?i)image_encoder\.blocks\.\d+\.\w*adapter",
         "has adapters inside its blocks, as SAM-Med2D and Medical SAM Adapter have them, for which no plain SAM has a "
         "place: take the SAM that it started from, or MedSAM",

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from bundle.sam.attention import Attention
 from bundle.sam.attention_forms import require_form
-from bundle.sam.compiled import with_any_batch
+from bundle.sam.blockwise import Blockwise
 from bundle.sam.conv_stem import ConvStem
 from bundle.sam.layers import ImageEncoderViT
 from bundle.sam.mlp import Mlp
@@ -64,34 +63,16 @@ def build_image_encoder(spec: VitSpec, image_size: int, attention: str = "auto")
     return encoder
 
 
-class ImageEncoder(ImageEncoderViT):
-    """SAM's image encoder, optionally with activation checkpointing, which keeps only the input of each block.
+class ImageEncoder(Blockwise, ImageEncoderViT):
+    """SAM's image encoder, with what `Blockwise` adds."""
 
-    With ``checkpointing`` the backward pass computes each block a second time (Chen et al., Training Deep Nets with
-    Sublinear Memory Cost). Values and gradients stay the same.
-    """
-
-    checkpointing: bool = False
-    # Of `bundle.sam.compiled.MODES`; the blocks themselves hold the compiled code.
-    compiled_for: str = "off"
+    blocks: Any
+    patch_embed: Any
+    neck: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """image (B, 3, S, S) -> embedding (B, C, S / patch, S / patch)."""
         x = self.patch_embed(x) + self.pos_embed
         for block in self.blocks:
-            run = block
-            if self.compiled_for == "inference" and torch.is_grad_enabled():
-                run = block.forward  # past the compiled code, which a call of the block would run
-            elif self.compiled_for != "off":
-                x = with_any_batch(x)
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = run(x)
+            x = self.run_block(block, x)
         return self.neck(x.permute(0, 3, 1, 2))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, whose blocks are not compiled."""
-        state = super().__getstate__()
-        state.pop("compiled_for", None)
-        return state

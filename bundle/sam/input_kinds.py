@@ -16,6 +16,7 @@ kind             size                                   values                  
 ``sam``          longer side S, antialiased bilinear    SAM's mean and deviation     Meta, MobileSAM
 ``medsam``       both sides S, a cubic spline           0..1 by the image's extremes  MedSAM
 ``lite_medsam``  longer side S, mean over areas         0..1 by the image's extremes  LiteMedSAM
+``sam2``         both sides S, antialiased bilinear     SAM's mean and deviation     SAM 2
 ===============  =====================================  ===========================  ==================
 
 What is scaled to one side only is padded with zeros at the bottom and on the right, after its values were changed.
@@ -159,6 +160,7 @@ KINDS: Mapping[str, InputKind] = {
     "sam": InputKind(square=False, resize=resize_bilinear, min_max=False),
     "medsam": InputKind(square=True, resize=resize_spline, min_max=True),
     "lite_medsam": InputKind(square=False, resize=resize_area, min_max=True),
+    "sam2": InputKind(square=True, resize=resize_bilinear, min_max=False),
 }
 
 

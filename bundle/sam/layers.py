@@ -48,6 +48,7 @@ Attention = _modeling.image_encoder.Attention
 ImageEncoderViT = _modeling.ImageEncoderViT
 LayerNorm2d = _modeling.common.LayerNorm2d
 MaskDecoder = _modeling.MaskDecoder
+MLP = _modeling.mask_decoder.MLP
 MLPBlock = _modeling.common.MLPBlock
 PromptEncoder = _modeling.PromptEncoder
 TwoWayTransformer = _modeling.TwoWayTransformer

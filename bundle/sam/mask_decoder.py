@@ -42,7 +42,7 @@ class BatchedMaskDecoder(MaskDecoder):
             sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
             dense_prompt_embeddings: (N, C, H, W).
             masks: M, the number of tokens: 1 is SAM's single mask, 4 are that and the three of an ambiguous prompt.
-            scores: outputs of the head that predicts the IoU; by default M.
+            scores: outputs of the head that predicts the IoU, of which the second is the presence; by default M.
 
         Returns:
             mask logits (N, M, 4H, 4W) and the first ``scores`` outputs of the head (N, scores): the predicted IoU.
@@ -65,8 +65,13 @@ def build_mask_decoder(spec: SamSpec) -> BatchedMaskDecoder:
     """Build the mask decoder M with random weights."""
     return BatchedMaskDecoder(
         transformer_dim=spec.prompt_dim,
-        transformer=TwoWayTransformer(
-            depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
-        ),
+        transformer=build_transformer(spec),
         iou_head_hidden_dim=spec.iou_hidden_dim,
+    )
+
+
+def build_transformer(spec: SamSpec) -> TwoWayTransformer:
+    """Build the transformer of a mask decoder with random weights."""
+    return TwoWayTransformer(
+        depth=2, embedding_dim=spec.prompt_dim, num_heads=spec.decoder_heads, mlp_dim=spec.decoder_mlp_dim
     )
