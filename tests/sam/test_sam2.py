@@ -146,23 +146,49 @@ def test_other_keys_are_refused(toy2: str, tmp_path: Path) -> None:
         SamSP(toy2, read_checkpoint(tmp_path / "less.pt").state, 64)
 
 
-def meta_names(sam: str) -> dict[str, torch.Size]:
-    """Names and shapes of `sam2`'s own network."""
-    pytest.importorskip("sam2", reason="sam2 is not installed, which is the reference")
-    from sam2.build_sam import build_sam2
-
+def meta_model(sam: str, image_size: int = 1024) -> Any:
+    """Return `sam2`'s own network with random weights, which takes the single mask always."""
+    build = pytest.importorskip("sam2.build_sam", reason="sam2 is not installed, which is the reference")
     config = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}[sam.removeprefix("sam2_hiera_")]
-    with torch.device("meta"):
-        model = build_sam2(f"configs/sam2.1/sam2.1_hiera_{config}.yaml", device="meta")
-    return {key: value.shape for key, value in model.state_dict().items()}
+    return build.build_sam2(
+        f"configs/sam2.1/sam2.1_hiera_{config}.yaml", device="cpu", apply_postprocessing=False,
+        hydra_overrides_extra=[f"++model.image_size={image_size}"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("sam", SPECS)
 def test_files_of_meta_are_read_strictly(sam: str) -> None:
     """Names and shapes of the package `sam2` itself, in every size."""
-    official = {key: torch.empty(shape, device="meta") for key, shape in meta_names(sam).items()}
+    official = meta_model(sam).state_dict()
     assert sam2_layouts.is_meta(official)
     assert {key: value.shape for key, value in sam2_layouts.from_meta(official).items()} == shapes(sam)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sam", ["sam2_hiera_tiny", pytest.param("sam2_hiera_base_plus", marks=pytest.mark.slow)])
+def test_both_passes_equal_those_of_meta(sam: str) -> None:
+    size, boxes = 128, three_boxes(128)
+    model = random_weights(meta_model(sam, size))
+    network = SamSP(sam, sam2_layouts.from_meta(model.state_dict()), size, trainable="decoder").eval()
+    whole, half, embedding = model.forward_image(images(3, size))["backbone_fpn"]
+    no_point = (torch.zeros(3, 1, 2), -torch.ones(3, 1))
+    corners = (boxes.reshape(3, 2, 2), torch.tensor([[2, 3]] * 3))
+    output = network.segment(images(3, size), boxes)
+    for points, logits in ((no_point, output.initial), (corners, output.refined)):
+        sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=None)
+        expected, _, _, presence = model.sam_mask_decoder(
+            image_embeddings=embedding + model.no_mem_embed.view(1, -1, 1, 1),
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+            repeat_image=False,
+            high_res_features=[whole, half],
+        )
+        assert expected.abs().max() > 1
+        torch.testing.assert_close(logits, expected, **EXACT)
+        if points is no_point:
+            torch.testing.assert_close(output.presence, presence, **EXACT)
 
 
 @torch.no_grad()
