@@ -27,6 +27,7 @@ from bundle.sam_sp.network import SamSP
 from bundle.sam_sp.user_prompts import UserPrompt, UserPrompts
 from bundle.training.cpu_autocast import CpuAutocastInferer
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
+from scripts.benchmarks import sam2
 from scripts.benchmarks.reference import (
     ReferenceSam,
     UpsampledDice,
@@ -53,9 +54,12 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "forms": ATTENTION_FORMS,
     TINY_VIT: (REFERENCE, "bundle"),
     TINY_SAM_SP: ("inference", "training", "training_checkpointing"),
+    sam2.ENCODER: (sam2.REFERENCE, "bundle"),
+    sam2.INFERENCE: (sam2.REFERENCE, "one_decode", "sam_sp"),
+    sam2.TRAINING: ("training", "training_checkpointing"),
 }
-# Tasks of TinyViT; all others are for SAM's ViTs.
-TINY_TASKS = (TINY_VIT, TINY_SAM_SP)
+# Tasks of one family; all others are for SAM's ViTs.
+TASKS_OF = {"tiny_vit": (TINY_VIT, TINY_SAM_SP), "sam2": (sam2.ENCODER, sam2.INFERENCE, sam2.TRAINING)}
 
 Step = Callable[[], object]
 
@@ -85,14 +89,24 @@ def make_step(case: Case) -> Step:
         "classes": _classes,
         "objects": _objects,
         "correction": _correction,
-        TINY_VIT: partial(_tiny, encoder_step),
-        TINY_SAM_SP: partial(_tiny, sam_sp_step),
+        TINY_VIT: partial(_of_image, encoder_step),
+        TINY_SAM_SP: partial(_of_image, sam_sp_step),
+        sam2.ENCODER: partial(_of_image, sam2.encoder_step),
+        sam2.INFERENCE: partial(_of_image, sam2.inference_step),
+        sam2.TRAINING: partial(_of_image, sam2.training_step),
     }
     return makers[case.task](case)
 
 
-def _tiny(make: Callable[[str, int, str, torch.Tensor], Step], case: Case) -> Step:
-    """Return a step of `scripts.benchmarks.tiny_vit`."""
+def suits(task: str, sam: str) -> bool:
+    """Return whether a task is for a SAM of this family."""
+    family = get_spec(sam).family
+    own = TASKS_OF.get(family)
+    return task in own if own else not any(task in tasks for tasks in TASKS_OF.values())
+
+
+def _of_image(make: Callable[[str, int, str, torch.Tensor], Step], case: Case) -> Step:
+    """Return a step of a module of one family."""
     return make(case.sam, case.image_size, case.implementation, random_image(case.image_size))
 
 
@@ -261,6 +275,8 @@ def output_differences(sam: str, image_size: int) -> dict[str, float]:
     """Return the largest absolute difference of merged inference from the reference with the same weights."""
     if get_spec(sam).family == TINY_VIT:
         return {"embedding": encoder_difference(sam, image_size, random_image(image_size))}
+    if get_spec(sam).family == "sam2":
+        return sam2.differences(sam, image_size, random_image(image_size))
     case, image = Case("difference", sam, image_size, "merged"), random_image(image_size)
     network, reference = build_network(case).merge_lora().eval(), merged_reference(source_network(sam, image_size))
     embedding = network.image_encoder(image) - reference.image_encoder(image)

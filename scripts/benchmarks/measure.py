@@ -72,7 +72,7 @@ def peak_memory_mib(case: Case) -> float | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    warm = case.sam if get_spec(case.sam).family == "tiny_vit" else "vit_tiny"
+    warm = "vit_tiny" if get_spec(case.sam).family == "vit" else case.sam
     make_step(Case(case.task, warm, 64, case.implementation))()
     step = make_step(case)
     gc.collect()

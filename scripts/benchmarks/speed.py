@@ -28,11 +28,11 @@ from bundle.sam.registry import SPECS, get_spec
 from scripts.benchmarks import measure, tables
 from scripts.benchmarks.cases import (
     IMPLEMENTATIONS,
-    TINY_TASKS,
     Case,
     cases_of,
     make_step,
     output_differences,
+    suits,
     training_differences,
 )
 
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.repeats = options.repeats or (2 if options.quick else 5)
     for sam in options.sam or NETWORKS:
-        patch = get_spec(sam).embedding_stride
+        patch = get_spec(sam).size_step
         if any(size % patch for size in options.sizes or ()):
             parser.error(f"--sizes: expected multiples of {patch} for {sam}")
     return options
@@ -116,9 +116,8 @@ def plan(parts: Sequence[str], options: argparse.Namespace) -> list[tuple[str, s
     for number, sam in enumerate(options.sam or NETWORKS):
         sizes = options.sizes or (QUICK_SIZES.get(sam, (512,)) if options.quick else SIZES)
         for size in sizes:
-            is_tiny = get_spec(sam).family == "tiny_vit"
             tasks = [part for part in parts if part == "difference" or part in IMPLEMENTATIONS]
-            tasks = [part for part in tasks if part == "difference" or (part in TINY_TASKS) == is_tiny]
+            tasks = [part for part in tasks if part == "difference" or suits(part, sam)]
             groups += [(t, sam, size) for t in tasks if t != "forms" or (number == 0 and size == max(sizes))]
     return groups
 

@@ -43,6 +43,9 @@ BARS = (
     Bar("training, time", "training", 512, "sam_sp", "segment_anything", "seconds", 1.03),
     Bar("TinyViT, time", "tiny_vit", 256, "bundle", "reference", "seconds", 0.4, "lite_medsam"),
     Bar("TinyViT, memory", "tiny_vit", 256, "bundle", "reference", "peak_mib", 0.5, "lite_medsam"),
+    Bar("SAM 2, time", "sam2_inference", 1024, "one_decode", "transformers", "seconds", 0.8, "sam2_hiera_tiny"),
+    Bar("SAM 2, time", "sam2_inference", 512, "one_decode", "transformers", "seconds", 0.8, "sam2_hiera_tiny"),
+    Bar("SAM 2, second pass", "sam2_inference", 1024, "sam_sp", "one_decode", "seconds", 1.06, "sam2_hiera_tiny"),
     Bar("training, memory", "training", 512, "sam_sp_checkpointing", "segment_anything", "peak_mib", 0.4),
 )
 

@@ -102,7 +102,7 @@ def test_what_the_reference_trains() -> None:
     assert sum(parameter.numel() for parameter in reference.trained_parameters()) == adapters + rest
 
 
-@pytest.mark.parametrize("task", [task for task in cases.IMPLEMENTATIONS if task not in cases.TINY_TASKS])
+@pytest.mark.parametrize("task", [task for task in cases.IMPLEMENTATIONS if cases.suits(task, "vit_tiny")])
 def test_each_step_runs_and_repeats(small: str, task: str) -> None:
     results = [[make() for _ in range(2)] for make in map(cases.make_step, cases.cases_of(task, small, 64))]
     if task == "training":
@@ -210,3 +210,31 @@ def test_steps_of_tiny_vit_run_and_repeat(implementation: str) -> None:
 def test_tiny_vit_equals_its_reference(sam: str) -> None:
     pytest.importorskip(tiny_vit.MODULES[sam][0], reason=f"{tiny_vit.MODULES[sam][1]} is not installed")
     assert cases.output_differences(sam, 64)["embedding"] < 1e-4
+
+
+def test_sam2_has_tasks_of_its_own() -> None:
+    options = benchmark.parse(["--sam", "sam2_hiera_tiny", "--sizes", "64"])
+    tasks = [task for task, _, _ in benchmark.plan(list(benchmark.PARTS), options)]
+    assert tasks == ["sam2_encoder", "sam2_inference", "sam2_training", "difference"]
+    with pytest.raises(SystemExit):
+        benchmark.parse(["--sam", "sam2_hiera_tiny", "--sizes", "48"])  # no multiple of a window
+
+
+@pytest.mark.parametrize("task", ["sam2_encoder", "sam2_inference", "sam2_training"])
+def test_steps_of_sam2_run(task: str) -> None:
+    results = {}
+    for case in cases.cases_of(task, "sam2_hiera_tiny", 64):
+        step = cases.make_step(case)
+        results[case.implementation] = step()
+    if task == "sam2_inference":
+        first, second = (results[name] for name in ("transformers", "one_decode"))
+        torch.testing.assert_close(second, first, rtol=0, atol=1e-4)
+        assert not torch.equal(results["sam_sp"], second)
+    elif task == "sam2_encoder":  # the embedding is the last of the reference's
+        torch.testing.assert_close(results["bundle"][:, :256], results["transformers"][-1], rtol=0, atol=1e-4)
+
+
+def test_sam2_equals_its_reference() -> None:
+    found = cases.output_differences("sam2_hiera_tiny", 64)
+    assert set(found) == {"y0", "y1", "largest_logit"} and found["largest_logit"] > 0
+    assert max(found["y0"], found["y1"]) < 1e-4

@@ -1,0 +1,150 @@
+# Copyright (c) The SAM-SP bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The steps of SAM 2 in the benchmark: its encoder and its inference against the modules of transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bundle.sam.families.sam2 import Sam2Spec
+from bundle.sam.registry import get_spec
+from bundle.sam.sam2_layouts import from_hugging_face
+from bundle.sam_sp.losses import SamSPLoss
+from bundle.sam_sp.network import SamSP
+from bundle.training.optimizer import ClippedAdamW, parameter_groups
+
+ENCODER, INFERENCE, TRAINING = "sam2_encoder", "sam2_inference", "sam2_training"
+REFERENCE = "transformers"
+
+
+def reference_model(spec: Sam2Spec, image_size: int, video: bool = False) -> Any:
+    """Return a `Sam2Model` of transformers of these dimensions, with its own random weights, for single masks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
+    config = describe(spec, image_size)
+    model = Sam2VideoModel(Sam2VideoConfig(**config)) if video else Sam2Model(Sam2Config(**config))
+    if not video:
+        model.prompt_encoder.shared_embedding = model.shared_image_embedding  # as `from_pretrained` ties them
+    return model.eval()
+
+
+def describe(spec: Sam2Spec, image_size: int) -> dict[str, Any]:
+    """Return the configuration of transformers for a SAM 2."""
+    widths = [spec.embed_dim * 2**stage for stage in range(len(spec.depths))]
+    return {
+        "vision_config": {
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": spec.embed_dim,
+                "num_attention_heads": spec.num_heads,
+                "blocks_per_stage": list(spec.depths),
+                "embed_dim_per_stage": widths,
+                "num_attention_heads_per_stage": [spec.num_heads * 2**stage for stage in range(len(spec.depths))],
+                "window_size_per_stage": list(spec.windows),
+                "global_attention_blocks": list(spec.global_blocks),
+                "window_positional_embedding_background_size": [spec.background] * 2,
+            },
+            "backbone_channel_list": widths[::-1],
+            "fpn_hidden_size": spec.prompt_dim,
+            "backbone_feature_sizes": [[image_size // stride] * 2 for stride in (4, 8, 16)],
+        },
+        "prompt_encoder_config": {"hidden_size": spec.prompt_dim, "image_size": image_size},
+        "mask_decoder_config": {
+            "hidden_size": spec.prompt_dim,
+            "mlp_dim": spec.decoder_mlp_dim,
+            "iou_head_hidden_dim": spec.iou_hidden_dim,
+            "dynamic_multimask_via_stability": False,
+        },
+    }
+
+
+def pair_of(sam: str, image_size: int) -> tuple[Any, SamSP]:
+    """Return the reference and a network with its weights, always the same."""
+    spec = get_spec(sam)
+    assert isinstance(spec, Sam2Spec)
+    torch.manual_seed(0)
+    model = reference_model(spec, image_size)
+    for name, value in model.named_parameters():
+        if "pos_embed" in name or "no_memory" in name:
+            nn.init.normal_(value, std=0.02)
+    return model, SamSP(sam, from_hugging_face(model.state_dict()), image_size, trainable="decoder").eval()
+
+
+def encoder_step(sam: str, image_size: int, implementation: str, image: torch.Tensor) -> Callable[[], object]:
+    """Return the step of encoder inference, of the reference or ours."""
+    model, network = pair_of(sam, image_size)
+    run = model.get_image_embeddings if implementation == REFERENCE else network.image_encoder
+
+    def step() -> object:
+        with torch.no_grad():
+            return run(image)
+
+    return step
+
+
+def inference_step(sam: str, image_size: int, implementation: str, image: torch.Tensor) -> Callable[[], object]:
+    """Return the step from image to logits: one decode without a prompt, of the reference or ours, or both passes."""
+    model, network = pair_of(sam, image_size)
+
+    def infer() -> torch.Tensor:
+        if implementation == REFERENCE:
+            return network.upsample(model(pixel_values=image, multimask_output=False).pred_masks[:, 0])
+        if implementation == "one_decode":
+            return network.upsample(network.decode(network.image_encoder(image), None)[0])
+        return network(image)
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            return infer()
+
+    return step
+
+
+def training_step(sam: str, image_size: int, implementation: str, image: torch.Tensor) -> Callable[[], object]:
+    """Return the step of a training with adapters, with or without checkpointing."""
+    torch.manual_seed(0)
+    network = SamSP(
+        sam, image_size=image_size, trainable="lora", checkpointing=implementation.endswith("checkpointing")
+    )
+    network.train()
+    loss, optimizer = SamSPLoss(exclusive=False), ClippedAdamW(parameter_groups(network, 0.05), lr=1e-4)
+    label = torch.zeros(1, 1, image_size, image_size)
+    label[..., : image_size // 2, : image_size // 3] = 1
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(image), label).backward()
+        optimizer.step()
+
+    return step
+
+
+@torch.no_grad()
+def differences(sam: str, image_size: int, image: torch.Tensor) -> dict[str, float]:
+    """Return the largest absolute differences of y0 without a prompt, and of y1 with its box, from the reference's."""
+    model, network = pair_of(sam, image_size)
+    box = torch.tensor([[[0.2, 0.3, 0.6, 0.8]]]) * image_size
+    ours = network.predict_from_embedding(network.image_encoder(image), box)
+    without, boxed = (
+        model(pixel_values=image, multimask_output=False, **prompt).pred_masks[:, 0]
+        for prompt in ({}, {"input_boxes": box})
+    )
+    return {
+        "y0": (ours.initial - without).abs().max().item(),
+        "y1": (ours.refined - boxed).abs().max().item(),
+        "largest_logit": max(without.abs().max().item(), boxed.abs().max().item()),
+    }
