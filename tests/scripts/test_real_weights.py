@@ -35,6 +35,7 @@ from scripts.experiments.real_weights.cells import can_resume
 from scripts.experiments.real_weights.embeddings import Memory, RandVariantd, Remember
 from scripts.experiments.real_weights.report import NOT_RUN, PAIRS, write_report
 from scripts.experiments.real_weights.rows import NOTHING_EXCEEDS, ROWS, TABLE, choose_rows
+from scripts.experiments.real_weights.small_images import write_small
 from tests.conftest import RECORDS, ROOT
 from tests.workflows.commands import EVALUATE, TRAIN, command
 
@@ -163,6 +164,37 @@ def test_slices_of_volumes_become_images(tmp_path: Path) -> None:
     (tmp_path / "hippocampus_val.txt").unlink()
     with pytest.raises(BundleError, match=r"hippocampus_val\.txt does not exist"):
         sources.open_data(options)
+
+
+def test_images_become_smaller_and_lose_a_little(tmp_path: Path) -> None:
+    make_demo(tmp_path / "source", count=2, seed=3)
+    image, mask = (sorted((tmp_path / "source" / kind).iterdir())[0] for kind in ("images", "masks"))
+    small = Image.open(image).convert("RGB")
+    large = small.resize((1024, 768), Image.Resampling.BICUBIC)
+    large.save(image)
+    Image.open(mask).resize(large.size, Image.Resampling.NEAREST).save(mask)
+    write_small(tmp_path / "source", tmp_path / "small")
+    found, marked = (Image.open(tmp_path / "small" / path.parent.name / f"{path.stem}.png") for path in (image, mask))
+    assert found.size == marked.size == (512, 384) and set(np.unique(np.asarray(marked))) == {0, 255}
+    expected = np.asarray(large.resize((512, 384), Image.Resampling.LANCZOS), dtype=np.float32)
+    assert 0.1 < np.abs(np.asarray(found, dtype=np.float32) - expected).mean() < 8
+    share = (np.asarray(marked) > 0).mean() / (np.asarray(Image.open(mask)) > 0).mean()
+    assert share == pytest.approx(1, abs=0.02)
+    other = sorted((tmp_path / "small" / "images").iterdir())[1]
+    assert Image.open(other).size == Image.open(sorted(image.parent.iterdir())[1]).size  # never larger
+    written = other.stat().st_mtime_ns
+    write_small(tmp_path / "source", tmp_path / "small")
+    assert other.stat().st_mtime_ns == written
+
+
+def test_polyps_as_they_traveled(words: Sequence[str], tmp_path: Path) -> None:
+    options, _ = experiment.parse([*words, "--data", "polyps_512"])
+    found = sources.open_data(options)
+    options, _ = experiment.parse([*words, "--folder", str(tmp_path / "whole")])
+    assert (found.train, found.tests) == ((plain := sources.open_data(options)).train, plain.tests)
+    assert (
+        tmp_path / "joint" / "images" / f"{found.train[0]}.png"
+    ).resolve().parent.parent.parent.name == "joint_sources"
 
 
 @pytest.fixture
