@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from bundle.procedural.demo_set import make_demo
 from bundle.sam_sp.network import SamSP
+from scripts import compare
 from scripts.experiments.polyps import data
 from scripts.experiments.real_weights import experiment, sources
 from scripts.experiments.real_weights.cells import can_resume
@@ -295,3 +297,17 @@ def test_the_page_has_what_the_records_say(tmp_path: Path) -> None:
     shutil.copy(PAGE, copy)
     write_report(RECORDS / "real_weights", copy)
     assert copy.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_command_that_compares_says_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of one seed the tables of docs/results are what `scripts.compare` prints of two evaluations."""
+    for row in ("sam_sp", "none"):
+        cell = json.loads((RECORDS / "real_weights" / "polyps_512" / f"{row}_seed0.json").read_text(encoding="utf-8"))
+        lines = [f"{number:03d}.png,{value}" for number, value in enumerate(cell["tests"]["trained"]["kvasir"]["dice"])]
+        (tmp_path / f"{row}.csv").write_text("\n".join(["filename,mean", *lines]), encoding="utf-8")
+    compare.main([str(tmp_path / "sam_sp.csv"), str(tmp_path / "none.csv")])
+    printed = re.search(r"difference +(\S+)  \((\S+) to (\S+)\)", capsys.readouterr().out)
+    assert printed is not None
+    difference, low, high = map(float, printed.groups())
+    line = f"| both: SAM-SP | `sam_sp` - `none` | {difference:+.3f} [{low:+.3f}, {high:+.3f}] |"
+    assert line in PAGE.read_text(encoding="utf-8")
