@@ -27,12 +27,14 @@ from bundle.core.tensors import strip_metadata
 from bundle.evaluation.cases import Cases, describe
 from bundle.evaluation.lesions import LesionCounts, LesionDetection
 from bundle.inference.postprocessing import PEAKS_KEY
-from bundle.inference.scores import PRESENCE
+from bundle.inference.scores import PREDICTED_DICE, PREDICTED_DICE_HIGH, PREDICTED_DICE_LOW, PRESENCE
 from bundle.inference.scores import SCORES as SCORES_KEY
 
 # Scores of a prediction, a value for each class: what the ROC takes, the first that is there.
 SCORES = {PRESENCE: "the presence", PEAKS_KEY: "the highest probability of y1"}
 MEASURES = ("label_share", "marked_share", "score")
+# Columns of what was expected without the label, where the network has an estimate.
+ESTIMATES = (PREDICTED_DICE, PREDICTED_DICE_LOW, PREDICTED_DICE_HIGH)
 
 
 class DetectionReport:
@@ -43,6 +45,7 @@ class DetectionReport:
     ``val_false_positives`` (per image), ``val_empty_marked`` and ``val_presence_roc``, means over the classes for which
     they are defined, to the metrics, and the lines of the summary to the engine's state as ``detection``.
 
+    Where the network estimates the Dice of a mask, ``detection.csv`` has the estimate and its interval beside the Dice.
     The score of the ROC is the presence, as `KeepScoresd` keeps it, or else the highest probability of a prediction.
 
     Args:
@@ -68,6 +71,7 @@ class DetectionReport:
         self.lesions.reset()
         self.files: list[str] = []
         self.measures: list[torch.Tensor] = []
+        self.estimates: list[torch.Tensor] = []
         self.score = ""
 
     def _measure(self, engine: SupervisedEvaluator) -> None:
@@ -79,6 +83,7 @@ class DetectionReport:
             self.score, score = read_score(prediction, item.get(SCORES_KEY, {}))
             shares = [(strip_metadata(mask).flatten(1) > 0).float().mean(dim=1).cpu() for mask in (label, prediction)]
             self.measures.append(torch.stack([*shares, score], dim=-1))
+            self.estimates.append(read_estimates(prediction, item.get(SCORES_KEY, {})))
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         """Write the files, and add to the metrics and the summary."""
@@ -88,8 +93,9 @@ class DetectionReport:
         for name in sorted({name for row in figures for name in row}):
             engine.state.metrics[f"val_{name}"] = float(np.mean([row[name] for row in figures if name in row]))
         engine.state.detection = list(describe(by_class, SCORES.get(self.score, ""), self.volumes))
+        estimates = torch.cat(gather(torch.stack(self.estimates)))
         if rank() == 0:
-            write_csv(self.output_dir / "detection.csv", self._rows(files, by_class))
+            write_csv(self.output_dir / "detection.csv", self._rows(files, by_class, estimates))
             write_csv(self.output_dir / "roc.csv", _roc_rows(by_class))
 
     def _cases(self, dice: torch.Tensor) -> dict[str, Cases]:
@@ -103,7 +109,10 @@ class DetectionReport:
             for index, name in enumerate(names)
         }
 
-    def _rows(self, files: Sequence[str], by_class: Mapping[str, Cases]) -> Iterator[Sequence[Any]]:
+    def _rows(
+        self, files: Sequence[str], by_class: Mapping[str, Cases], estimates: torch.Tensor
+    ) -> Iterator[Sequence[Any]]:
+        columns = [index for index in range(len(ESTIMATES)) if not estimates[..., index].isnan().all()]
         yield (
             "filename",
             "class",
@@ -112,13 +121,16 @@ class DetectionReport:
             "marked_percent",
             "dice",
             self.score or "score",
+            *(ESTIMATES[index] for index in columns),
         )
         for place, file in enumerate(files):
-            for name, cases in by_class.items():
+            for number, (name, cases) in enumerate(by_class.items()):
                 counts = (int(getattr(cases, field)[place]) for field in LesionCounts._fields)
                 shares = (f"{100 * share[place]:.4f}" for share in (cases.label_share, cases.marked_share))
                 score = f"{cases.score[place]:.6f}" if np.isfinite(cases.score[place]) else ""
-                yield file, name, *counts, *shares, f"{cases.dice[place]:.4f}", score
+                known = estimates[place, number, columns].tolist()
+                expected = (f"{value:.4f}" if np.isfinite(value) else "" for value in known)
+                yield file, name, *counts, *shares, f"{cases.dice[place]:.4f}", score, *expected
 
 
 def read_score(prediction: torch.Tensor, scores: Mapping[str, Any]) -> tuple[str, torch.Tensor]:
@@ -142,6 +154,14 @@ def read_score(prediction: torch.Tensor, scores: Mapping[str, Any]) -> tuple[str
             raise ValueError(f"A prediction has {len(values)} values of {name}, expected {classes}.")
         return name, values
     return "", torch.full((classes,), torch.nan)
+
+
+def read_estimates(prediction: torch.Tensor, scores: Mapping[str, Any]) -> torch.Tensor:
+    """Return `ESTIMATES` of a prediction (K, ...) from the scores that were kept of it, (K, 3); NaN for the unknown."""
+    classes = prediction.shape[0]
+    unknown = torch.full((classes,), torch.nan)
+    found = [torch.as_tensor(scores.get(name, unknown)).float().reshape(-1).cpu() for name in ESTIMATES]
+    return torch.stack([values if len(values) == classes else unknown for values in found], dim=-1)
 
 
 def _roc_rows(by_class: Mapping[str, Cases]) -> Iterator[Sequence[Any]]:

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from bundle.core.command_line import quote
 from bundle.data.file_types import MASK_TABLE as MASKS
 from bundle.evaluation.bootstrap import Interval, interval
+from bundle.report.calibration_figure import draw_calibration
 from bundle.report.case_figures import draw_case_figures, draw_history
 from bundle.report.failure_kinds import RULES
 from bundle.report.pictures import Overlay, Panel, PictureBudget, draw_overlays, read_panels
@@ -164,8 +165,9 @@ def _describe_cases(cases: Sequence[Case], folder: Path, record: RunRecord, part
         return {"figures": [], "measures": []}
     unit = "volume" if record.volumes else "image"
     what = _kind(record, part, part) if len(record.labels) == 1 else f"classes of {_kind(record, part, part)}"
+    drawn = [*draw_case_figures(cases, what, unit), draw_calibration(cases)]
     return {
-        "figures": [Figure(*found) for found in draw_case_figures(cases, what, unit)],
+        "figures": [Figure(*found) for found in drawn if found is not None],
         "measures": measure(folder, record.labels),
         "kinds": list(_count_kinds(cases)) if math.isfinite(cases[0].label_percent) else [],
         "groups": list(_by_group(cases)) if record.groups else [],

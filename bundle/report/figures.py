@@ -154,13 +154,28 @@ def draw_scatter(points: Sequence[Point], x_title: str, y_title: str) -> Markup:
     low, high = math.floor(min(exponents) - 1e-9), math.ceil(max(exponents) + 1e-9)
     axes = _axes(low, high, 0, 1)
     parts = [_frame(axes, list(range(low, high + 1)), ticks(0, 1), x_title, y_title, lambda value: f"{10**value:g}")]
-    for point, exponent in zip(points, exponents, strict=True):
-        x, y, title = axes.x(exponent), axes.y(point.y), f"<title>{escape(point.title)}</title>"
-        dot = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>'
-        parts.append(
-            f'<path class="failed" d="M{x:.1f},{y - 5:.1f}l5,5l-5,5l-5,-5z">{title}</path>' if point.failed else dot
-        )
+    parts += [
+        _mark(point, axes.x(exponent), axes.y(point.y)) for point, exponent in zip(points, exponents, strict=True)
+    ]
     return _svg(parts, f"{y_title} against {x_title}")
+
+
+def draw_diagonal(points: Sequence[Point], means: Sequence[tuple[float, float]], x_title: str, y_title: str) -> Markup:
+    """Draw points whose values are 0..1, the line on which both are equal, and a curve of means (x, y)."""
+    axes = _axes(0, 1, 0, 1)
+    parts = [_frame(axes, ticks(0, 1), ticks(0, 1), x_title, y_title)]
+    ends = f'x1="{axes.x(0):.1f}" y1="{axes.y(0):.1f}" x2="{axes.x(1):.1f}" y2="{axes.y(1):.1f}"'
+    parts.append(f'<line class="mark" {ends}/>')
+    parts += [_mark(point, axes.x(point.x), axes.y(point.y)) for point in points]
+    parts.append(_line([(axes.x(x), axes.y(y)) for x, y in means], "box"))
+    return _svg(parts, f"{y_title} against {x_title}")
+
+
+def _mark(point: Point, x: float, y: float) -> str:
+    title = f"<title>{escape(point.title)}</title>"
+    if point.failed:
+        return f'<path class="failed" d="M{x:.1f},{y - 5:.1f}l5,5l-5,5l-5,-5z">{title}</path>'
+    return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>'
 
 
 def draw_interval(value: Interval) -> Markup:

@@ -26,6 +26,7 @@ import numpy as np
 from bundle.core.files import read_text
 from bundle.data.file_types import stem_of
 from bundle.evaluation.bootstrap import Interval, interval, ratio_interval
+from bundle.inference.scores import PREDICTED_DICE, PREDICTED_DICE_HIGH, PREDICTED_DICE_LOW
 from bundle.report.failure_kinds import kind_of
 from bundle.training.history import HISTORY
 
@@ -68,6 +69,7 @@ class Case:
         label_percent: area of the label in % of the image; NaN, as is the next, where it was not measured.
         marked_percent: area that is marked.
         kind: of failure, see `bundle.report.failure_kinds`, or None.
+        expected: the Dice that was expected without the label and the ends of its interval; NaN where it is not known.
     """
 
     stem: str
@@ -77,6 +79,7 @@ class Case:
     label_percent: float = math.nan
     marked_percent: float = math.nan
     kind: str | None = None
+    expected: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
     @property
     def dice(self) -> float:
@@ -122,7 +125,9 @@ def _with_detection(case: Case, row: Row) -> Case:
     label, marked = float(row["label_percent"]), float(row["marked_percent"])
     lesions, found, wrong = (int(row[name]) for name in ("lesions", "found", "false_positives"))
     kind = kind_of(case.dice, lesions, found, wrong, label, marked)
-    return replace(case, label_percent=label, marked_percent=marked, kind=kind)
+    columns = (PREDICTED_DICE, PREDICTED_DICE_LOW, PREDICTED_DICE_HIGH)
+    expected, low, high = (float(row.get(name) or math.nan) for name in columns)
+    return replace(case, label_percent=label, marked_percent=marked, kind=kind, expected=(expected, low, high))
 
 
 def measure(folder: Path, labels: Sequence[str]) -> list[Measure]:

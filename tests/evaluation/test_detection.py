@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from bundle.evaluation.detection import DetectionReport, read_score
 from bundle.evaluation.metrics import dice_handler
 from bundle.inference.postprocessing import PEAKS_KEY, MarkClassesd
+from bundle.inference.scores import SCORES
 
 LEFT, RIGHT = (10, 10), (30, 10)
 Corner = tuple[int, int]
@@ -95,6 +96,19 @@ def test_one_class(tmp_path: Path) -> None:
     }  # fmt: skip
     points = [[float(row[key]) for key in list(row)[1:]] for row in rows(tmp_path / "roc.csv")]
     assert points == [[0.9, 0.5, 0], [0.7, 0.5, 0.5], [0.6, 1, 0.5], [0.2, 1, 1]]  # threshold, sensitivity, wrong
+
+
+def test_estimates_stand_beside_the_dice(tmp_path: Path) -> None:
+    """Where the network has any; of an empty mask nothing is known, and of volumes no interval."""
+    known, unknown = (item(name, masks([LEFT]), masks([LEFT]), presence=[0.9]) for name in ("known", "unknown"))
+    known[SCORES] = {"predicted_dice": torch.tensor([0.8]), "predicted_dice_low": torch.tensor([0.5])}
+    unknown[SCORES] = {"predicted_dice": torch.tensor([torch.nan])}
+    report(tmp_path, [known, unknown], labels={"1": "polyp"})
+    found = {row["filename"]: row for row in rows(tmp_path / "detection.csv")}
+    columns = list(found["known.png"])
+    assert columns[-3:] == ["presence", "predicted_dice", "predicted_dice_low"]  # nobody knows the other end
+    assert [found["known.png"][name] for name in columns[-2:]] == ["0.8000", "0.5000"]
+    assert [found["unknown.png"][name] for name in columns[-2:]] == ["", ""]
 
 
 def test_several_classes_are_told_apart(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -29,12 +30,14 @@ from bundle.core.errors import BundleError
 from bundle.core.files import sha256_of
 from bundle.procedural.demo_set import make_demo
 from bundle.sam_sp.network import SamSP
+from scripts import compare
 from scripts.experiments.polyps import data
 from scripts.experiments.real_weights import experiment, sources
 from scripts.experiments.real_weights.cells import can_resume
 from scripts.experiments.real_weights.embeddings import Memory, RandVariantd, Remember
 from scripts.experiments.real_weights.report import NOT_RUN, PAIRS, write_report
 from scripts.experiments.real_weights.rows import NOTHING_EXCEEDS, ROWS, TABLE, choose_rows
+from scripts.experiments.real_weights.small_images import write_small
 from tests.conftest import RECORDS, ROOT
 from tests.workflows.commands import EVALUATE, TRAIN, command
 
@@ -165,6 +168,37 @@ def test_slices_of_volumes_become_images(tmp_path: Path) -> None:
         sources.open_data(options)
 
 
+def test_images_become_smaller_and_lose_a_little(tmp_path: Path) -> None:
+    make_demo(tmp_path / "source", count=2, seed=3)
+    image, mask = (sorted((tmp_path / "source" / kind).iterdir())[0] for kind in ("images", "masks"))
+    small = Image.open(image).convert("RGB")
+    large = small.resize((1024, 768), Image.Resampling.BICUBIC)
+    large.save(image)
+    Image.open(mask).resize(large.size, Image.Resampling.NEAREST).save(mask)
+    write_small(tmp_path / "source", tmp_path / "small")
+    found, marked = (Image.open(tmp_path / "small" / path.parent.name / f"{path.stem}.png") for path in (image, mask))
+    assert found.size == marked.size == (512, 384) and set(np.unique(np.asarray(marked))) == {0, 255}
+    expected = np.asarray(large.resize((512, 384), Image.Resampling.LANCZOS), dtype=np.float32)
+    assert 0.1 < np.abs(np.asarray(found, dtype=np.float32) - expected).mean() < 8
+    share = (np.asarray(marked) > 0).mean() / (np.asarray(Image.open(mask)) > 0).mean()
+    assert share == pytest.approx(1, abs=0.02)
+    other = sorted((tmp_path / "small" / "images").iterdir())[1]
+    assert Image.open(other).size == Image.open(sorted(image.parent.iterdir())[1]).size  # never larger
+    written = other.stat().st_mtime_ns
+    write_small(tmp_path / "source", tmp_path / "small")
+    assert other.stat().st_mtime_ns == written
+
+
+def test_polyps_as_they_traveled(words: Sequence[str], tmp_path: Path) -> None:
+    options, _ = experiment.parse([*words, "--data", "polyps_512"])
+    found = sources.open_data(options)
+    options, _ = experiment.parse([*words, "--folder", str(tmp_path / "whole")])
+    assert (found.train, found.tests) == ((plain := sources.open_data(options)).train, plain.tests)
+    assert (
+        tmp_path / "joint" / "images" / f"{found.train[0]}.png"
+    ).resolve().parent.parent.parent.name == "joint_sources"
+
+
 @pytest.fixture
 def words(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: None) -> list[str]:
     """Options for two sets of 14 images each, with their lists, and a page."""
@@ -263,3 +297,17 @@ def test_the_page_has_what_the_records_say(tmp_path: Path) -> None:
     shutil.copy(PAGE, copy)
     write_report(RECORDS / "real_weights", copy)
     assert copy.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_command_that_compares_says_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of one seed the tables of docs/results are what `scripts.compare` prints of two evaluations."""
+    for row in ("sam_sp", "none"):
+        cell = json.loads((RECORDS / "real_weights" / "polyps_512" / f"{row}_seed0.json").read_text(encoding="utf-8"))
+        lines = [f"{number:03d}.png,{value}" for number, value in enumerate(cell["tests"]["trained"]["kvasir"]["dice"])]
+        (tmp_path / f"{row}.csv").write_text("\n".join(["filename,mean", *lines]), encoding="utf-8")
+    compare.main([str(tmp_path / "sam_sp.csv"), str(tmp_path / "none.csv")])
+    printed = re.search(r"difference +(\S+)  \((\S+) to (\S+)\)", capsys.readouterr().out)
+    assert printed is not None
+    difference, low, high = map(float, printed.groups())
+    line = f"| both: SAM-SP | `sam_sp` - `none` | {difference:+.3f} [{low:+.3f}, {high:+.3f}] |"
+    assert line in PAGE.read_text(encoding="utf-8")

@@ -60,7 +60,12 @@ from scripts.experiments.real_weights.sources import PROCEDURAL, TESTS, first_of
 RECORDS = ROOT / "scripts" / "experiments" / "records" / "real_weights"
 # For every training, besides configs/lite_medsam.json and the settings of a row: so few images need more steps.
 SETTINGS = {**POLYP_SETTINGS, "accumulation_steps": 1, **CONSTANT_ALPHA}
-FOLDERS = {"polyps": "polyps", "hippocampus": "hippocampus_slices", "procedural": "procedural_pictures"}
+FOLDERS = {
+    "polyps": "polyps",
+    "polyps_512": "polyps_512",
+    "hippocampus": "hippocampus_slices",
+    "procedural": "procedural_pictures",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

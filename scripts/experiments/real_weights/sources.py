@@ -27,6 +27,7 @@ from bundle.data.volume_files import open_volume
 from bundle.procedural.demo_set import ensure_demo
 from scripts.experiments.polyps.data import TESTS as POLYP_TESTS
 from scripts.experiments.polyps.data import Polyps, lay_out
+from scripts.experiments.real_weights.small_images import write_small
 
 # Of the order that the first images to train and to validate on are taken from.
 LIST_SEED = 0
@@ -35,16 +36,21 @@ SHARES = (0.25, 0.5, 0.75)
 PERCENTILES = (0.5, 99.5)  # of the values of a volume: black and white
 PROCEDURAL, PROCEDURAL_SEED = (600, 60, 120), 23  # to train on, to validate on, to test
 
+POLYPS_SEEN = (
+    "LiteMedSAM may have seen these images, test images included: assume that Kvasir-SEG and CVC-ClinicDB "
+    "are in its training set. No figure here says how it does on polyps that it never saw; all rows start from the "
+    "same weights, so comparisons between them stay fair."
+)
 # By the name of the data: its tests, and what to say beside every figure.
 TESTS: Mapping[str, Mapping[str, str]] = {
     "polyps": POLYP_TESTS,
+    "polyps_512": POLYP_TESTS,
     "hippocampus": {"hippocampus": "three slices of each of 40 volumes of which nothing was trained on"},
     "procedural": {"procedural": "120 procedural pictures"},
 }
 CONTAMINATION = {
-    "polyps": "LiteMedSAM may have seen these images, test images included: assume that Kvasir-SEG and CVC-ClinicDB "
-    "are in its training set. No figure here says how it does on polyps that it never saw; all rows start from the "
-    "same weights, so comparisons between them stay fair.",
+    "polyps": POLYPS_SEEN,
+    "polyps_512": POLYPS_SEEN,
     "hippocampus": "These images are in no set: this script makes them of volumes. The volumes are public (Medical "
     "Segmentation Decathlon); that LiteMedSAM saw slices of them in another form cannot be ruled out.",
     "procedural": "LiteMedSAM cannot have seen these images: a program draws them. They are no medical images.",
@@ -65,6 +71,12 @@ def first_of(stems: Sequence[str], count: int) -> list[str]:
 
 def _polyps(options: argparse.Namespace) -> Polyps:
     return lay_out(options.folder, options.kvasir, options.clinicdb, options.splits)
+
+
+def _polyps_512(options: argparse.Namespace) -> Polyps:
+    small = options.folder.with_name(f"{options.folder.name}_sources")
+    kvasir, clinicdb = (write_small(folder, small / folder.name) for folder in (options.kvasir, options.clinicdb))
+    return lay_out(options.folder, kvasir, clinicdb, options.splits)
 
 
 def _hippocampus(options: argparse.Namespace) -> Polyps:
@@ -123,6 +135,7 @@ def _procedural(options: argparse.Namespace) -> Polyps:
 
 READERS: Mapping[str, Callable[[argparse.Namespace], Polyps]] = {
     "polyps": _polyps,
+    "polyps_512": _polyps_512,
     "hippocampus": _hippocampus,
     "procedural": _procedural,
 }
