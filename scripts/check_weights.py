@@ -12,8 +12,8 @@
 
     python -m scripts.check_weights --sam sam2_hiera_tiny
 
-Takes the official file, from ``models/base``, a download or ``--sam_checkpoint``, runs both with the same weights, without
-a prompt and with a box around the middle, and prints the largest differences. The last line says what to send in.
+Takes the official file, from ``models/base``, a download or ``--sam_checkpoint``, runs both with the same weights,
+without a prompt and with a box around the middle, and prints the largest differences. The last line is what to send in.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ TOY = Sam2Spec(
 
 
 def hugging_face_model(spec: Sam2Spec, image_size: int, video: bool = False) -> Any:
-    """A model of transformers with these dimensions and random weights, which takes the single mask always, as we do."""
+    """A model of transformers with these dimensions and random weights, which takes the single mask always."""
     torch.manual_seed(0)
     model = sam2_model(spec, image_size, video)
     if not video:
