@@ -107,7 +107,7 @@ def _files_of_git(root: Path) -> list[str]:
 def _files_of_folder(root: Path) -> list[str]:
     """Return the paths of a folder that is no checkout, such as a downloaded ZIP, without what runs add."""
     paths = (path.relative_to(root) for path in root.rglob("*"))
-    bases = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "lite_medsam", "mobile_sam")
+    bases = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "lite_medsam", "mobile_sam", "sam2.1_hiera")
     added = ("models/previous/", *(f"models/base/{name}" for name in bases))
     return [
         path.as_posix()

@@ -78,7 +78,9 @@ def prepare(picture: Image.Image, network: Mapping[str, Any]) -> tuple[np.ndarra
     """
     side, kind = network["image_size"], network.get("input", "sam")
     scale = side / max(picture.size)
-    width, height = (side if kind == "medsam" else max(int(length * scale + 0.5), 1) for length in picture.size)
+    width, height = (
+        side if kind in ("medsam", "sam2") else max(int(length * scale + 0.5), 1) for length in picture.size
+    )
     if kind == "lite_medsam":
         scaled = average_areas(average_areas(np.asarray(picture, dtype=np.float64), height, 0), width, 1).round()
     else:

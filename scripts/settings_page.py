@@ -30,7 +30,10 @@ CONFIGS: Mapping[str, str] = {
     "export": "an export", "merge": "merging", "pretrain": "a pre-training", "evaluate_prompts": "its measuring",
     "unet": "a U-Net",
 }  # fmt: skip
-RECIPES = ("vit_b", "vit_l", "vit_h", "lite_medsam")
+RECIPES = (
+    "vit_b", "vit_l", "vit_h", "lite_medsam", "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus",
+    "sam2_hiera_large",
+)  # fmt: skip
 # What is on the page between two comments; the first names a config, "recipes" or "arguments".
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 

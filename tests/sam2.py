@@ -12,14 +12,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from bundle.sam.families.sam2 import Sam2Spec
 from bundle.sam_sp.network import SamSP
+from scripts.references import sam2_model
 
 # SAM 2's own layout at a toy size: windows that divide a stage and that do not, global blocks, pooled queries.
 TOY = Sam2Spec(
@@ -35,32 +34,9 @@ TOY = Sam2Spec(
 
 
 def hugging_face_model(spec: Sam2Spec, image_size: int, video: bool = False) -> Any:
-    """A `Sam2Model` of these dimensions with random weights, which takes the single mask always, as we do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
-    widths = [spec.embed_dim * 2**stage for stage in range(4)]
-    config: dict[str, Any] = {
-        "vision_config": {
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model", "hidden_size": spec.embed_dim,
-                "num_attention_heads": spec.num_heads, "blocks_per_stage": list(spec.depths),
-                "embed_dim_per_stage": widths,
-                "num_attention_heads_per_stage": [spec.num_heads * 2**stage for stage in range(4)],
-                "window_size_per_stage": list(spec.windows), "global_attention_blocks": list(spec.global_blocks),
-                "window_positional_embedding_background_size": [spec.background] * 2,
-            },
-            "backbone_channel_list": widths[::-1], "fpn_hidden_size": spec.prompt_dim,
-            "backbone_feature_sizes": [[image_size // stride] * 2 for stride in (4, 8, 16)],
-        },
-        "prompt_encoder_config": {"hidden_size": spec.prompt_dim, "image_size": image_size},
-        "mask_decoder_config": {
-            "hidden_size": spec.prompt_dim, "mlp_dim": spec.decoder_mlp_dim,
-            "iou_head_hidden_dim": spec.iou_hidden_dim, "dynamic_multimask_via_stability": False,
-        },
-    }  # fmt: skip
+    """A model of transformers with these dimensions and random weights, which takes the single mask always."""
     torch.manual_seed(0)
-    model = Sam2VideoModel(Sam2VideoConfig(**config)) if video else Sam2Model(Sam2Config(**config))
+    model = sam2_model(spec, image_size, video)
     if not video:
         # the same values in every published file
         model.prompt_encoder.shared_embedding.load_state_dict(model.shared_image_embedding.state_dict())
@@ -101,8 +77,3 @@ def to_official(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         renamed[key] = value
     memory = ("maskmem_tpos_enc", "memory_encoder.out_proj.weight", "no_obj_ptr", "obj_ptr_tpos_proj.bias")
     return renamed | {key: torch.zeros(1, 256) for key in memory}
-
-
-def layers_of(module: nn.Module, kind: type) -> list[Any]:
-    """The layers of a class in a module."""
-    return [layer for layer in module.modules() if isinstance(layer, kind)]

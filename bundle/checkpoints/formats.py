@@ -20,7 +20,6 @@ import torch
 
 from bundle.core.errors import BundleError
 from bundle.sam import registry
-from bundle.sam.families.vit import dimensions
 from bundle.sam.registry import get_spec
 
 META = "Meta's"  # the layout without another name
@@ -40,6 +39,12 @@ REFUSED = (
         "place: take the SAM that it started from, or MedSAM",
     ),
     (r"\.lora_[AB]\.", "has adapters apart from their base: take model.pt, or run merging with the folder of adapters"),
+)
+# What every SAM with a ViT has, for an error.
+KEYS = (
+    "image_encoder.blocks.0.norm1.weight",
+    "image_encoder.blocks.0.attn.rel_pos_h",
+    "mask_decoder.iou_token.weight",
 )
 NO_SAM = "is no SAM: expected keys such as image_encoder.patch_embed…, or vision_encoder.… of Hugging Face"
 
@@ -116,12 +121,12 @@ def detect(state: Mapping[str, torch.Tensor], source: str, name: str) -> Kind:
 
 
 def _reason(state: Mapping[str, torch.Tensor]) -> str:
-    """Return why weights are none of the SAMs, in words: of what SAM with a ViT, or of what else they are."""
-    try:
-        width, depth, heads, prompt_dim, _ = dimensions(state)
-    except KeyError as error:
-        return f"{NO_SAM}; it lacks {error.args[0]}"
-    return (
-        f"is a SAM with {depth} blocks of width {width}, {heads} heads and prompts of width {prompt_dim}, as none of "
-        f"{', '.join(registry.SPECS)} has them; a pruned SAM, for example, cannot be used"
-    )
+    """Return why weights are none of the SAMs, in words: of what SAM of a family, or of what else they are."""
+    for family in dict.fromkeys(type(spec) for spec in registry.SPECS.values()):
+        if words := family.describe(state):
+            return (
+                f"is a SAM with {words}, as none of {', '.join(registry.SPECS)} has them; a pruned SAM, for example, "
+                "cannot be used"
+            )
+    missing = next((key for key in KEYS if key not in state), KEYS[0])
+    return f"{NO_SAM}; it lacks {missing}"

@@ -33,7 +33,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # The configs of the bundle. What else lies in the folder is a user's, and may have a name that is mistyped.
 CONFIGS = (
     "train", "evaluate", "inference", "volume", "export", "merge", "pretrain", "evaluate_prompts", "measure", "unet",
-    "vit_b", "vit_l", "vit_h", "lite_medsam", "federated", "label_train", "multi_gpu_train",
+    "vit_b", "vit_l", "vit_h", "lite_medsam", "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus",
+    "sam2_hiera_large", "federated", "label_train", "multi_gpu_train",
     "multi_gpu_evaluate", "multi_gpu_inference",
 )  # fmt: skip
 TRACKING: Mapping[str, Any] = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]

@@ -90,16 +90,18 @@ GROUPS: Mapping[str, Mapping[str, Setting]] = {
             "nothing](../guides/share.md#results-without-names) in every result"),
     },
     "Network": {
-        "sam": _setting(NETWORK, "`vit_tiny`, `vit_b`, `vit_l`, `vit_h`, `lite_medsam` or `mobile_sam`; `auto`: that "
-            "of `sam_checkpoint` or `weights`, `vit_tiny` without them. A name that contradicts the file is an error",
+        "sam": _setting(NETWORK, "`vit_tiny`, `vit_b`, `vit_l`, `vit_h`, `lite_medsam`, `mobile_sam`, "
+            "`sam2_hiera_tiny`, `sam2_hiera_small`, `sam2_hiera_base_plus` or `sam2_hiera_large`; `auto`: that of "
+            "`sam_checkpoint` or `weights`, `vit_tiny` without them. A name that contradicts the file is an error",
             **BUILT_IN, pretrain="network, or `auto` for that of `weights`", unet="names the network in `model.json`"),
         "sam_checkpoint": _setting(PATH, "a SAM in place of the bundle's or Meta's: a file, a folder, or the name of a "
             "model in Hugging Face's cache, [in any layout](../guides/meta_sam.md#what-can-be-read); `random` for "
             "none; `plain:` before a file takes the plain SAM out of a SAM-HQ",
             merge="the base of that training, if it is not the one of the bundle"),
-        "image_size": _setting(whole(1), "side of the input in pixels, a multiple of 16, of 4 for `lite_medsam`; none: "
-            "what the SAM was made for (256 for `vit_tiny` and `lite_medsam`, 1024 for the others)", **BUILT_IN),
-        "input": _setting(choice("sam", "medsam", "lite_medsam"), "what an image becomes; none: as the weights "
+        "image_size": _setting(whole(1), "side of the input in pixels, a multiple of 16, of 4 for `lite_medsam`, of 32 "
+            "for `sam2_…`; none: what the SAM was made for (256 for `vit_tiny` and `lite_medsam`, 1024 for the others)",
+            **BUILT_IN),
+        "input": _setting(choice("sam", "medsam", "lite_medsam", "sam2"), "what an image becomes; none: as the weights "
             "[have it](../guides/meta_sam.md#what-an-image-becomes)", **BUILT_IN),
         "num_classes": _setting(whole(1), "number of classes; none: as many as there are labels, or one", **BUILT_IN),
         "labels": _setting(LABELS, "names of the classes; none: those of a datalist, or `foreground`"),

@@ -97,6 +97,13 @@ def from_hugging_face(state: State) -> dict[str, torch.Tensor]:
     return renamed
 
 
+def to_hugging_face(state: State, keys: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return weights in our keys under those of a `Sam2Model`, which are given."""
+    renamed = {key: POSITION if key == COPY else key for key in keys}
+    points = torch.cat([state[POINT.format(index)] for index in range(4)])
+    return {key: points if key == POINTS else state[_renamed(own, HUGGING_FACE)] for key, own in renamed.items()}
+
+
 def _renamed(key: str, patterns: Iterable[tuple]) -> str:
     for pattern, replacement in patterns:
         key = re.sub(pattern, replacement, key)

@@ -109,6 +109,11 @@ class SamSpec:
         """Return whether weights are of this SAM, by keys and shapes, or else by the name of their file."""
         raise NotImplementedError
 
+    @classmethod
+    def describe(cls, state: State) -> str | None:
+        """Return the dimensions of weights of this family in words, for an error; None for those of another one."""
+        return None
+
     def input_of(self, name: str) -> str:
         """Return the kind of input of weights, of which the name of the file may say something."""
         return self.input

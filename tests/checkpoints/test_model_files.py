@@ -235,7 +235,7 @@ def test_offline_the_error_says_which_file_to_put_where(tmp_path: Path, monkeypa
 
 
 def test_official_table_is_complete() -> None:
-    assert set(checkpoints.OFFICIAL) == {"vit_b", "vit_l", "vit_h"}
+    assert set(checkpoints.OFFICIAL) >= {"vit_b", "vit_l", "vit_h", "sam2_hiera_tiny", "sam2_hiera_large"}
     assert all(len(official.sha256) == 64 for official in checkpoints.OFFICIAL.values())
 
 

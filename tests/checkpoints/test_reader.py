@@ -236,8 +236,6 @@ REFUSALS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         lambda state: {**state, "mask_decoder.hf_token.weight": torch.ones(1, 2)},
         "is a SAM-HQ, .* 'plain:",
     ),
-    "SAM 2.1": (lambda state: {"model": {"image_encoder.trunk.x": torch.ones(1)}}, "SAM 2, .* not supported yet"),
-    "SAM 2 of Hugging Face": (lambda state: {"vision_encoder.backbone.pos_embed": torch.ones(1)}, "SAM 2, "),
     "SAM 3": (lambda state: {"detector.backbone.x": torch.ones(1)}, "is a SAM 3, which is not supported"),
     "adapters alone": (lambda state: {"image_encoder.q.lora_A.weight": torch.ones(1)}, "or run merging"),
     "another network": (lambda state: {"conv.weight": torch.ones(1)}, "is no SAM"),

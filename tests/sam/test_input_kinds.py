@@ -85,6 +85,24 @@ def test_the_input_is_that_of_the_project(kind: str, levels: int, height: int, w
     assert found.min() == 0 and found.max() == 1
 
 
+@pytest.mark.parametrize("side", [64, 256])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_input_is_that_of_sam_2(height: int, width: int, side: int) -> None:
+    """The steps of sam2.utils.transforms, which resizes floating-point numbers, and transformers' image processor."""
+    from torchvision.transforms import Normalize, Resize, ToTensor
+    from transformers import Sam2ImageProcessor
+
+    image = noise(height, width)
+    found, picture = ours(image, "sam2", side), Image.fromarray(image)
+    normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    meta = normalize(Resize((side, side))(ToTensor()(picture)))
+    processor = Sam2ImageProcessor(size={"height": side, "width": side})
+    hugging_face = processor(picture, return_tensors="pt")["pixel_values"]
+    for expected in (meta, hugging_face[0]):
+        assert found.shape == expected.shape == (3, side, side)
+        assert (found - expected).abs().max() <= 1.01 / 57  # a gray level
+
+
 def test_real_images_are_those_of_the_projects(kvasir: Path) -> None:
     for path in sorted((kvasir / "images").glob("*.jpg"))[:3]:
         image = np.asarray(Image.open(path).convert("RGB"))

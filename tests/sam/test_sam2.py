@@ -140,6 +140,10 @@ def test_other_keys_are_refused(toy2: str, tmp_path: Path) -> None:
     torch.save({"model": {**state, "memory_encoderx.weight": torch.zeros(1)}}, tmp_path / "further.pt")
     with pytest.raises(BundleError, match=r"1 unexpected \(memory_encoderx.weight\)"):
         SamSP(toy2, read_checkpoint(tmp_path / "further.pt").state, 64)
+    pruned = {key: value for key, value in state.items() if ".blocks.2." not in key}
+    torch.save(pruned, tmp_path / "pruned.pt")
+    with pytest.raises(BundleError, match="is a SAM with 7 blocks of Hiera, the first of width 16, as none of"):
+        read_checkpoint(tmp_path / "pruned.pt")
     del state["sam_mask_decoder.conv_s0.bias"]
     torch.save({"model": state}, tmp_path / "less.pt")
     with pytest.raises(BundleError, match=r"1 missing \(image_encoder.conv_s0.bias\)"):

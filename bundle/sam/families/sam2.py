@@ -82,9 +82,20 @@ class Sam2Spec(SamSpec):
 
     def matches(self, state: State, name: str) -> bool:
         """Return whether the encoder has this width and this number of blocks."""
-        patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
-        blocks = {match[1] for key in state if (match := re.match(r"image_encoder\.trunk\.blocks\.(\d+)\.", key))}
-        return patches is not None and (len(patches), len(blocks)) == (self.embed_dim, sum(self.depths))
+        return _dimensions(state) == (self.embed_dim, sum(self.depths))
+
+    @classmethod
+    def describe(cls, state: State) -> str | None:
+        """Return width and blocks in words; None for no SAM 2."""
+        width, blocks = _dimensions(state)
+        return f"{blocks} blocks of Hiera, the first of width {width}" if width and blocks else None
+
+
+def _dimensions(state: State) -> tuple[int, int]:
+    """Return width and blocks of a Hiera; zeros where it is none."""
+    patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
+    blocks = {match[1] for key in state if (match := re.match(r"image_encoder\.trunk\.blocks\.(\d+)\.", key))}
+    return 0 if patches is None else len(patches), len(blocks)
 
 
 def _official(file: str, sha256: str, megabytes: int) -> OfficialCheckpoint:

@@ -71,6 +71,15 @@ class VitSpec(SamSpec):
         except KeyError:
             return False
 
+    @classmethod
+    def describe(cls, state: State) -> str | None:
+        """Return blocks, widths and heads in words; None for no SAM with a ViT."""
+        try:
+            width, depth, heads, prompt_dim, _ = dimensions(state)
+        except KeyError:
+            return None
+        return f"{depth} blocks of width {width}, {heads} heads and prompts of width {prompt_dim}"
+
     def input_of(self, name: str) -> str:
         """Return "medsam" where the name says so, for Meta's own sizes: MedSAM's keys are those of any ViT-B."""
         return "medsam" if self.published is not None and MEDSAM.search(name.lower()) else self.input
