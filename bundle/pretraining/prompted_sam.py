@@ -66,6 +66,11 @@ class PromptedSam(nn.Module):
             raise BundleError(f"rounds is {rounds}, expected 1 or more.")
         if not 0 <= box_share <= 1:
             raise BundleError(f"box_share is {box_share}, expected a fraction between 0 and 1.")
+        if not network.spec.pretrained_here:
+            raise BundleError(
+                f"sam is '{network.sam}', which the pre-training cannot prompt: take a vit, lite_medsam or mobile_sam, "
+                "or fine-tune its own weights."
+            )
         self.network = network.requires_grad_(True)
         self.rounds = rounds
         self.task = task

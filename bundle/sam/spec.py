@@ -62,6 +62,9 @@ class SamSpec:
     # The head whose output is the presence, see `bundle.sam_sp.presence`.
     presence_head: ClassVar[str] = "mask_decoder.iou_prediction_head."
 
+    # Whether `bundle.pretraining` can make its weights: it prompts as for the first SAM.
+    pretrained_here: ClassVar[bool] = True
+
     @property
     def embedding_stride(self) -> int:
         """Input pixels per side of a cell of the embedding; a low-resolution mask has a fourth of it."""

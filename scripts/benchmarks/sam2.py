@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,55 +20,14 @@ from torch import nn
 
 from bundle.sam.families.sam2 import Sam2Spec
 from bundle.sam.registry import get_spec
-from bundle.sam.sam2_layouts import from_hugging_face
+from bundle.sam.sam2_layouts import to_hugging_face
 from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
 from bundle.training.optimizer import ClippedAdamW, parameter_groups
+from scripts.references import sam2_model
 
 ENCODER, INFERENCE, TRAINING = "sam2_encoder", "sam2_inference", "sam2_training"
 REFERENCE = "transformers"
-
-
-def reference_model(spec: Sam2Spec, image_size: int, video: bool = False) -> Any:
-    """Return a `Sam2Model` of transformers of these dimensions, with its own random weights, for single masks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
-    config = describe(spec, image_size)
-    model = Sam2VideoModel(Sam2VideoConfig(**config)) if video else Sam2Model(Sam2Config(**config))
-    if not video:
-        model.prompt_encoder.shared_embedding = model.shared_image_embedding  # as `from_pretrained` ties them
-    return model.eval()
-
-
-def describe(spec: Sam2Spec, image_size: int) -> dict[str, Any]:
-    """Return the configuration of transformers for a SAM 2."""
-    widths = [spec.embed_dim * 2**stage for stage in range(len(spec.depths))]
-    return {
-        "vision_config": {
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": spec.embed_dim,
-                "num_attention_heads": spec.num_heads,
-                "blocks_per_stage": list(spec.depths),
-                "embed_dim_per_stage": widths,
-                "num_attention_heads_per_stage": [spec.num_heads * 2**stage for stage in range(len(spec.depths))],
-                "window_size_per_stage": list(spec.windows),
-                "global_attention_blocks": list(spec.global_blocks),
-                "window_positional_embedding_background_size": [spec.background] * 2,
-            },
-            "backbone_channel_list": widths[::-1],
-            "fpn_hidden_size": spec.prompt_dim,
-            "backbone_feature_sizes": [[image_size // stride] * 2 for stride in (4, 8, 16)],
-        },
-        "prompt_encoder_config": {"hidden_size": spec.prompt_dim, "image_size": image_size},
-        "mask_decoder_config": {
-            "hidden_size": spec.prompt_dim,
-            "mlp_dim": spec.decoder_mlp_dim,
-            "iou_head_hidden_dim": spec.iou_hidden_dim,
-            "dynamic_multimask_via_stability": False,
-        },
-    }
 
 
 def pair_of(sam: str, image_size: int) -> tuple[Any, SamSP]:
@@ -77,11 +35,13 @@ def pair_of(sam: str, image_size: int) -> tuple[Any, SamSP]:
     spec = get_spec(sam)
     assert isinstance(spec, Sam2Spec)
     torch.manual_seed(0)
-    model = reference_model(spec, image_size)
-    for name, value in model.named_parameters():
-        if "pos_embed" in name or "no_memory" in name:
+    network = SamSP(sam, image_size=image_size, trainable="decoder").eval()
+    for name, value in network.named_parameters():
+        if "pos_embed" in name or "no_mem" in name:
             nn.init.normal_(value, std=0.02)
-    return model, SamSP(sam, from_hugging_face(model.state_dict()), image_size, trainable="decoder").eval()
+    model = sam2_model(spec, image_size).eval()
+    model.load_state_dict(to_hugging_face(network.merged_state_dict(), model.state_dict()), strict=True)
+    return model, network
 
 
 def encoder_step(sam: str, image_size: int, implementation: str, image: torch.Tensor) -> Callable[[], object]:

@@ -69,6 +69,7 @@ ALLOWED = {
     "scripts/experiments/polyps/cells.py:call": LOG,
     "scripts/onnx_demo.py:main": "stands alone without the bundle: a temporary name of its own, then a rename",
     "scripts/tour.py:_to_jpeg": MEMORY,
+    "scripts/experiments/real_weights/small_images.py:through_webp": MEMORY,
 }
 # MONAI's classes that write by themselves, as configs name them, and what makes them whole.
 MONAI_WRITERS = {

@@ -22,10 +22,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from bundle.checkpoints.adapters import merge_adapters, read_adapters, write_adapters
 from bundle.checkpoints.model_files import describe_network, load_weights
 from bundle.checkpoints.network_builder import build_network
+from bundle.core.errors import BundleError
 from bundle.export.check import check_export, images_with_different_boxes
 from bundle.export.exporter import FORMATS, merge_for_export
 from bundle.inference.embedding_cache import EmbeddingCache
 from bundle.inference.inferers import SamSPInferer
+from bundle.pretraining.prompted_sam import PromptedSam
 from bundle.sam.compiled import compile_encoder
 from bundle.sam_sp import lora
 from bundle.sam_sp.losses import SamSPLoss
@@ -202,3 +204,8 @@ def test_each_format_computes_what_the_network_with_adapters_computes(name: str,
     path = tmp_path / f"model{FORMATS[name].suffix}"
     FORMATS[name].write(merge_for_export(network), path, PAPERS)
     check_export(FORMATS[name].load(path), network, samples, path.name)
+
+
+def test_the_pre_training_says_that_it_cannot_prompt_it() -> None:
+    with pytest.raises(BundleError, match=r"sam is '.+', which the pre-training cannot prompt: take a vit"):
+        PromptedSam(toy_network())

@@ -47,21 +47,30 @@ TINY: dict[str, Any] = {
 
 
 def test_what_is_trained_is_exchanged() -> None:
-    """Nothing else, and all of it; NVFlare's expression says the opposite."""
+    """Nothing but what another family trains, and all of it; NVFlare's expression says the opposite."""
     network = SamSP(sam="vit_tiny", trainable="lora")
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert {name for name in network.state_dict() if federated.is_exchanged(name)} == trained
+    exchanged = {name for name in network.state_dict() if federated.is_exchanged(name)}
+    assert exchanged == trained | {"prompt_encoder.not_a_point_embed.weight"}
     kept = re.compile(federated.NOT_EXCHANGED)
     assert all(bool(kept.match(name)) != federated.is_exchanged(name) for name in network.state_dict())
 
 
-@pytest.mark.parametrize(("sam", "expected"), [("vit_tiny", 2_545_408), ("vit_b", 14_618_112)])
+@pytest.mark.parametrize(("sam", "expected"), [("vit_tiny", 2_545_920), ("vit_b", 14_619_136)])
 def test_bytes_of_a_round(sam: str, expected: int) -> None:
     """As docs/guides/federated.md says, from shapes alone."""
     with torch.device("meta"):
         network = SamSP(sam=sam, trainable="lora")
     count = federated.exchanged_bytes(network)
-    assert count == 4 * sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert count == 4 * (trained + network.prompt_encoder.not_a_point_embed.weight.numel()) == expected
+
+
+def test_what_is_trained_of_a_sam_2_is_exchanged(toy2: str) -> None:
+    network = SamSP(sam=toy2, trainable="lora")
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name for name in network.state_dict() if federated.is_exchanged(name)} == trained
+    federated.require_exchanged(network)
 
 
 def test_only_what_is_exchanged_is_sent() -> None:

@@ -52,6 +52,7 @@ class Sam2Spec(SamSpec):
     family: ClassVar[str] = "sam2"
     further_trained: ClassVar[tuple[str, ...]] = ("prompt_encoder.not_a_point_embed.", "mask_decoder.obj_score_token.")
     presence_head: ClassVar[str] = "mask_decoder.pred_obj_score_head."
+    pretrained_here: ClassVar[bool] = False
 
     @property
     def embedding_stride(self) -> int:
