@@ -95,16 +95,16 @@ def training_step(sam: str, image_size: int, implementation: str, image: torch.T
 
 @torch.no_grad()
 def differences(sam: str, image_size: int, image: torch.Tensor) -> dict[str, float]:
-    """Return the largest absolute differences of y0 without a prompt, and of y1 with its box, from the reference's."""
+    """Return the largest absolute differences from the reference: of the embedding, and of y0, and y1 with its box."""
     model, network = pair_of(sam, image_size)
     box = torch.tensor([[[0.2, 0.3, 0.6, 0.8]]]) * image_size
-    ours = network.predict_from_embedding(network.image_encoder(image), box)
+    embedding = network.image_encoder(image)
+    ours = network.predict_from_embedding(embedding, box)
     without, boxed = (
-        model(pixel_values=image, multimask_output=False, **prompt).pred_masks[:, 0]
-        for prompt in ({}, {"input_boxes": box})
+        model(pixel_values=image, multimask_output=False, **prompt) for prompt in ({}, {"input_boxes": box})
     )
+    pairs = ((ours.initial, without.pred_masks[:, 0]), (ours.refined, boxed.pred_masks[:, 0]))
     return {
-        "y0": (ours.initial - without).abs().max().item(),
-        "y1": (ours.refined - boxed).abs().max().item(),
-        "largest_logit": max(without.abs().max().item(), boxed.abs().max().item()),
+        "embedding": (embedding[:, : network.spec.prompt_dim] - without.image_embeddings[-1]).abs().max().item(),
+        "logits": max((own - reference).abs().max().item() for own, reference in pairs),
     }
