@@ -76,10 +76,12 @@ def _renew_dense_pe(prompt_encoder: CachedPromptEncoder, _: Any) -> None:
     prompt_encoder.dense_pe.copy_(PromptEncoder.get_dense_pe(prompt_encoder))
 
 
-def build_prompt_encoder(spec: SamSpec, image_size: int) -> CachedPromptEncoder:
+def build_prompt_encoder(
+    spec: SamSpec, image_size: int, kind: type[CachedPromptEncoder] = CachedPromptEncoder
+) -> CachedPromptEncoder:
     """Build the prompt encoder P with random weights."""
     tokens = image_size // spec.embedding_stride
-    return CachedPromptEncoder(
+    return kind(
         embed_dim=spec.prompt_dim,
         image_embedding_size=(tokens, tokens),
         input_image_size=(image_size, image_size),

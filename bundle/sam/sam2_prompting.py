@@ -114,17 +114,6 @@ class Sam2MaskDecoder(BatchedMaskDecoder):
         return second_gelu(second(first_gelu(norm(first(x) + half))) + whole)
 
 
-def build_sam2_prompt_encoder(spec: SamSpec, image_size: int) -> Sam2PromptEncoder:
-    """Build SAM 2's prompt encoder with random weights."""
-    tokens = image_size // spec.embedding_stride
-    return Sam2PromptEncoder(
-        embed_dim=spec.prompt_dim,
-        image_embedding_size=(tokens, tokens),
-        input_image_size=(image_size, image_size),
-        mask_in_chans=spec.mask_in_chans,
-    )
-
-
 def build_sam2_mask_decoder(spec: SamSpec) -> Sam2MaskDecoder:
     """Build SAM 2's mask decoder with random weights; the MLPs of its transformer have other names than SAM's."""
     transformer = build_transformer(spec)

@@ -21,10 +21,9 @@ from torch import nn
 from bundle.sam.families.sam2 import Sam2Spec
 from bundle.sam.registry import get_spec
 from bundle.sam.sam2_layouts import to_hugging_face
-from bundle.sam_sp.losses import SamSPLoss
 from bundle.sam_sp.network import SamSP
-from bundle.training.optimizer import ClippedAdamW, parameter_groups
-from scripts.references import sam2_model
+from scripts.benchmarks.tiny_vit import adapter_step
+from scripts.references import run_ours, run_sam2, sam2_model
 
 ENCODER, INFERENCE, TRAINING = "sam2_encoder", "sam2_inference", "sam2_training"
 REFERENCE = "transformers"
@@ -77,34 +76,15 @@ def inference_step(sam: str, image_size: int, implementation: str, image: torch.
 def training_step(sam: str, image_size: int, implementation: str, image: torch.Tensor) -> Callable[[], object]:
     """Return the step of a training with adapters, with or without checkpointing."""
     torch.manual_seed(0)
-    network = SamSP(
-        sam, image_size=image_size, trainable="lora", checkpointing=implementation.endswith("checkpointing")
-    )
-    network.train()
-    loss, optimizer = SamSPLoss(exclusive=False), ClippedAdamW(parameter_groups(network, 0.05), lr=1e-4)
-    label = torch.zeros(1, 1, image_size, image_size)
-    label[..., : image_size // 2, : image_size // 3] = 1
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(network(image), label).backward()
-        optimizer.step()
-
-    return step
+    checkpointing = implementation == "training_checkpointing"
+    return adapter_step(SamSP(sam, image_size=image_size, trainable="lora", checkpointing=checkpointing))
 
 
 @torch.no_grad()
 def differences(sam: str, image_size: int, image: torch.Tensor) -> dict[str, float]:
     """Return the largest absolute differences from the reference: of the embedding, and of y0, and y1 with its box."""
-    model, network = pair_of(sam, image_size)
+    _, network = pair_of(sam, image_size)
     box = torch.tensor([[[0.2, 0.3, 0.6, 0.8]]]) * image_size
-    embedding = network.image_encoder(image)
-    ours = network.predict_from_embedding(embedding, box)
-    without, boxed = (
-        model(pixel_values=image, multimask_output=False, **prompt) for prompt in ({}, {"input_boxes": box})
-    )
-    pairs = ((ours.initial, without.pred_masks[:, 0]), (ours.refined, boxed.pred_masks[:, 0]))
-    return {
-        "embedding": (embedding[:, : network.spec.prompt_dim] - without.image_embeddings[-1]).abs().max().item(),
-        "logits": max((own - reference).abs().max().item() for own, reference in pairs),
-    }
+    pairs = zip(run_ours(network, image, box), run_sam2(network, image, box), strict=True)
+    embedding, *logits = ((own - reference).abs().max().item() for own, reference in pairs)
+    return {"embedding": embedding, "logits": max(logits)}

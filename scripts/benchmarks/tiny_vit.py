@@ -101,10 +101,17 @@ def sam_sp_step(sam: str, image_size: int, implementation: str, image: torch.Ten
                 return network(image)
 
         return infer
-    network = network_of(sam, image_size, "lora", implementation == "training_checkpointing").train()
+    return adapter_step(network_of(sam, image_size, "lora", implementation == "training_checkpointing"))
+
+
+def adapter_step(network: SamSP) -> Callable[[], None]:
+    """Return the step of a training of a network with adapters, on one image of noise with a drawn label."""
+    network.train()
     loss, optimizer = SamSPLoss(exclusive=False), ClippedAdamW(parameter_groups(network, 0.05), lr=1e-4)
-    label = torch.zeros(1, 1, image_size, image_size)
-    label[..., : image_size // 2, : image_size // 3] = 1
+    size = network.image_size
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    label = torch.zeros(1, 1, size, size)
+    label[..., : size // 2, : size // 3] = 1
 
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)

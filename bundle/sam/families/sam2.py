@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 from bundle.sam import sam2_layouts
 from bundle.sam.attention_forms import require_form
 from bundle.sam.hiera import WHOLE, HieraEncoder
+from bundle.sam.prompt_encoder import build_prompt_encoder
 from bundle.sam.published import OfficialCheckpoint
-from bundle.sam.sam2_prompting import build_sam2_mask_decoder, build_sam2_prompt_encoder
+from bundle.sam.sam2_prompting import Sam2PromptEncoder, build_sam2_mask_decoder
 from bundle.sam.spec import Layout, SamSpec, State
 
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
@@ -75,7 +76,7 @@ class Sam2Spec(SamSpec):
 
     def build_prompt_encoder(self, image_size: int) -> Any:
         """Build SAM 2's prompt encoder."""
-        return build_sam2_prompt_encoder(self, image_size)
+        return build_prompt_encoder(self, image_size, Sam2PromptEncoder)
 
     def build_mask_decoder(self) -> Any:
         """Build SAM 2's mask decoder."""
