@@ -47,18 +47,36 @@ class BatchedMaskDecoder(MaskDecoder):
         Returns:
             mask logits (N, M, 4H, 4W) and the first ``scores`` outputs of the head (N, scores): the predicted IoU.
         """
-        n = image_embeddings.shape[0]
-        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)
-        tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
-        keys = image_embeddings + dense_prompt_embeddings
-        tokens, keys = self.transformer(keys, image_pe.expand(n, -1, -1, -1), tokens)
+        embedding, *features = self._take_apart(image_embeddings)
+        own = self._own_tokens()
+        tokens = torch.cat([own.expand(embedding.shape[0], -1, -1), sparse_prompt_embeddings], dim=1)
+        keys = embedding + dense_prompt_embeddings
+        tokens, keys = self.transformer(keys, image_pe.expand(embedding.shape[0], -1, -1, -1), tokens)
 
-        keys = keys.transpose(1, 2).unflatten(2, image_embeddings.shape[-2:])
-        upscaled = self.output_upscaling(keys)
+        upscaled = self._upscale(keys.transpose(1, 2).unflatten(2, embedding.shape[-2:]), *features)
+        first = len(own) - self.num_mask_tokens
         mlps = self.output_hypernetworks_mlps[:masks]
-        weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)  # token 0 predicts IoU
+        weights = torch.stack([mlp(tokens[:, first + i]) for i, mlp in enumerate(mlps)], dim=1)
         logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
-        return logits, self.iou_prediction_head(tokens[:, 0])[:, : masks if scores is None else scores]
+        return logits, self._scores(tokens, masks, scores)
+
+    def _take_apart(self, image_embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the embedding that prompts attend to (N, C, H, W), and what `_upscale` takes besides."""
+        return (image_embeddings,)
+
+    def _own_tokens(self) -> torch.Tensor:
+        """Return the tokens before those of the prompt, of which the last are the mask tokens."""
+        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+
+    def _upscale(self, x: torch.Tensor, *features: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C / 8, 4H, 4W); this decoder has no further features."""
+        upscaled: torch.Tensor = self.output_upscaling(x)
+        return upscaled
+
+    def _scores(self, tokens: torch.Tensor, masks: int, scores: int | None) -> torch.Tensor:
+        """Tokens (N, T, C) -> (N, ``scores``)."""
+        predicted: torch.Tensor = self.iou_prediction_head(tokens[:, 0])
+        return predicted[:, : masks if scores is None else scores]
 
 
 def build_mask_decoder(spec: SamSpec) -> BatchedMaskDecoder:

@@ -70,48 +70,27 @@ class Sam2MaskDecoder(BatchedMaskDecoder):
         self.obj_score_token = nn.Embedding(1, dim)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
-    def forward(
-        self,
-        image_embeddings: torch.Tensor,
-        image_pe: torch.Tensor,
-        sparse_prompt_embeddings: torch.Tensor,
-        dense_prompt_embeddings: torch.Tensor,
-        masks: int = 1,
-        scores: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode the first ``masks`` mask tokens for each row.
+    def _take_apart(self, image_embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, 4C, H, W) -> (N, C, H, W), (N, C / 4, 2H, 2W) and (N, C / 8, 4H, 4W)."""
+        return unpack(image_embeddings, self.transformer_dim)
 
-        Args:
-            image_embeddings: (N, 4C, H, W), see `bundle.sam.hiera.HieraEncoder`.
-            image_pe: (1, C, H, W), the dense positional encoding.
-            sparse_prompt_embeddings: (N, T, C).
-            dense_prompt_embeddings: (N, C, H, W).
-            masks: M, as in `BatchedMaskDecoder`.
-            scores: 1 for the predicted IoU of the first mask, 2 for that and the logit of the presence; by default the
-                predicted IoU of each mask.
+    def _own_tokens(self) -> torch.Tensor:
+        """Return the tokens of the presence, of the IoU and of the masks."""
+        return torch.cat([self.obj_score_token.weight, super()._own_tokens()])
 
-        Returns:
-            mask logits (N, M, 4H, 4W), and scores (N, M) or (N, ``scores``).
-        """
-        embedding, half, whole = unpack(image_embeddings, self.transformer_dim)
-        own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(embedding.shape[0], -1, -1), sparse_prompt_embeddings], dim=1)
-        keys = embedding + dense_prompt_embeddings
-        tokens, keys = self.transformer(keys, image_pe.expand(embedding.shape[0], -1, -1, -1), tokens)
+    def _upscale(self, x: torch.Tensor, *features: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C / 8, 4H, 4W), with features (N, C / 4, 2H, 2W) and (N, C / 8, 4H, 4W)."""
+        half, whole = features
+        first, norm, first_gelu, second, second_gelu = self.output_upscaling
+        upscaled: torch.Tensor = second_gelu(second(first_gelu(norm(first(x) + half))) + whole)
+        return upscaled
 
-        upscaled = self._upscale(keys.transpose(1, 2).unflatten(2, embedding.shape[-2:]), half, whole)
-        mlps = self.output_hypernetworks_mlps[:masks]
-        weights = torch.stack([mlp(tokens[:, 2 + i]) for i, mlp in enumerate(mlps)], dim=1)
-        logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    def _scores(self, tokens: torch.Tensor, masks: int, scores: int | None) -> torch.Tensor:
+        """Return the predicted IoU of each mask; with ``scores`` that of the first, and the logit of the presence."""
         iou = torch.sigmoid(self.iou_prediction_head(tokens[:, 1]))
         if scores is None:
-            return logits, iou[:, :masks]
-        return logits, torch.cat([iou[:, :1], self.pred_obj_score_head(tokens[:, 0])], dim=1)[:, :scores]
-
-    def _upscale(self, x: torch.Tensor, half: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C / 8, 4H, 4W), with features (N, C / 4, 2H, 2W) and (N, C / 8, 4H, 4W)."""
-        first, norm, first_gelu, second, second_gelu = self.output_upscaling
-        return second_gelu(second(first_gelu(norm(first(x) + half))) + whole)
+            return iou[:, :masks]
+        return torch.cat([iou[:, :1], self.pred_obj_score_head(tokens[:, 0])], dim=1)[:, :scores]
 
 
 def build_sam2_mask_decoder(spec: SamSpec) -> Sam2MaskDecoder:

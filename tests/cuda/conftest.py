@@ -36,3 +36,10 @@ def accelerator() -> Iterator[torch.device]:
     yield torch.device(name)
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.fixture(params=["toy", "toy2"])
+def sam(request: pytest.FixtureRequest) -> str:
+    """A toy SAM of each family that differs on a GPU: with relative positions, and with pooled queries."""
+    name: str = request.getfixturevalue(request.param)
+    return name

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ import torch
 
 from bundle.checkpoints import base_weights
 from bundle.data.image_files import open_mask
+from bundle.data.volume_files import open_volume
 from bundle.predictor import Predictor
+from tests.blocks import AFFINE, draw_blocks, write_blocks
 from tests.conftest import ROOT
 from tests.sam2 import to_official, toy_network
-from tests.workflows.commands import EVALUATE, INFER, TRAIN, command, load, refused
+from tests.workflows.commands import EVALUATE, INFER, TRAIN, VOLUME, command, load, refused
 
 pytestmark = pytest.mark.usefixtures("toy2")
+EXPORT = [INFER, str(ROOT / "configs" / "export.json")]
 RECIPE = [TRAIN, str(ROOT / "configs" / "sam2_hiera_tiny.json")]
 SETTINGS: dict[str, Any] = {
     "sam": "auto", "image_size": 256, "epochs": 1, "batch_size": 4, "accumulation_steps": 1, "num_workers": 0,
@@ -82,6 +86,21 @@ def test_sam2_is_trained_evaluated_and_corrected(
     assert corrected.mask.shape == result.mask.shape
     assert not np.array_equal(corrected.probability, result.probability)
 
+    assert_exported(root, dataset, capsys)
+
+
+def assert_exported(root: Path, dataset: Path, capsys: pytest.CaptureFixture) -> None:
+    """The export command, with a threshold at which the first masks of so short a training differ between images."""
+    predictor = Predictor(root / "models" / "model.pt", device="cpu")
+    chances = [torch.sigmoid(result._passes.initial) for result in predictor.segment((dataset / "images").iterdir())]
+    threshold = torch.stack(chances).quantile(0.98, interpolation="midpoint").item()
+    shutil.copy(INFER, root / "configs")  # the exporter reads the preprocessing in it
+    capsys.readouterr()
+    data = {"dataset_dir": str(dataset), "device": "cpu", "num_workers": 0}
+    command("exporting", EXPORT, root, **data, format="torchscript", prompt_threshold=threshold)
+    assert "batch of 3 images with different boxes" in capsys.readouterr().out
+    assert (root / "output" / "export" / "model.ts").is_file()
+
 
 @pytest.mark.parametrize("trainable", ["decoder", "full"])
 def test_sam2_is_trained_without_adapters(trainable: str, official: Path, root: Path, dataset: Path) -> None:
@@ -91,6 +110,26 @@ def test_sam2_is_trained_without_adapters(trainable: str, official: Path, root: 
     name = "image_encoder.trunk.patch_embed.proj.weight"
     assert torch.equal(trained[name], start[name]) == (trainable == "decoder")
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
+
+
+def test_sam2_segments_volumes_of_several_classes(official: Path, root: Path, tmp_path: Path) -> None:
+    """Trained on volumes, evaluated, and corrected in the slices of a box, which have their features cached."""
+    folder = write_blocks(tmp_path / "blocks", count=4)
+    data = {"dataset_dir": str(folder), "num_classes": 2, "split": {"test": 1, "validation": 1}}
+    recipe = [*RECIPE, VOLUME]
+    command("training", recipe, root, **data, sam_checkpoint=str(official), **{**SETTINGS, "image_size": 64})
+    command("evaluating", [*EVALUATE, VOLUME], root, **data, device="cpu")
+
+    images = {"dataset_dir": str(folder / "images"), "device": "cpu", "num_workers": 0}
+    command("inferring", [INFER, VOLUME], root, **images)
+    values, affine = open_volume(root / "output" / "masks" / "case0.nii.gz")
+    assert values.shape == draw_blocks(0)[1].shape and set(np.unique(values)) <= {0, 1, 2} and values.any()
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+
+    boxes = {"case0": {"class 2": [5, 4, 2, 20, 15, 3]}}
+    command("inferring", [INFER, VOLUME], root, **images, boxes=boxes, output_dir=str(tmp_path / "corrected"))
+    changed = (open_volume(tmp_path / "corrected" / "case0.nii.gz")[0] != values).any(axis=(0, 1))
+    assert set(np.nonzero(changed)[0].tolist()) <= {2, 3} and changed.any()
 
 
 def test_the_missing_official_file_is_one_sentence(root: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
