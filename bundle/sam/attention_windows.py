@@ -15,11 +15,12 @@ from __future__ import annotations
 import torch
 
 
-def partition(t: torch.Tensor, window: int, fill: torch.Tensor) -> torch.Tensor:
+def partition(t: torch.Tensor, window: int, fill: torch.Tensor | None = None) -> torch.Tensor:
     """(B, H, W, C) -> (B * windows, window, window, C), padded outside of H x W with ``fill`` (C,)."""
     b, h, w, c = t.shape
     pad_h, pad_w = -h % window, -w % window
     if pad_h or pad_w:
+        assert fill is not None, "the windows do not divide the tokens"
         padded = fill.to(t.dtype).expand(b, h + pad_h, w + pad_w, c).clone()
         padded[:, :h, :w] = t
         t = padded

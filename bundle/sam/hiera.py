@@ -122,9 +122,20 @@ class Hiera(nn.Module):
 
     def positions(self, height: int, width: int) -> torch.Tensor:
         """Return the positions (1, H, W, C): a coarse table, resized, and that of a window, repeated."""
-        side = self.pos_embed_window.shape[-1]
-        coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
+        side, table = self.pos_embed_window.shape[-1], self.pos_embed
+        with torch.autocast(table.device.type, enabled=False):
+            coarse = resize_matrix(table, height) @ table @ resize_matrix(table, width).T
         return (coarse + self.pos_embed_window.tile(1, 1, height // side, width // side)).permute(0, 2, 3, 1)
+
+
+def resize_matrix(table: torch.Tensor, size: int) -> torch.Tensor:
+    """Return R (``size``, n) of bicubic interpolation along a side of a table (..., n, n), so that R T R^T resizes it.
+
+    Two products are faster than PyTorch's interpolation on a CPU, and have a deterministic gradient on a GPU.
+    """
+    side = table.shape[-1]
+    unit = torch.eye(side, dtype=table.dtype, device=table.device)
+    return F.interpolate(unit[None, None], size=(size, side), mode="bicubic")[0, 0]
 
 
 class PatchEmbed(nn.Module):

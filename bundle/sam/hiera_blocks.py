@@ -19,9 +19,12 @@ from torch import nn
 from bundle.sam.attention_windows import partition, unpartition
 from bundle.sam.linear import Linear, linear
 from bundle.sam.mlp import MLP_TOKENS
+from bundle.sam.pieces import by_rows, in_pieces
 from bundle.sam.projections import QkvProjection
 
 EPS = 1e-6  # of the normalizations
+# Tokens of whole windows that go through a block at a time: in the first stages they stay in the cache of a CPU.
+PIECE_TOKENS = 4096
 
 
 def pool(x: torch.Tensor) -> torch.Tensor:
@@ -56,19 +59,17 @@ class HieraAttention(QkvProjection, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, out_dim), or half of H and W with pooled queries."""
-        q, k, v = self._project(x)
-        q = pool(q) if self.pooled else q
-        size, reach = q.shape[1:3], self.window
-        if self.window is not None:
-            reach = self.window // 2 if self.pooled else self.window
-            fills = self._padding()
-            q = partition(q, reach, fills[0])
-            k, v = partition(k, self.window, fills[1]), partition(v, self.window, fills[2])
-        attended = self._attend(*(self._split_heads(t) for t in (q, k, v)))
-        attended = attended.transpose(1, 2).flatten(2).unflatten(1, q.shape[1:3])
-        if reach is not None:
-            attended = unpartition(attended, reach, size)
-        return self.proj(attended)
+        window, size = self.window, x.shape[1:3]
+        if window is None:
+            return self.proj(self._attend(*self._project(x)))
+        step = 2 if self.pooled else 1
+        reach, pooled_size = window // step, torch.Size(side // step for side in size)
+        if size[0] % window == size[1] % window == 0:
+            # one copy into windows, of the input, in place of three
+            windows = partition(x, window).contiguous()
+            return unpartition(self.proj(self._attend(*self._project(windows))), reach, pooled_size)
+        filled = (partition(t, window, fill) for t, fill in zip(self._project(x), self._padding(), strict=True))
+        return self.proj(unpartition(self._attend(*filled), reach, pooled_size))
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """tokens (B, H, W, C) -> q, k and v, (B, H, W, out_dim) each."""
@@ -85,6 +86,12 @@ class HieraAttention(QkvProjection, nn.Module):
         return t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q, k and v (N, h, w, out_dim) each -> (N, h, w, out_dim), or half of h and w with pooled queries."""
+        q = pool(q) if self.pooled else q
+        attended = self._attend_heads(*(self._split_heads(t) for t in (q, k, v)))
+        return attended.transpose(1, 2).flatten(2).unflatten(1, q.shape[1:3])
+
+    def _attend_heads(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Queries (N, heads, Q, d), keys and values (N, heads, T, d) -> (N, heads, Q, d)."""
         if self.form == "plain":
             return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -100,8 +107,7 @@ class HieraMlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (..., C) -> (..., C)."""
-        graph = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if graph or x.device.type != "cpu":
+        if not in_pieces(x, self):
             return self._layers(x)
         return torch.cat([self._layers(piece) for piece in x.flatten(0, -2).split(MLP_TOKENS)]).view_as(x)
 
@@ -134,6 +140,17 @@ class HieraBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (B, H, W, C) -> (B, H, W, out_dim), or half of H and W."""
+        window = self.attn.window
+        if window is None or not in_pieces(x, self):
+            return self._run(x)
+        rows, step = window * max(1, PIECE_TOKENS // (window * x.shape[2])), 2 if self.pooled else 1
+        return by_rows(
+            lambda image, first, last: self._run(image[:, step * first : step * last]),
+            x, height=x.shape[1] // step, rows=rows // step,
+        )  # fmt: skip
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the block on tokens, or on whole windows of them, which do not see each other."""
         normed = self.norm1(x)
         if self.proj is not None:
             x = self.proj(normed)

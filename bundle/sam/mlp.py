@@ -16,6 +16,7 @@ import torch
 
 from bundle.sam.layers import MLPBlock
 from bundle.sam.linear import Linear
+from bundle.sam.pieces import in_pieces
 
 # Tokens that go through an MLP at a time: their hidden layer (6 MiB in ViT-B) stays in the cache of a CPU.
 MLP_TOKENS = 512
@@ -36,8 +37,7 @@ class Mlp(MLPBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """tokens (..., C) -> (..., C)."""
-        graph = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if graph or x.device.type != "cpu":
+        if not in_pieces(x, self):
             return super().forward(x)
         pieces = x.flatten(0, -2).split(MLP_TOKENS)
         return torch.cat([super(Mlp, self).forward(piece) for piece in pieces]).view_as(x)

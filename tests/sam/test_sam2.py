@@ -20,7 +20,7 @@ import torch
 
 from bundle.checkpoints.reader import read_checkpoint
 from bundle.core.errors import BundleError
-from bundle.sam import sam2_layouts
+from bundle.sam import hiera_blocks, sam2_layouts
 from bundle.sam.families.sam2 import SPECS, Sam2Spec
 from bundle.sam.hiera import unpack
 from bundle.sam.hiera_blocks import HieraAttention
@@ -210,6 +210,28 @@ def test_forms_and_split_projections_change_nothing(window: int | None, pooled: 
     torch.testing.assert_close(attention(tokens), expected, **EXACT)
     attention.fuse_qkv()
     assert all(torch.equal(value, before[key]) for key, value in attention.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [64, 96, 224])
+def test_pieces_of_windows_change_nothing(size: int, toy2: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient a CPU takes some rows of windows at a time, here as few as there can be."""
+    monkeypatch.setattr(hiera_blocks, "PIECE_TOKENS", 1)
+    network = toy_network(size, trainable="full")
+    runs: list[torch.Size] = []
+    network.image_encoder.blocks[0].norm1.register_forward_hook(lambda _, inputs, __: runs.append(inputs[0].shape))
+    whole = network.image_encoder(images(2, size))
+    assert runs == [(2, size // 4, size // 4, 16)]
+    with torch.no_grad():
+        torch.testing.assert_close(network.image_encoder(images(2, size)), whole, rtol=0, atol=1e-5)
+    assert runs[1:] == [(1, 8, size // 4, 16)] * (2 * size // 32)
+
+
+def test_positions_are_those_of_bicubic_interpolation(toy2: str) -> None:
+    """With a gradient that PyTorch computes in the same order each time, on a GPU as well."""
+    trunk = toy_network(trainable="full").image_encoder.trunk
+    coarse = torch.nn.functional.interpolate(trunk.pos_embed, size=(24, 56), mode="bicubic")
+    expected = (coarse + trunk.pos_embed_window.tile(1, 1, 3, 7)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(trunk.positions(24, 56), expected, rtol=0, atol=1e-5)
 
 
 def test_sizes_are_multiples_of_32(toy2: str) -> None:
