@@ -40,15 +40,26 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def official(tmp_path: Path) -> Path:
+def sam(request: pytest.FixtureRequest, toy2: str) -> str:
+    """The toy, where a test names no other."""
+    return getattr(request, "param", toy2)
+
+
+@pytest.fixture
+def official(sam: str, tmp_path: Path) -> Path:
     """A file as Meta's: wrapped, with its names, and with weights of the memory."""
-    path = tmp_path / "sam2.1_hiera_toy.pt"
-    torch.save({"model": to_official(toy_network(trainable="full").state_dict())}, path)
+    path = tmp_path / "sam2.1_hiera.pt"
+    network = toy_network(256, sam, trainable="full")
+    with torch.no_grad():  # logits that stay different as chances
+        for parameter in network.mask_decoder.output_hypernetworks_mlps[0].layers[-1].parameters():
+            parameter *= 0.1
+    torch.save({"model": to_official(network.state_dict())}, path)
     return path
 
 
+@pytest.mark.parametrize("sam", ["toy2", "sam2_hiera_tiny"], indirect=True)
 def test_sam2_is_trained_evaluated_and_corrected(
-    official: Path, root: Path, dataset: Path, capsys: pytest.CaptureFixture
+    sam: str, official: Path, root: Path, dataset: Path, capsys: pytest.CaptureFixture
 ) -> None:
     command(
         "training",
@@ -59,7 +70,7 @@ def test_sam2_is_trained_evaluated_and_corrected(
         presence_weight=0.1,
         **SETTINGS,
     )
-    assert "sam2.1_hiera_toy.pt is a toy2 in Meta's layout; input sam2, as for toy2." in capsys.readouterr().out
+    assert f"sam2.1_hiera.pt is a {sam} in Meta's layout; input sam2, as for {sam}." in capsys.readouterr().out
     trained, start = load(root / "models" / "model.pt"), load(official)["model"]
     assert len(trained) == len(start) - 4  # without the memory
     name = "image_encoder.trunk.blocks.3.attn.qkv.weight"  # its queries are pooled
@@ -69,7 +80,7 @@ def test_sam2_is_trained_evaluated_and_corrected(
     head = "mask_decoder.pred_obj_score_head.layers.2.bias"
     assert not torch.equal(trained[head], start[f"sam_{head}"])
     described = json.loads((root / "models" / "model.json").read_text(encoding="utf-8"))
-    assert (described["sam"], described["input"]) == ("toy2", "sam2")
+    assert (described["sam"], described["input"]) == (sam, "sam2")
     assert (root / "output" / "adapter" / "adapter_config.json").is_file()
 
     command("evaluating", EVALUATE, root, dataset_dir=str(dataset), device="cpu")
