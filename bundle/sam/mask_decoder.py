@@ -37,7 +37,7 @@ class BatchedMaskDecoder(MaskDecoder):
         """Decode the first ``masks`` mask tokens for each row.
 
         Args:
-            image_embeddings: (N, C, H, W).
+            image_embeddings: (N, E, H, W), here E = C, see `bundle.sam.spec`.
             image_pe: (1, C, H, W), the dense positional encoding.
             sparse_prompt_embeddings: (N, T, C), T prompt tokens, possibly none.
             dense_prompt_embeddings: (N, C, H, W).

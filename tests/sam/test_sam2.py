@@ -227,7 +227,6 @@ def test_pieces_of_windows_change_nothing(size: int, toy2: str, monkeypatch: pyt
 
 
 def test_positions_are_those_of_bicubic_interpolation(toy2: str) -> None:
-    """With a gradient that PyTorch computes in the same order each time, on a GPU as well."""
     trunk = toy_network(trainable="full").image_encoder.trunk
     coarse = torch.nn.functional.interpolate(trunk.pos_embed, size=(24, 56), mode="bicubic")
     expected = (coarse + trunk.pos_embed_window.tile(1, 1, 3, 7)).permute(0, 2, 3, 1)

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The commands with a SAM 2, from a state dict with official names: training, evaluation, inference, correction."""
+"""The commands with a SAM 2, from official names: training, evaluation, inference, correction, export, volumes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_sam2_is_trained_without_adapters(trainable: str, official: Path, root: 
 
 
 def test_sam2_segments_volumes_of_several_classes(official: Path, root: Path, tmp_path: Path) -> None:
-    """Trained on volumes, evaluated, and corrected in the slices of a box, which have their features cached."""
+    """Trained on volumes, evaluated, and corrected in the slices of a box alone."""
     folder = write_blocks(tmp_path / "blocks", count=4)
     data = {"dataset_dir": str(folder), "num_classes": 2, "split": {"test": 1, "validation": 1}}
     recipe = [*RECIPE, VOLUME]
